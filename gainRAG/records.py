@@ -1,0 +1,445 @@
+"""Reading and writing: .jsonl and .json files, the shapes of their records, and the resumable stage output.
+
+A reader names file, line and field of whatever is wrong. A stage's output grows as `NAME.unfinished` beside the
+settings that make it, and takes its final name only when complete.
+"""
+
+import errno
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import logging
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from gainRAG.cli import UserError, input_file
+
+logger = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+SYNC_SECONDS = 5.0  # at most this much finished work is lost when the machine itself dies
+FINGERPRINT_BYTES = 1 << 20
+
+
+class FieldError(ValueError):
+    """A record's field is missing or wrong; the reader adds file and line."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"field '{field}': {problem}")
+
+
+# --- shapes -----------------------------------------------------------------------------------------------------
+
+
+def as_question(record: Record) -> Record:
+    """`id`, `question`, `answers`; also reads `golden_answers` and `answer` (FlashRAG, NQ-open) as answers.
+
+    Raises:
+        FieldError: a field is missing, of another type, or empty.
+    """
+    _text(record, "question")
+    answers = next((record[name] for name in ("answers", "golden_answers", "answer") if name in record), None)
+    if answers is None:
+        raise FieldError("answers", "missing; wanted a list of gold answers (or 'golden_answers', 'answer')")
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list) or not answers:
+        raise FieldError("answers", "wanted a list of at least one gold answer")
+    for answer in answers:
+        if not isinstance(answer, str) or not answer.strip():
+            raise FieldError("answers", f"{answer!r} is not a gold answer; wanted text that is not empty")
+    return {**record, "answers": answers}
+
+
+def as_retrieved(record: Record) -> Record:
+    """A question with its `ctxs`: `[{id, title, text, score, hasanswer}]`, best first."""
+    record = as_question(record)
+    _list(record, "ctxs")
+    for rank, passage in enumerate(record["ctxs"]):
+        _passage(passage, f"ctxs[{rank}]")
+    return record
+
+
+def as_supervised(record: Record) -> Record:
+    """A question with its `passages`, each with the signals `PPL_CD` and `retrieved_ppl`."""
+    record = as_question(record)
+    _list(record, "passages")
+    if not record["passages"]:
+        raise FieldError("passages", "empty; wanted at least one passage")
+    for rank, passage in enumerate(record["passages"]):
+        where = f"passages[{rank}]"
+        _passage(passage, where)
+        for signal in ("PPL_CD", "retrieved_ppl"):
+            if signal in passage:
+                _finite(passage[signal], f"{where}.{signal}")
+    return record
+
+
+def as_training_group(record: Record) -> Record:
+    """FlagEmbedding's distillation format: `query, pos, neg, pos_scores, neg_scores`."""
+    _text(record, "query")
+    for texts, scores in (("pos", "pos_scores"), ("neg", "neg_scores")):
+        _list(record, texts)
+        _list(record, scores)
+        if not record[texts]:
+            raise FieldError(texts, "empty; wanted at least one passage")
+        if len(record[texts]) != len(record[scores]):
+            raise FieldError(scores, f"{len(record[scores])} scores for {len(record[texts])} passages in '{texts}'")
+        for position, text in enumerate(record[texts]):
+            if not isinstance(text, str):
+                raise FieldError(f"{texts}[{position}]", f"{text!r} is not text")
+        for position, score in enumerate(record[scores]):
+            _finite(score, f"{scores}[{position}]")
+    return record
+
+
+def passage_text(passage: Record) -> str:
+    """What a cross-encoder reads of a passage: its title, a line break, its text (the text alone if untitled)."""
+    title = passage.get("title") or ""
+    return f"{title}\n{passage['text']}" if title else passage["text"]
+
+
+def _text(record: Record, field: str) -> None:
+    if field not in record:
+        raise FieldError(field, "missing")
+    if not isinstance(record[field], str) or not record[field].strip():
+        raise FieldError(field, f"{record[field]!r:.80} is not text, or empty")
+
+
+def _list(record: Record, field: str) -> None:
+    if field not in record:
+        raise FieldError(field, "missing")
+    if not isinstance(record[field], list):
+        raise FieldError(field, f"wanted a list, found {type(record[field]).__name__}")
+
+
+def _passage(passage: Any, where: str) -> None:
+    if not isinstance(passage, dict) or not isinstance(passage.get("text"), str):
+        raise FieldError(where, "wanted an object with 'text' (and 'title')")
+    if not isinstance(passage.get("title", ""), str | None):
+        raise FieldError(f"{where}.title", "is not text")
+
+
+def _finite(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise FieldError(where, f"{value!r} is not a finite number")
+
+
+# --- reading ----------------------------------------------------------------------------------------------------
+
+
+def read_records(path: str | Path, shape: Callable[[Record], Record] | None = None) -> Iterator[Record]:
+    """The records of a .jsonl file (streamed) or a .json file (one list), each passed through `shape`.
+
+    Args:
+        path: the ending decides the format.
+        shape: one of this module's `as_...` functions; None takes any object.
+
+    Raises:
+        UserError: the file is missing or empty, or a record is unusable: names file, line (or item) and field.
+    """
+    path = input_file(path)
+    if path.suffix not in (".jsonl", ".json"):
+        raise UserError(f"{path}: a records file ends in .jsonl (one object a line) or .json (one list)")
+    count = 0
+    for where, record in (_json_items if path.suffix == ".json" else _jsonl_items)(path):
+        if not isinstance(record, dict):
+            raise UserError(f"{where}: wanted an object, found {type(record).__name__}")
+        try:
+            yield shape(record) if shape else record
+        except FieldError as problem:
+            raise UserError(f"{where}: {problem}") from None
+        count += 1
+    if not count:
+        raise UserError(f"{path}: holds no records")
+
+
+def _jsonl_items(path: Path) -> Iterator[tuple[str, Any]]:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+
+
+def _json_items(path: Path) -> Iterator[tuple[str, Any]]:
+    items = _parse(path.read_bytes(), str(path))
+    if not isinstance(items, list):
+        raise UserError(f"{path}: wanted one list of objects, found {type(items).__name__}")
+    for number, item in enumerate(items, 1):
+        yield f"{path}: item {number}", item
+
+
+def _parse(data: bytes, where: str) -> Any:
+    try:
+        return json.loads(data.decode("utf-8-sig"))
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: is not UTF-8 text; save the file as UTF-8") from None
+    except (json.JSONDecodeError, RecursionError) as problem:
+        raise UserError(f"{where}: is not JSON ({problem})") from None
+
+
+# --- writing ----------------------------------------------------------------------------------------------------
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Writes one JSON value; the file appears under its name only when whole."""
+    with _appears_when_whole(Path(path)) as file:
+        file.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_records(path: str | Path, records: Iterable[Record]) -> int:
+    """Writes .jsonl or .json by the ending, under its name only when whole; returns how many."""
+    path = Path(path)
+    count = 0
+    with _appears_when_whole(path) as file:
+        as_list = path.suffix == ".json"
+        for record in records:
+            before, after = ("," if count else "[", "") if as_list else ("", "\n")
+            file.write(before + _line(record) + after)
+            count += 1
+        if as_list:
+            file.write("]\n" if count else "[]\n")
+    return count
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record, ensure_ascii=False)
+
+
+class _appears_when_whole:
+    """A text file that is renamed to `path` when the block ends well, and removed when it does not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+
+    def __enter__(self):
+        with _clear_file_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file = self.partial.open("w", encoding="utf-8")
+        return self.file
+
+    def __exit__(self, kind, value, traceback) -> None:
+        try:
+            with _clear_file_errors(self.path):
+                if kind is None:
+                    _sync(self.file)
+                self.file.close()
+                if kind is None:
+                    self.partial.replace(self.path)
+        finally:
+            self.partial.unlink(missing_ok=True)
+
+
+class _clear_file_errors:
+    """Turns the operating system's refusals about `path` into a sentence."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind, value, traceback) -> None:
+        if isinstance(value, OSError):
+            hint = {
+                errno.ENOSPC: "the disk is full; make space and run the same command again, finished work is kept",
+                errno.EDQUOT: "your quota is used up; make space and run the same command again, finished work is kept",
+                errno.EROFS: "the file system is read-only",
+                errno.EACCES: "permission denied; choose a folder you can write to",
+            }.get(value.errno, value.strerror or str(value))
+            raise UserError(f"{self.path}: cannot be written: {hint}") from value
+
+
+def _sync(file) -> None:
+    file.flush()
+    os.fsync(file.fileno())
+
+
+# --- resumable stage output -------------------------------------------------------------------------------------
+
+
+def fingerprint(path: str | Path) -> str:
+    """Identifies a file or folder by names, sizes and a hash of heads and tails: seconds even for a 60 GB index."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
+        with file.open("rb") as handle:
+            digest.update(handle.read(FINGERPRINT_BYTES))
+            handle.seek(max(0, size - FINGERPRINT_BYTES))
+            digest.update(handle.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def stage_settings(stage: str, inputs: dict[str, str | Path | None], **flags: Any) -> Record:
+    """What decides a stage's output: inputs by content, flags by value, versions of the libraries that compute.
+
+    Args:
+        stage: the entry point's name.
+        inputs: flag name -> file or folder; a name that is no path here (a hub id) stands for itself.
+        flags: everything else that changes the output.
+    """
+    named = {}
+    for name, path in inputs.items():
+        named[name] = fingerprint(path) if path is not None and Path(path).exists() else path and str(path)
+    return {"stage": stage, "inputs": named, "flags": flags, "versions": versions()}
+
+
+def versions() -> dict[str, str]:
+    """Installed versions of the packages that can change a number."""
+    found = {}
+    for package in ("gainRAG", "torch", "transformers", "vllm", "FlagEmbedding", "numpy"):
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class StageWriter:
+    """A stage's output file, safe to interrupt at any moment.
+
+    Records go to `NAME.unfinished`; a second run with the same settings finds `done` of them there and adds the
+    rest. `finish` renames the file to its final name, and the settings to `NAME.settings.json`. One process at a
+    time holds the file.
+
+    Args:
+        path: the final .jsonl or .json.
+        settings: from `stage_settings`; a run with others is refused, naming the difference.
+        overwrite: start afresh. An output that stands under the final name stays until the new one is complete.
+
+    Attributes:
+        done: how many records a former run left; the stage skips as many.
+        complete: the final file is there already, made with these settings: nothing to do.
+
+    Raises:
+        UserError: the output belongs to other settings, to another running process, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, settings: Record, overwrite: bool = False) -> None:
+        self.path = Path(path)
+        if self.path.suffix not in (".jsonl", ".json"):
+            raise UserError(f"{self.path}: an output's name ends in .jsonl or .json")
+        self.settings = json.loads(json.dumps(settings))
+        self.unfinished = self.path.with_name(self.path.name + ".unfinished")
+        self._settings_path = self.path.with_name(self.path.name + ".settings.json")
+        self._unfinished_settings = self.path.with_name(self.unfinished.name + ".settings.json")
+        self.done = 0
+        self.complete = False
+        self._file = None
+        if self.path.is_dir():
+            raise UserError(f"{self.path}: is a folder, the output is a file")
+        with _clear_file_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._open(overwrite)
+
+    def _open(self, overwrite: bool) -> None:
+        if self._unfinished_settings.exists() and not self.unfinished.exists() and self.path.exists():
+            self._unfinished_settings.replace(self._settings_path)  # died between the two renames of finish()
+        if self.path.exists() and not overwrite and not self.unfinished.exists():
+            self._require_same(self._settings_path, "exists, made with other settings")
+            self.complete = True
+            logger.info("%s is complete already, with the same settings", self.path)
+            return
+        self._file = self._lock()
+        if overwrite:
+            self._file.truncate(0)
+        elif self._unfinished_settings.exists():
+            self._require_same(self._unfinished_settings, "has an unfinished run with other settings")
+        else:
+            self._file.truncate(0)  # no settings stand beside it: it died before its first record
+        write_json(self._unfinished_settings, self.settings)
+        self.done = self._cut_torn_line()
+        if self.done:
+            logger.info("%s: goes on after %d records of an earlier run", self.path, self.done)
+
+    def _lock(self):
+        file = self.unfinished.open("a+b")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.stat(self.unfinished).st_ino == os.fstat(file.fileno()).st_ino
+        except (BlockingIOError, FileNotFoundError):
+            held = False
+        if not held:
+            file.close()
+            raise UserError(f"{self.path}: another process is writing this output; wait for it or choose another name")
+        return file
+
+    def _require_same(self, settings_path: Path, problem: str) -> None:
+        former = json.loads(settings_path.read_text("utf-8")) if settings_path.exists() else {}
+        differences = list(_differences(former, self.settings))
+        if differences:
+            raise UserError(f"{self.path} {problem} ({'; '.join(differences)}): --overwrite starts afresh")
+
+    def _cut_torn_line(self) -> int:
+        self._file.seek(0)
+        whole = count = 0
+        for line in self._file:
+            if line.endswith(b"\n"):
+                whole += len(line)
+                count += 1
+        self._file.truncate(whole)
+        self._file.seek(whole)
+        self._synced = time.monotonic()
+        return count
+
+    def append(self, record: Record) -> None:
+        """Adds one finished record: with the operating system at once, on the disk within SYNC_SECONDS."""
+        with _clear_file_errors(self.path):
+            self._file.write(_line(record).encode() + b"\n")
+            self._file.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
+
+    def finish(self) -> None:
+        """Gives the complete output its final name."""
+        with _clear_file_errors(self.path):
+            _sync(self._file)
+            if self.path.suffix == ".json":
+                self._file.seek(0)
+                write_records(self.path, map(json.loads, self._file))
+                self.unfinished.unlink()
+            else:
+                self.unfinished.replace(self.path)
+            self._unfinished_settings.replace(self._settings_path)
+            self.close()
+        logger.info("wrote %s", self.path)
+
+    def records(self) -> Iterator[Record]:
+        """The records written so far, or those of the complete file."""
+        if self._file:
+            self._file.flush()
+        if self.complete or not self.unfinished.exists():
+            yield from read_records(self.path)
+        else:
+            for _, record in _jsonl_items(self.unfinished):
+                yield record
+
+    def close(self) -> None:
+        """Lets go of the file; unfinished work stays for the next run."""
+        if self._file:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> "StageWriter":
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        self.close()
+
+
+def _differences(former: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(former, dict) and isinstance(now, dict):
+        for key in sorted(former.keys() | now.keys()):
+            yield from _differences(former.get(key), now.get(key), key)
+    elif former != now:
+        yield f"{name}: {former!r} then, {now!r} now"

@@ -1,0 +1,181 @@
+"""Tiny models with random weights, of the real shapes, and a small tokenizer trained on made-up text."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+SENTENCES = [
+    "Paris is the capital of France and lies on the river Seine.",
+    "Berlin is the capital of Germany, a country in central Europe.",
+    "The Nile is a river in Africa; it flows through Egypt to the sea.",
+    "Marie Curie won the Nobel Prize in physics in 1903 and in chemistry in 1911.",
+    "Who wrote the play Hamlet? William Shakespeare wrote Hamlet around 1600.",
+    "Mount Everest is the highest mountain on Earth, 8849 metres above the sea.",
+    "Answer the question from the passage. Question: what is the capital? Answer:",
+    "The question asks for a city, a person, a year or a place; say only the answer.",
+]
+
+
+def byte_level_tokenizer(special_tokens: list[str]) -> Tokenizer:
+    """A byte-level BPE tokenizer: no text is unknown to it, whatever the script."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=512, special_tokens=special_tokens, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return tokenizer
+
+
+def causal_tokenizer():
+    """A tokenizer with chat template, pad and end tokens, as a causal LM's folder holds it."""
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast(
+        tokenizer_object=byte_level_tokenizer(["<|pad|>", "<|end|>", "<|user|>", "<|assistant|>", "<|system|>"]),
+        pad_token="<|pad|>",
+        eos_token="<|end|>",
+        chat_template=CHAT_TEMPLATE,
+    )
+
+
+def pair_tokenizer():
+    """XLM-RoBERTa's kind: a unigram vocabulary, laid out <s> first </s></s> second </s>."""
+    from transformers import XLMRobertaTokenizerFast
+
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>")
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    vocabulary = json.loads(tokenizer.to_str())["model"]["vocab"]
+    return XLMRobertaTokenizerFast(vocab=[(token, score) for token, score in vocabulary], model_max_length=512)
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(tmp_path_factory) -> Path:
+    """Folder of a Llama-shaped causal LM: 2 layers, hidden size 32, random weights, float32."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    tokenizer = causal_tokenizer()
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+        initializer_range=0.2,
+    )
+    return _saved(tmp_path_factory.mktemp("llama"), LlamaForCausalLM(config), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker(tmp_path_factory) -> Path:
+    """Folder of an XLM-RoBERTa cross-encoder with one logit, as bge-reranker: 514 positions, 512 usable."""
+    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+
+    torch.manual_seed(0)
+    tokenizer = pair_tokenizer()
+    config = XLMRobertaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=514,
+        type_vocab_size=1,
+        num_labels=1,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        initializer_range=0.2,
+    )
+    return _saved(tmp_path_factory.mktemp("reranker"), XLMRobertaForSequenceClassification(config), tokenizer)
+
+
+@pytest.fixture(scope="session")
+def tiny_encoder(tmp_path_factory) -> Path:
+    """Folder of a BERT encoder, as Contriever and MiniLM: WordPiece, 2 layers, hidden size 32."""
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(
+        [sentence.lower() for sentence in SENTENCES], trainers.WordPieceTrainer(vocab_size=400, special_tokens=special)
+    )
+    tokenizer = BertTokenizerFast(vocab=tokenizer.get_vocab(), do_lower_case=True)
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=512,
+        initializer_range=0.2,
+    )
+    return _saved(tmp_path_factory.mktemp("encoder"), BertModel(config), tokenizer)
+
+
+def _saved(folder: Path, model, tokenizer) -> Path:
+    model.eval().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def write_jsonl(tmp_path):
+    """Writes records to a .jsonl file in the test's folder and gives its path."""
+
+    def write(name: str, records: list[dict]) -> Path:
+        path = tmp_path / name
+        path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def read_jsonl():
+    """Reads a .jsonl file as a list."""
+    return lambda path: [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+
+
+@pytest.fixture
+def run_python():
+    """Runs `python ARGUMENTS` in a folder of the repository and gives the finished process."""
+
+    def run(*arguments, folder: str = ".", env: dict | None = None, timeout: float = 300):
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=REPOSITORY / folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(env or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+        )
+
+    return run
