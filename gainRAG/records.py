@@ -8,6 +8,7 @@ import errno
 import fcntl
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import logging
 import math
@@ -16,6 +17,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
 
 from gainRAG.cli import UserError, input_file
 
@@ -162,18 +165,23 @@ def _jsonl_items(path: Path) -> Iterator[tuple[str, Any]]:
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             if line.strip():
-                yield f"{path}:{number}", _parse(line, f"{path}:{number}")
+                yield f"{path}:{number}", parse_json(line, f"{path}:{number}")
 
 
 def _json_items(path: Path) -> Iterator[tuple[str, Any]]:
-    items = _parse(path.read_bytes(), str(path))
+    items = parse_json(path.read_bytes(), str(path))
     if not isinstance(items, list):
         raise UserError(f"{path}: wanted one list of objects, found {type(items).__name__}")
     for number, item in enumerate(items, 1):
         yield f"{path}: item {number}", item
 
 
-def _parse(data: bytes, where: str) -> Any:
+def parse_json(data: bytes, where: str) -> Any:
+    """The JSON value in UTF-8 `data`.
+
+    Raises:
+        UserError: not UTF-8 or not JSON; begins with `where`.
+    """
     try:
         return json.loads(data.decode("utf-8-sig"))
     except UnicodeDecodeError:
@@ -187,7 +195,7 @@ def _parse(data: bytes, where: str) -> Any:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Writes one JSON value; the file appears under its name only when whole."""
-    with _appears_when_whole(Path(path)) as file:
+    with appears_when_whole(Path(path)) as file:
         file.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
@@ -195,7 +203,7 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Writes .jsonl or .json by the ending, under its name only when whole; returns how many."""
     path = Path(path)
     count = 0
-    with _appears_when_whole(path) as file:
+    with appears_when_whole(path) as file:
         as_list = path.suffix == ".json"
         for record in records:
             before, after = ("," if count else "[", "") if as_list else ("", "\n")
@@ -210,7 +218,7 @@ def _line(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False)
 
 
-class _appears_when_whole:
+class appears_when_whole:
     """A text file that is renamed to `path` when the block ends well, and removed when it does not."""
 
     def __init__(self, path: Path) -> None:
@@ -435,6 +443,42 @@ class StageWriter:
 
     def __exit__(self, kind, value, traceback) -> None:
         self.close()
+
+
+def write_in_chunks(
+    writer: StageWriter,
+    records: Iterable[Record],
+    chunk_size: int,
+    work: Callable[[list[Record]], list[Record]],
+    description: str,
+    total: int | None = None,
+) -> None:
+    """Runs a stage: chunk by chunk, appending what `work` makes of each, then finishes the output.
+
+    Chunks start at the same records in every run, and one that was interrupted is computed again whole: batches,
+    and with them the last bits of every number, are those of a run that was never interrupted.
+
+    Args:
+        records: the stage's input; `work` gives one output record for each.
+        total: how many there are, for the progress bar; None asks `len`.
+    """
+    total = len(records) if total is None and hasattr(records, "__len__") else total
+    position = 0
+    with tqdm(total=total, desc=description, unit="question") as progress:
+        for chunk in _chunks(records, chunk_size):
+            already = min(max(writer.done - position, 0), len(chunk))
+            if already < len(chunk):
+                for record in work(chunk)[already:]:
+                    writer.append(record)
+            position += len(chunk)
+            progress.update(len(chunk))
+    writer.finish()
+
+
+def _chunks(records: Iterable[Record], size: int) -> Iterator[list[Record]]:
+    iterator = iter(records)
+    while chunk := list(itertools.islice(iterator, size)):
+        yield chunk
 
 
 def _differences(former: Any, now: Any, name: str = "") -> Iterator[str]:

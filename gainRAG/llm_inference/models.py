@@ -100,8 +100,10 @@ def _packaged(name: str, inside: str) -> Path:
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / rest if spec and spec.origin else None
     if path is None or not path.exists():
-        raise UserError(f"{name}: its weights come with the Python package {package.replace('_', '-')}, not installed: "
-                        "`bash scripts/quickstart.sh` installs it")
+        raise UserError(
+            f"{name}: its weights come with the Python package {package.replace('_', '-')}, not installed: "
+            "`bash scripts/quickstart.sh` installs it"
+        )
     return path
 
 
@@ -176,4 +178,4 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         return DTYPES[name]
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32

@@ -1,0 +1,81 @@
+"""The pseudo-passage: what the LLM itself knows about a question, as one more candidate."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from gainRAG.cli import UserError
+from gainRAG.llm_inference.build_prompts import PromptBuilder
+from gainRAG.llm_inference.engine import Engine, generation_settings, load_engine, prompt_builder
+from gainRAG.records import Record, StageWriter, fingerprint, read_records, stage_settings, write_in_chunks
+
+logger = logging.getLogger(__name__)
+
+PSEUDO_ID = "pseudo"
+MAX_NEW_TOKENS = 160  # about 100 words
+CHUNK = 512  # questions
+
+
+def pseudo_passage(background: str) -> Record | None:
+    """A background text as a candidate passage; None where the LLM knew nothing ("N/A" or no text)."""
+    text = background.strip()
+    if not text or text.upper().rstrip(".") in ("N/A", "NA", "NONE"):
+        return None
+    return {"id": PSEUDO_ID, "title": "", "text": text, "score": None, "is_pseudo": True}
+
+
+def write_backgrounds(
+    engine: Engine, builder: PromptBuilder, questions: Sequence[Record], max_new_tokens: int = MAX_NEW_TOKENS
+) -> list[str]:
+    """One background text a question, written from the question alone, in one batched pass."""
+    return engine.generate([builder.background(question) for question in questions], max_new_tokens)
+
+
+def read_backgrounds(path: str | Path, questions: Sequence[Record]) -> list[str]:
+    """The backgrounds of a file for these questions, in their order.
+
+    Raises:
+        UserError: a question has none, by `id` and wording.
+    """
+    known = {(str(record.get("id")), record.get("question")): record.get("background") for record in read_records(path)}
+    found = []
+    for question in questions:
+        text = known.get((str(question.get("id")), question["question"]))
+        if not isinstance(text, str):
+            raise UserError(f"{path}: no background for id {question.get('id')!r} ({question['question']:.60})")
+        found.append(text)
+    return found
+
+
+def background_file(path: Path, questions: Sequence[Record], args: argparse.Namespace, data_path: Path) -> list[str]:
+    """The backgrounds kept at `path`, written there first (resumable) where they are not yet.
+
+    Args:
+        path: `.jsonl` with `id, question, background`.
+        args: flags of `engine.add_engine_arguments`, `task` and `overwrite`.
+        data_path: where the questions come from.
+    """
+    settings = stage_settings(
+        "background",
+        {"data_path": data_path},
+        **generation_settings(args),
+        max_new_tokens=args.background_tokens,
+        questions=len(questions),
+    )
+    with StageWriter(path, settings, args.overwrite) as writer:
+        if not writer.complete:
+            engine = load_engine(args)
+            builder = prompt_builder(args, engine.tokenizer, engine.context_length, args.background_tokens)
+
+            def work(chunk: list[Record]) -> list[Record]:
+                texts = write_backgrounds(engine, builder, chunk, args.background_tokens)
+                return [
+                    {"id": question.get("id"), "question": question["question"], "background": text}
+                    for question, text in zip(chunk, texts, strict=True)
+                ]
+
+            write_in_chunks(writer, questions, CHUNK, work, "backgrounds")
+            engine.close()
+    logger.info("backgrounds: %s (%s)", path, fingerprint(path))
+    return read_backgrounds(path, questions)

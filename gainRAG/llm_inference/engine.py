@@ -1,0 +1,117 @@
+"""One interface, several engines: what a stage needs to have an LLM write."""
+
+import argparse
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from gainRAG.cli import UserError, non_negative_float, non_negative_int, positive_int
+from gainRAG.llm_inference.build_prompts import PromptBuilder
+from gainRAG.llm_inference.models import DTYPES, is_chat_model
+from gainRAG.prompts import load_prompts
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
+
+BACKENDS = ("hf", "vllm")
+
+
+class Engine(Protocol):
+    """An LLM that continues prompts.
+
+    Attributes:
+        tokenizer: the LLM's, or None where a server tokenises.
+        context_length: the most tokens of prompt and answer together, or None where unknown.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase | None"
+    context_length: int | None
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """One continuation a prompt, in the prompts' order, stripped of white space."""
+
+    def close(self) -> None:
+        """Frees the model's memory."""
+
+
+def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say which LLM writes, on what, and how."""
+    group = parser.add_argument_group("language model")
+    group.add_argument("--lm_type", default="Llama-3-8B-Instruct", help="the LLM: a known name, a folder or a hub id")
+    group.add_argument("--backend", choices=BACKENDS, default="hf", help="what runs the LLM")
+    group.add_argument(
+        "--dtype",
+        choices=("auto", *DTYPES),
+        default="auto",
+        help="number format of the LLM's weights; auto: bfloat16 if native, else float32",
+    )
+    group.add_argument("--device", default=None, help="cpu, cuda or cuda:N; None: the first GPU, else the CPU")
+    group.add_argument(
+        "--max_batch_tokens",
+        type=positive_int,
+        default=16384,
+        help="tokens (prompts and answers, padding included) in one batch of the hf engine",
+    )
+    group.add_argument("--temperature", type=non_negative_float, default=0.0, help="0 decodes greedily, as the paper")
+    group.add_argument("--seed", type=non_negative_int, default=42, help="seed of sampling (temperature above 0)")
+    group.add_argument("--no_chat", action="store_true", help="do not use the chat template, whatever the model")
+    group.add_argument("--prompts", default=None, metavar="FILE.yaml", help="replaces texts shown to the LLM")
+
+
+def check_engine_arguments(args: argparse.Namespace) -> None:
+    """Finds the user's mistakes before a model loads.
+
+    Raises:
+        UserError: no such weights, device, backend package, task or prompt file.
+    """
+    from gainRAG.llm_inference.models import pick_device, weights_path
+
+    load_prompts(args.prompts).task(args.task)
+    pick_device(args.device)
+    weights_path(args.lm_type)
+    if args.backend == "vllm":
+        from gainRAG.llm_inference.inference_vllm import require_vllm
+
+        require_vllm()
+
+
+def load_engine(args: argparse.Namespace) -> Engine:
+    """The engine that the flags of `add_engine_arguments` describe."""
+    if args.backend == "vllm":
+        from gainRAG.llm_inference.inference_vllm import VLLMEngine
+
+        return VLLMEngine(args.lm_type, dtype=args.dtype, temperature=args.temperature, seed=args.seed)
+    from gainRAG.llm_inference.inference_hf import HFEngine
+
+    return HFEngine(
+        args.lm_type,
+        device=args.device,
+        dtype=args.dtype,
+        max_batch_tokens=args.max_batch_tokens,
+        temperature=args.temperature,
+        seed=args.seed,
+    )
+
+
+def prompt_builder(
+    args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase | None", context_length: int | None, room: int
+) -> PromptBuilder:
+    """The prompts of `args.task` for the LLM of the flags, leaving `room` tokens of the context for the answer.
+
+    Raises:
+        UserError: the context has no room for a prompt.
+    """
+    prompts = load_prompts(args.prompts)
+    limit = None if context_length is None else context_length - room
+    if limit is not None and limit < 1:
+        raise UserError(f"{args.lm_type}: its context of {context_length} tokens leaves no room beside {room} new ones")
+    chat = is_chat_model(args.lm_type) and not args.no_chat
+    return PromptBuilder(prompts, prompts.task(args.task), tokenizer, chat, limit)
+
+
+def generation_settings(args: argparse.Namespace) -> dict:
+    """What of the flags changes the texts an engine writes, for a stage's settings."""
+    names = ("lm_type", "backend", "dtype", "temperature", "seed", "no_chat", "task")
+    return {**{name: getattr(args, name) for name in names}, "prompts": load_prompts(args.prompts).hash()}
