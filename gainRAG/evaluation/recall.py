@@ -1,0 +1,96 @@
+"""Does a passage hold a gold answer, and how often do the first k passages: DPR's rule (Karpukhin et al., 2020).
+
+Text and answer are brought to Unicode form NFD, cut into tokens (runs of letters, numbers and marks, or one other
+visible character) and lower-cased; the answer's tokens must stand in a row in the text's. Here both become one
+string, each token between single spaces, so that the search is a substring test and a text is cut only once.
+"""
+
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import regex
+
+from gainRAG.cli import UserError
+
+KS = (1, 5, 10, 20, 50, 100)
+CACHED_PASSAGES = 1 << 14  # about 1 KB each; questions of one subject share passages
+
+
+class _Separators(dict):
+    """Character -> what it becomes: itself inside a word, set apart by spaces, or a space. Filled when first met."""
+
+    _word = regex.compile(r"[\p{L}\p{N}\p{M}]")
+    _invisible = regex.compile(r"[\p{Z}\p{C}]")
+
+    def __missing__(self, code: int) -> str:
+        character = chr(code)
+        if self._word.match(character):
+            self[code] = character
+        elif self._invisible.match(character):
+            self[code] = " "
+        else:
+            self[code] = f" {character} "
+        return self[code]
+
+
+_SEPARATORS = _Separators()
+
+
+def token_string(text: str) -> str:
+    """DPR's uncased tokens of `text`, with one space before, between and after them; " " if there are none."""
+    # Lower-casing comes last: the form of a Greek sigma depends on where its token ends.
+    tokens = " ".join(unicodedata.normalize("NFD", text).translate(_SEPARATORS).split()).lower()
+    return f" {tokens} " if tokens else " "
+
+
+_passage_token_string = lru_cache(CACHED_PASSAGES)(token_string)
+
+
+class AnswerMatcher:
+    """One question's gold answers, ready to be looked for in many passages.
+
+    Args:
+        answers: gold answers. One without any token is found in every text, as in DPR's rule.
+    """
+
+    def __init__(self, answers: Sequence[str]) -> None:
+        answers = [answers] if isinstance(answers, str) else answers
+        self._needles = list(dict.fromkeys(map(token_string, answers)))
+
+    def matches(self, text: str) -> bool:
+        """Whether `text` (a passage without its title, as DPR does) holds one of the answers."""
+        tokens = _passage_token_string(text)
+        return any(needle in tokens for needle in self._needles)
+
+
+def has_answer(text: str, answers: Sequence[str]) -> bool:
+    """Whether `text` holds one of `answers` by DPR's rule; for many texts make one AnswerMatcher."""
+    return AnswerMatcher(answers).matches(text)
+
+
+def recall_at(results: Iterable[dict[str, Any]], ks: Sequence[int] = KS) -> dict[int, float]:
+    """Recall@k: the share of questions whose first k passages include one that holds a gold answer.
+
+    Args:
+        results: records with `ctxs`, best first, each with a boolean `hasanswer`; fewer than k passages count as
+            they are. Recall@1 of a selector's output is the share of picked passages that hold the answer.
+        ks: depths, in passages.
+
+    Raises:
+        UserError: there are no records, or a passage lacks `hasanswer`.
+    """
+    first_hits = [_first_hit(record) for record in results]
+    if not first_hits:
+        raise UserError("Recall@k needs at least one question")
+    return {k: sum(rank is not None and rank < k for rank in first_hits) / len(first_hits) for k in ks}
+
+
+def _first_hit(record: dict[str, Any]) -> int | None:
+    for rank, passage in enumerate(record["ctxs"]):
+        if "hasanswer" not in passage:
+            raise UserError(f"question {record.get('id')!r}: ctxs[{rank}] lacks 'hasanswer'; retrieval writes it")
+        if passage["hasanswer"]:
+            return rank
+    return None
