@@ -1,0 +1,234 @@
+"""Selector: its scores are the libraries' own, in input order, however the pairs are batched."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES
+
+from gainRAG.cli import UserError
+from gainRAG.selector_engine import reranker
+from gainRAG.selector_engine.reranker import Selector, usable_positions
+
+
+@pytest.fixture(scope="module")
+def selector(tiny_reranker):
+    return Selector(str(tiny_reranker), device="cpu")
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    """Pairs of many lengths; the last is longer than the model's 512 positions."""
+    pairs = [(SENTENCES[i % 8][: 10 + 7 * i], " ".join(SENTENCES[: 1 + i % 5]) + f" {i}") for i in range(40)]
+    return [*pairs, ("What is the capital?", " ".join(SENTENCES * 9))]
+
+
+def count_rows(selector, monkeypatch):
+    """A list that collects how many rows each forward pass sees."""
+    seen = []
+    model = selector.model
+
+    def counted(**inputs):
+        seen.append(len(inputs["input_ids"]))
+        return model(**inputs)
+
+    monkeypatch.setattr(selector, "model", counted)
+    return seen
+
+
+def test_scores_equal_flagembedding(selector, pairs, tiny_reranker):
+    from FlagEmbedding import FlagReranker
+
+    whole_words = zip(SENTENCES * 5, (passage.rsplit(" ", 1)[0] for _, passage in pairs), strict=False)
+    pairs = list(whole_words)
+    theirs = FlagReranker(str(tiny_reranker), use_fp16=False, devices="cpu", batch_size=8).compute_score(pairs)
+    np.testing.assert_allclose(selector.score(pairs), theirs, atol=1e-4)
+
+
+def test_scores_equal_cross_encoder(selector, pairs, tiny_reranker):
+    from sentence_transformers import CrossEncoder
+
+    theirs = CrossEncoder(str(tiny_reranker), device="cpu", activation_fn=torch.nn.Identity(), max_length=512)
+    np.testing.assert_allclose(selector.score(pairs), theirs.predict(pairs), atol=1e-4)
+
+
+def test_scores_tell_pairs_apart(selector, pairs):
+    assert np.ptp(selector.score(pairs)) > 0.01
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 100_000])
+def test_batching_changes_no_score(selector, pairs, tiny_reranker, batch_tokens):
+    other = Selector(str(tiny_reranker), device="cpu", batch_tokens=batch_tokens)
+    np.testing.assert_allclose(other.score(pairs), selector.score(pairs), atol=1e-5)
+
+
+def test_order_is_the_input_order(selector, pairs):
+    shuffled = np.random.default_rng(0).permutation(len(pairs))
+    scores = selector.score(pairs)
+    np.testing.assert_allclose(selector.score([pairs[i] for i in shuffled]), scores[shuffled], atol=1e-5)
+
+
+def test_small_chunks_change_no_score(selector, pairs, monkeypatch):
+    expected = selector.score(pairs)
+    monkeypatch.setattr(reranker, "PAIRS_PER_CHUNK", 3)
+    np.testing.assert_allclose(selector.score(pairs), expected, atol=1e-5)
+
+
+def test_chunks_are_scored_apart_and_in_order(selector, pairs):
+    chunks = [pairs[:5], pairs[5:6], pairs[:5], pairs[6:30], []]
+    first, single, again, rest, none = selector.score_chunks(iter(chunks))
+    assert first.tobytes() == again.tobytes()
+    np.testing.assert_allclose(np.concatenate([first, single, rest]), selector.score(pairs[:30]), atol=1e-5)
+    assert none.shape == (0,)
+
+
+def test_equal_pairs_are_computed_once(selector, pairs, monkeypatch):
+    expected = selector.score(pairs[:3])
+    seen = count_rows(selector, monkeypatch)
+    scores = selector.score([*pairs[:3], *pairs[:3], pairs[0]])
+    assert sum(seen) == 3
+    assert scores.tobytes() == np.concatenate([expected, expected, expected[:1]]).tobytes()
+
+
+def test_batches_keep_to_the_budget_and_sort_by_length(tiny_reranker, pairs):
+    selector = Selector(str(tiny_reranker), device="cpu", batch_tokens=600)
+    _, distinct, batches = selector._prepare(pairs)
+    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(distinct)))
+    sizes = [batch.inputs["input_ids"].shape for batch in batches]
+    assert all(rows == 1 or rows * width <= 600 for rows, width in sizes)
+    assert [width for _, width in sizes] == sorted((width for _, width in sizes), reverse=True)
+    assert len(batches) < len(pairs)
+
+
+def test_tokens_are_those_of_the_plain_tokenizer_call(selector, pairs):
+    encodings = selector._encode(pairs)
+    for (question, passage), encoding in zip(pairs, encodings, strict=True):
+        plain = selector.tokenizer(question, passage, truncation="only_second", max_length=512)
+        assert encoding.ids == plain["input_ids"]
+
+
+def test_token_types_reach_a_bert_model(tiny_encoder, tmp_path, pairs):
+    from sentence_transformers import CrossEncoder
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    torch.manual_seed(1)
+    AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=1).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
+    theirs = CrossEncoder(str(tmp_path), device="cpu", activation_fn=torch.nn.Identity(), max_length=64)
+    ours = Selector(str(tmp_path), device="cpu", max_length=64).score(pairs)
+    np.testing.assert_allclose(ours, theirs.predict(pairs), atol=1e-4)
+
+
+def test_only_the_passage_is_cut(tiny_reranker):
+    selector = Selector(str(tiny_reranker), device="cpu", max_length=32)
+    question = "Who wrote the play Hamlet?"
+    ids = selector._encode([(question, " ".join(SENTENCES))])[0].ids
+    alone = selector.tokenizer(question)["input_ids"]
+    assert len(ids) == 32
+    assert ids[: len(alone)] == alone
+
+
+def test_a_question_that_is_too_long_is_cut_too(tiny_reranker):
+    selector = Selector(str(tiny_reranker), device="cpu", max_length=32)
+    pairs = [(" ".join(SENTENCES), SENTENCES[0]), ("Who?", " ".join(SENTENCES))]
+    cut, whole = selector._encode(pairs)
+    assert len(cut.ids) == len(whole.ids) == 32
+    assert cut.ids == selector.tokenizer(*pairs[0], truncation="longest_first", max_length=32)["input_ids"]
+    assert whole.ids == selector.tokenizer(*pairs[1], truncation="only_second", max_length=32)["input_ids"]
+    assert np.isfinite(selector.score(pairs)).all()
+
+
+def test_max_length_is_clamped_to_the_positions(tiny_reranker, tiny_encoder, pairs, selector):
+    from transformers import AutoModel
+
+    clamped = Selector(str(tiny_reranker), device="cpu", max_length=1024)
+    assert clamped.max_length == 512
+    assert clamped.score(pairs[-1:]).tobytes() == selector.score(pairs[-1:]).tobytes()
+    assert usable_positions(AutoModel.from_pretrained(tiny_encoder)) == 512
+
+
+def test_select_sorts_and_keeps_fields(selector):
+    passages = [{"id": str(i), "title": f"t{i % 2}", "text": text} for i, text in enumerate(SENTENCES)]
+    question = "What is the capital of France?"
+    scores = selector.score([(question, f"{passage['title']}\n{passage['text']}") for passage in passages])
+    best = selector.select(question, passages, k=3)
+    assert [passage["id"] for passage in best] == [str(i) for i in np.argsort(-scores)[:3]]
+    assert best[0] == {**passages[int(best[0]["id"])], "selector_score": float(scores.max())}
+    assert "selector_score" not in passages[0]
+
+
+def test_select_keeps_the_order_of_ties_and_takes_few_passages(selector):
+    passages = [{"id": str(i), "title": "", "text": SENTENCES[0]} for i in range(4)]
+    assert [passage["id"] for passage in selector.select("Where is Paris?", passages, k=9)] == ["0", "1", "2", "3"]
+    assert selector.select("Where is Paris?", [], k=1) == []
+
+
+def test_no_pairs_no_scores(selector):
+    assert selector.score([]).shape == (0,)
+
+
+def test_scores_are_float32(selector, pairs):
+    assert selector.score(pairs[:2]).dtype == np.float32
+
+
+def test_bfloat16_comes_close(selector, pairs, tiny_reranker):
+    low = Selector(str(tiny_reranker), device="cpu", dtype="bfloat16")
+    assert next(low.model.parameters()).dtype == torch.bfloat16
+    np.testing.assert_allclose(low.score(pairs), selector.score(pairs), atol=0.1)
+
+
+def test_out_of_memory_halves_the_budget(tiny_reranker, pairs, monkeypatch):
+    pairs = pairs[:-1]
+    selector = Selector(str(tiny_reranker), device="cpu")
+    expected = selector.score(pairs)
+    model = selector.model
+
+    def small_device(**inputs):
+        if inputs["input_ids"].numel() > 400:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return model(**inputs)
+
+    monkeypatch.setattr(selector, "model", small_device)
+    np.testing.assert_allclose(selector.score(pairs), expected, atol=1e-5)
+    assert 1 < selector.batch_tokens <= 400
+
+
+def test_one_pair_beyond_memory_is_said(tiny_reranker, pairs, monkeypatch):
+    selector = Selector(str(tiny_reranker), device="cpu")
+
+    def no_memory(**inputs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(selector, "model", no_memory)
+    with pytest.raises(UserError, match="does not hold one pair"):
+        selector.score(pairs)
+
+
+def test_scores_that_are_no_numbers_are_refused(tiny_reranker, pairs):
+    selector = Selector(str(tiny_reranker), device="cpu")
+    with torch.no_grad():
+        selector.model.classifier.out_proj.bias.fill_(float("nan"))
+    with pytest.raises(UserError, match="not finite in float32"):
+        selector.score(pairs)
+
+
+def test_a_model_with_two_labels_is_refused(tiny_encoder):
+    with pytest.raises(UserError, match="1 output label, this model has 2"):
+        Selector(str(tiny_encoder), device="cpu")
+
+
+def test_a_model_without_head_is_refused(tiny_encoder, tmp_path):
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(tiny_encoder)
+    model.config.num_labels = 1
+    model.save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(tiny_encoder).save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="lack classifier"):
+        Selector(str(tmp_path), device="cpu")
+
+
+def test_an_unknown_model_is_refused():
+    with pytest.raises(UserError, match="neither a model folder"):
+        Selector("no-such-model", device="cpu")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        Selector("nobody/no-such-model", device="cpu")
