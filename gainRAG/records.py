@@ -445,6 +445,12 @@ class StageWriter:
         self.close()
 
 
+def remove_output(path: Path) -> None:
+    """Removes a finished stage output that another one has taken up, with its settings."""
+    path.unlink(missing_ok=True)
+    path.with_name(path.name + ".settings.json").unlink(missing_ok=True)
+
+
 def write_in_chunks(
     writer: StageWriter,
     records: Iterable[Record],

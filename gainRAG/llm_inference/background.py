@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from gainRAG.cli import UserError
+from gainRAG.cli import UserError, positive_int
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import Engine, generation_settings, load_engine, prompt_builder
 from gainRAG.records import Record, StageWriter, fingerprint, read_records, stage_settings, write_in_chunks
@@ -13,8 +13,19 @@ from gainRAG.records import Record, StageWriter, fingerprint, read_records, stag
 logger = logging.getLogger(__name__)
 
 PSEUDO_ID = "pseudo"
-MAX_NEW_TOKENS = 160  # about 100 words
 CHUNK = 512  # questions
+
+
+def add_background_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that say where pseudo-passages come from."""
+    group = parser.add_argument_group("pseudo-passage")
+    group.add_argument("--no_pseudo", action="store_true", help="leave the LLM's own passage out")
+    group.add_argument(
+        "--background_path", default=None, metavar="FILE.jsonl", help="take pseudo-passages already written, by id"
+    )
+    group.add_argument(
+        "--background_tokens", type=positive_int, default=160, help="longest pseudo-passage in tokens (~100 words)"
+    )
 
 
 def pseudo_passage(background: str) -> Record | None:
@@ -26,7 +37,7 @@ def pseudo_passage(background: str) -> Record | None:
 
 
 def write_backgrounds(
-    engine: Engine, builder: PromptBuilder, questions: Sequence[Record], max_new_tokens: int = MAX_NEW_TOKENS
+    engine: Engine, builder: PromptBuilder, questions: Sequence[Record], max_new_tokens: int
 ) -> list[str]:
     """One background text a question, written from the question alone, in one batched pass."""
     return engine.generate([builder.background(question) for question in questions], max_new_tokens)

@@ -1,0 +1,29 @@
+"""Keeps the questions whose best passage by gain was answered correctly, by the predictions that construct_hf stored.
+
+cd data && python data_filter.py --data_path gains.jsonl --output_path kept.jsonl
+"""
+
+import logging
+from collections import Counter
+
+from gainRAG.cli import run_stage, stage_parser
+from gainRAG.llm_supervision.filtering import SIGNALS, keep_answered, report
+from gainRAG.records import as_supervised, read_records, write_records
+
+logger = logging.getLogger("data_filter")
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--data_path", required=True, help="supervision records with EM_with_retrieval and PPL_CD")
+    parser.add_argument("--output_path", required=True, help="the records kept, .jsonl or .json")
+    parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="which perplexity names the best passage")
+    args = parser.parse_args()
+    counts: Counter = Counter()
+    records = read_records(args.data_path, as_supervised)
+    write_records(args.output_path, keep_answered(records, args.signal, counts))
+    logger.info("%s: %s", args.output_path, report(counts))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,207 @@
+"""The gain of every candidate passage: how much it helps the LLM produce the gold answer.
+
+For each question the LLM writes a pseudo-passage and answers from every candidate; then the same LLM scores the gold
+answers with and without each candidate (PPL_CD, retrieved_ppl; DESIGN: lower is better). Retrieval output in,
+supervision records out. What the LLM wrote stands in OUT.generated.jsonl until the gains are complete. A run that
+was stopped goes on with the same command.
+
+    python -m gainRAG.llm_supervision.construct_hf --data_path retrieved.jsonl --output_path gains.jsonl \
+        --task HotpotQA --lm_type Llama-3-8B-Instruct --alpha 0.5
+"""
+
+import argparse
+import itertools
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from gainRAG.cli import non_negative_float, positive_int, run_stage, stage_parser
+from gainRAG.evaluation.answers import cover_exact_match, f1_score
+from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.llm_inference.background import (
+    add_background_arguments,
+    pseudo_passage,
+    read_backgrounds,
+    write_backgrounds,
+)
+from gainRAG.llm_inference.engine import (
+    add_engine_arguments,
+    check_engine_arguments,
+    generation_settings,
+    load_engine,
+    prompt_builder,
+)
+from gainRAG.llm_inference.models import pick_device
+from gainRAG.records import (
+    Record,
+    StageWriter,
+    as_retrieved,
+    read_records,
+    remove_output,
+    stage_settings,
+    write_in_chunks,
+)
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 64  # questions: what an interruption can cost, and enough rows to fill batches
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags, checked as far as no model is needed."""
+    parser = stage_parser(__doc__)
+    parser.add_argument("--data_path", required=True, help="retrieval output (questions with ctxs)")
+    parser.add_argument("--output_path", required=True, help="supervision records, .jsonl or .json")
+    parser.add_argument("--task", required=True, help="whose prompt to use, e.g. HotpotQA, WebQuestions, NaturalQA")
+    parser.add_argument("--num_passages", type=positive_int, default=20, help="retrieved candidates a question")
+    parser.add_argument("--alpha", type=non_negative_float, default=0.5, help="contrast; 0 is plain perplexity")
+    parser.add_argument(
+        "--predictions",
+        choices=("all", "none"),
+        default="all",
+        help="answer from every candidate, or leave that to the filter (filtering --generate)",
+    )
+    parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest prediction, in tokens")
+    parser.add_argument("--limit", type=positive_int, default=None, help="only the first questions")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever stands there")
+    add_background_arguments(parser)
+    add_engine_arguments(parser)
+    parser.set_defaults(dtype="float32")  # the signal's precision in the public code
+    return parser.parse_args()
+
+
+def questions_of(args: argparse.Namespace) -> Iterator[Record]:
+    """The input's questions, each with its first `num_passages` candidates as supervision records name them."""
+    for record in itertools.islice(read_records(args.data_path, as_retrieved), args.limit):
+        matcher = AnswerMatcher(record["answers"])
+        passages = [candidate(passage, matcher) for passage in record["ctxs"][: args.num_passages]]
+        yield {**{name: value for name, value in record.items() if name != "ctxs"}, "passages": passages}
+
+
+def candidate(passage: Record, matcher: AnswerMatcher) -> Record:
+    """A retrieved or written passage as a supervision record names its fields."""
+    return {
+        "id": passage.get("id"),
+        "title": passage.get("title") or "",
+        "text": passage["text"],
+        "has_answer": passage["hasanswer"] if "hasanswer" in passage else matcher.matches(passage["text"]),
+        "retrieval_score": passage.get("score"),
+        "is_pseudo": passage.get("is_pseudo", False),
+    }
+
+
+def check_input(args: argparse.Namespace) -> int:
+    """Reads every record once, so that a bad one ends the run before any model loads; returns how many there are."""
+    short = total = 0
+    for record in questions_of(args):
+        total += 1
+        short += len(record["passages"]) < args.num_passages
+    if short:
+        logger.info(
+            "%d of %d questions have fewer than %d candidates and use what they have", short, total, args.num_passages
+        )
+    return total
+
+
+def settings(args: argparse.Namespace, stage: str, **more) -> Record:
+    """What decides this stage's output."""
+    names = ("num_passages", "predictions", "limit", "no_pseudo", "max_new_tokens", "background_tokens")
+    inputs = {"data_path": args.data_path, "background_path": args.background_path}
+    flags = {name: getattr(args, name) for name in names}
+    return stage_settings(stage, inputs, **generation_settings(args), **flags, **more)
+
+
+def room(args: argparse.Namespace) -> int:
+    """Tokens left free behind every prompt: the same in both passes, so that both see the same prompts."""
+    return max(args.max_new_tokens, args.background_tokens)
+
+
+def generate(args: argparse.Namespace, path: Path, total: int) -> None:
+    """First pass: pseudo-passages, and a prediction for every candidate. The engine is gone when it returns."""
+    with StageWriter(path, settings(args, "construct_hf, what the LLM writes"), args.overwrite) as writer:
+        if writer.complete:
+            return
+        engine = builder = None
+        if args.predictions == "all" or not (args.no_pseudo or args.background_path):
+            engine = load_engine(args)
+            builder = prompt_builder(args, engine.tokenizer, engine.context_length, room(args))
+
+        def work(chunk: list[Record]) -> list[Record]:
+            add_pseudo_passages(args, engine, builder, chunk)
+            if args.predictions == "all":
+                add_predictions(engine, builder, chunk, args.max_new_tokens)
+            return chunk
+
+        write_in_chunks(writer, questions_of(args), CHUNK, work, "writing", total)
+        if engine:
+            engine.close()
+
+
+def add_pseudo_passages(args: argparse.Namespace, engine, builder, chunk: list[Record]) -> None:
+    """Appends the LLM's own passage to every question's candidates (none where it knows nothing)."""
+    if args.no_pseudo:
+        return
+    if args.background_path:
+        texts = read_backgrounds(args.background_path, chunk)
+    else:
+        texts = write_backgrounds(engine, builder, chunk, args.background_tokens)
+    for record, text in zip(chunk, texts, strict=True):
+        pseudo = pseudo_passage(text)
+        if pseudo:
+            record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"])))
+
+
+def add_predictions(engine, builder, chunk: list[Record], max_new_tokens: int) -> None:
+    """Answers from each candidate alone: `prediction`, `EM_with_retrieval` (containment), `F1_with_retrieval`."""
+    cases = [(record, passage) for record in chunk for passage in record["passages"]]
+    prompts = [builder.with_passages(record, [passage]) for record, passage in cases]
+    for (record, passage), text in zip(cases, engine.generate(prompts, max_new_tokens), strict=True):
+        passage["prediction"] = text
+        passage["EM_with_retrieval"] = float(cover_exact_match(text, record["answers"]))
+        passage["F1_with_retrieval"] = f1_score(text, record["answers"])
+
+
+def score(args: argparse.Namespace, generated: Path, writer: StageWriter, total: int) -> None:
+    """Second pass: the gains, by `decoding.GainScorer`."""
+    from gainRAG.llm_inference.inference_hf import context_length, load_causal_lm, load_tokenizer
+    from gainRAG.llm_supervision.decoding import GainRequest, GainScorer
+
+    tokenizer = load_tokenizer(args.lm_type)
+    model = load_causal_lm(args.lm_type, pick_device(args.device), args.dtype)
+    builder = prompt_builder(args, tokenizer, context_length(model.config), room(args))
+    scorer = GainScorer(model, tokenizer, alpha=args.alpha, max_batch_tokens=args.max_batch_tokens)
+
+    def work(chunk: list[Record]) -> list[Record]:
+        requests = [
+            GainRequest(
+                question_prompt=builder.without_passage(record),
+                passage_prompts=[builder.with_passages(record, [passage]) for passage in record["passages"]],
+                answers=record["answers"],
+            )
+            for record in chunk
+        ]
+        for record, gains in zip(chunk, scorer.score(requests), strict=True):
+            for passage, gain in zip(record["passages"], gains, strict=True):
+                passage["PPL_CD"], passage["retrieved_ppl"] = gain.ppl_cd, gain.ppl
+        return chunk
+
+    write_in_chunks(writer, read_records(generated), CHUNK, work, "gains", total)
+    if builder.cut:
+        logger.info("%d prompts were too long for the LLM and were cut inside the passage", builder.cut)
+
+
+def main() -> None:
+    args = parse_arguments()
+    check_engine_arguments(args)
+    total = check_input(args)
+    with StageWriter(args.output_path, settings(args, "construct_hf", alpha=args.alpha), args.overwrite) as writer:
+        if writer.complete:
+            return
+        generated = Path(args.output_path).with_suffix(".generated.jsonl")
+        generate(args, generated, total)
+        score(args, generated, writer, total)
+    remove_output(generated)  # all of it stands in the finished file
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,126 @@
+"""Keeps the questions whose best passage by gain really makes the LLM answer correctly (paper section 3.2).
+
+Answers afresh from the lowest-PPL_CD passage of every question and keeps those answered correctly (containment).
+Predictions stand in OUT.predictions.jsonl, so that an interrupted run goes on. Where construct_hf stored predictions
+for all passages, data/data_filter.py does the same from those without an LLM.
+
+    python -m gainRAG.llm_supervision.filtering --data_path gains.jsonl --output_path kept.jsonl --task HotpotQA \
+        --lm_type Llama-3-8B-Instruct
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.evaluation.answers import cover_exact_match, f1_score
+from gainRAG.llm_inference.engine import (
+    add_engine_arguments,
+    check_engine_arguments,
+    generation_settings,
+    load_engine,
+    prompt_builder,
+)
+from gainRAG.records import (
+    Record,
+    StageWriter,
+    as_supervised,
+    read_records,
+    stage_settings,
+    write_in_chunks,
+    write_records,
+)
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 512  # questions
+SIGNALS = ("PPL_CD", "retrieved_ppl")
+
+
+def best_passage(record: Record, signal: str = "PPL_CD") -> Record:
+    """The candidate with the lowest perplexity; the first of equals.
+
+    Raises:
+        UserError: a candidate lacks the signal.
+    """
+    for rank, passage in enumerate(record["passages"]):
+        if signal not in passage:
+            raise UserError(f"question {record.get('id')!r}: passages[{rank}] lacks '{signal}'; construct_hf writes it")
+    return min(record["passages"], key=lambda passage: passage[signal])
+
+
+def keep_answered(records: Iterator[Record], signal: str, counts: Counter) -> Iterator[Record]:
+    """The records whose best passage has `EM_with_retrieval` 1; `counts` learns why the others went.
+
+    Raises:
+        UserError: a best passage has no stored prediction.
+    """
+    for record in records:
+        best = best_passage(record, signal)
+        if "EM_with_retrieval" not in best:
+            raise UserError(
+                f"question {record.get('id')!r}: its best passage has no 'EM_with_retrieval'; "
+                "run llm_supervision.filtering, which answers afresh"
+            )
+        right = bool(best["EM_with_retrieval"])
+        holds = "holds the answer" if best.get("has_answer") else "lacks the answer"
+        counts["kept" if right else f"answered wrongly, best passage {holds}"] += 1
+        counts["kept, best passage is the LLM's own"] += right and bool(best.get("is_pseudo"))
+        if right:
+            yield record
+
+
+def report(counts: Counter) -> str:
+    """One line: how many were kept, and why the rest went."""
+    total = sum(count for reason, count in counts.items() if not reason.startswith("kept,"))
+    rest = "; ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "kept" and count)
+    return f"kept {counts['kept']} of {total} questions" + (f" ({rest})" if rest else "")
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--data_path", required=True, help="supervision records, with PPL_CD")
+    parser.add_argument("--output_path", required=True, help="the records kept, .jsonl or .json")
+    parser.add_argument("--task", required=True, help="whose prompt to use, e.g. HotpotQA, WebQuestions, NaturalQA")
+    parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="which perplexity names the best passage")
+    parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest prediction, in tokens")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever stands there")
+    add_engine_arguments(parser)
+    args = parser.parse_args()
+    check_engine_arguments(args)
+    total = sum(bool(best_passage(record, args.signal)) for record in read_records(args.data_path, as_supervised))
+    settings = stage_settings(
+        "filtering",
+        {"data_path": args.data_path},
+        **generation_settings(args),
+        signal=args.signal,
+        max_new_tokens=args.max_new_tokens,
+    )
+    predictions = Path(args.output_path).with_suffix(".predictions.jsonl")
+    with StageWriter(predictions, settings, args.overwrite) as writer:
+        if not writer.complete:
+            engine = load_engine(args)
+            builder = prompt_builder(args, engine.tokenizer, engine.context_length, args.max_new_tokens)
+
+            def work(chunk: list[Record]) -> list[Record]:
+                best = [best_passage(record, args.signal) for record in chunk]
+                prompts = [
+                    builder.with_passages(record, [passage]) for record, passage in zip(chunk, best, strict=True)
+                ]
+                texts = engine.generate(prompts, args.max_new_tokens)
+                for record, passage, text in zip(chunk, best, texts, strict=True):
+                    passage["prediction"] = text
+                    passage["EM_with_retrieval"] = float(cover_exact_match(text, record["answers"]))
+                    passage["F1_with_retrieval"] = f1_score(text, record["answers"])
+                return chunk
+
+            write_in_chunks(writer, read_records(args.data_path, as_supervised), CHUNK, work, "answering", total)
+            engine.close()
+    counts: Counter = Counter()
+    write_records(args.output_path, keep_answered(read_records(predictions), args.signal, counts))
+    logger.info("%s: %s", args.output_path, report(counts))
+
+
+if __name__ == "__main__":
+    run_stage(main)
