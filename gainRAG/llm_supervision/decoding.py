@@ -1,0 +1,195 @@
+"""The gain of a passage: contrastive and plain perplexity of the gold answers (arXiv:2505.18710, section 3.1).
+
+    scorer = GainScorer(model, tokenizer, alpha=0.5)
+    for gains in scorer.score(GainRequest(question_prompt, passage_prompts, answers) for ...):
+        gains[0].ppl_cd, gains[0].ppl
+
+With logits z_c after (passage, question) and z_0 after the question alone, z = (1 + alpha) z_c - alpha z_0, and
+PPL_CD = exp(-mean log softmax(z)[answer token]). A low value says that the passage helps the model to the answer.
+"""
+
+import logging
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import torch
+
+from gainRAG.llm_supervision.branches import AnswerTree, BranchedModel, Prefix, Row
+
+logger = logging.getLogger(__name__)
+
+WINDOW_BATCHES = 8  # batches' worth of tokens that are sorted by length together
+SLICE_LOGITS = 2**26  # logits in memory at once: 256 MiB in float32
+SHORTEST_PREFIX = 16  # tokens; a shorter common start costs more in bookkeeping than it saves
+
+
+@dataclass(frozen=True)
+class GainRequest:
+    """One question: full prompt texts (chat template applied) without and with each passage, and its gold answers."""
+
+    question_prompt: str
+    passage_prompts: list[str]
+    answers: list[str]
+
+
+@dataclass(frozen=True)
+class PassageGain:
+    """Perplexity of the best answer under the contrast of the two contexts, and under the passage's alone."""
+
+    ppl_cd: float
+    ppl: float
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """A request as rows: for each tree of answers the question's row, then the passages'."""
+
+    trees: list[AnswerTree]
+    rows: list[Row]
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.rows))
+
+
+class GainScorer:
+    """Scores passages for questions, many at a time.
+
+    Args:
+        model: a decoder-only causal LM of transformers.
+        tokenizer: its tokenizer.
+        alpha: weight of the contrast; 0 makes `ppl_cd` equal `ppl`.
+        max_batch_tokens: padded tokens in a batch. Out of memory halves it.
+    """
+
+    def __init__(self, model, tokenizer, alpha: float = 0.5, max_batch_tokens: int = 16384):
+        self.model = BranchedModel(model)
+        self.tokenizer = tokenizer
+        self.alpha = alpha
+        self.max_batch_tokens = max_batch_tokens
+        self._window_tokens = WINDOW_BATCHES * max_batch_tokens
+        self._slice_logits = SLICE_LOGITS
+
+    def score(self, requests: Iterable[GainRequest]) -> Iterator[list[PassageGain]]:
+        """Gains in the order of the requests, one entry a passage; reads as far ahead as a few batches need.
+
+        Raises:
+            ValueError: a request has no answers, or an answer or a prompt of no tokens, or more tokens than the model
+                has positions. The message names the request's index.
+        """
+        for window in self._windows(requests):
+            yield from self._score_window(window)
+
+    def _windows(self, requests: Iterable[GainRequest]) -> Iterator[list[_Encoded]]:
+        window: list[_Encoded] = []
+        for index, request in enumerate(requests):
+            window.append(self._encode(index, request))
+            if sum(encoded.tokens for encoded in window) >= self._window_tokens:
+                yield window
+                window = []
+        if window:
+            yield window
+
+    def _encode(self, index: int, request: GainRequest) -> _Encoded:
+        texts = [request.question_prompt, *request.passage_prompts, *dict.fromkeys(request.answers)]
+        ids = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
+        for text, tokens in zip(texts, ids, strict=True):
+            if not tokens:
+                raise ValueError(f"request {index}: {text!r} has no tokens")
+        split = 1 + len(request.passage_prompts)
+        prompts, answers = ids[:split], ids[split:]
+        if not answers:
+            raise ValueError(f"request {index}: no answers")
+        if not request.passage_prompts:
+            return _Encoded([], [])
+        trees = [AnswerTree(answers)]
+        rows = [Row(prompt, trees[0]) for prompt in prompts]
+        longest = max(row.extent for row in rows)
+        if self.model.max_positions and longest > self.model.max_positions:
+            limit = self.model.max_positions
+            raise ValueError(f"request {index}: {longest} tokens of prompt and answer, the model has {limit} positions")
+        if not trees[0].is_chain and not self.model.takes_branches(rows):
+            trees = [AnswerTree([answer]) for answer in answers]
+            rows = [Row(prompt, tree) for tree in trees for prompt in prompts]
+        return _Encoded(trees, rows)
+
+    def _score_window(self, window: Sequence[_Encoded]) -> Iterator[list[PassageGain]]:
+        rows = [row for encoded in window for row in encoded.rows]
+        states = iter(self._hidden_states(rows))
+        for encoded in window:
+            if not encoded.trees:
+                yield []
+                continue
+            prompts = len(encoded.rows) // len(encoded.trees)
+            nll = [self._answer_nll(tree, torch.stack(list(islice(states, prompts)))) for tree in encoded.trees]
+            lowest = torch.cat(nll, dim=2).amin(dim=2).tolist()
+            yield [PassageGain(math.exp(contrast), math.exp(plain)) for contrast, plain in zip(*lowest, strict=True)]
+
+    def _hidden_states(self, rows: Sequence[Row]) -> list[torch.Tensor]:
+        """States of each row, from batches of like length, longest first, rows without forks apart from the others."""
+        prefix = self._common_prefix(rows)
+        order = sorted(range(len(rows)), key=lambda index: (rows[index].tree.is_chain, -len(rows[index])))
+        states: list[torch.Tensor | None] = [None] * len(rows)
+        for _, group in groupby(order, key=lambda index: rows[index].tree.is_chain):
+            waiting = list(group)
+            while waiting:
+                longest = len(rows[waiting[0]]) - prefix.length
+                batch = waiting[: max(1, self.max_batch_tokens // longest)]
+                try:
+                    found = self.model.hidden_states([rows[index] for index in batch], prefix)
+                except torch.cuda.OutOfMemoryError:
+                    if len(batch) == 1:
+                        raise
+                    found = None
+                if found is None:  # outside the handler, whose traceback holds the batch's tensors
+                    self.max_batch_tokens = len(batch) * longest // 2
+                    logger.warning("out of memory: going on with batches of %d tokens", self.max_batch_tokens)
+                    torch.cuda.empty_cache()
+                    continue
+                for index, state in zip(batch, found, strict=True):
+                    states[index] = state
+                waiting = waiting[len(batch) :]
+        return states
+
+    def _common_prefix(self, rows: Sequence[Row]) -> Prefix:
+        """What all prompts start with, computed once; at least each prompt's last token stays in its row."""
+        if len(rows) < 2 or not self.model.takes_branches(rows):
+            return Prefix()
+        prompts = [row.prompt for row in rows]
+        first, last = min(prompts), max(prompts)
+        limit = min(map(len, prompts)) - 1
+        length = next((at for at in range(limit) if first[at] != last[at]), limit)
+        return self.model.prefix(first[:length]) if length >= SHORTEST_PREFIX else Prefix()
+
+    @torch.inference_mode()
+    def _answer_nll(self, tree: AnswerTree, states: torch.Tensor) -> torch.Tensor:
+        """Mean negative log-likelihood of the tree's answers, float64 (contrastive and plain, passages, answers).
+
+        Args:
+            tree: the answers.
+            states: (1 + passages, 1 + nodes, hidden size), the question's own row first.
+        """
+        nodes = torch.tensor([node for reads in tree.reads for node in reads], device=states.device)
+        targets = torch.tensor([token for answer in tree.answers for token in answer], device=states.device)
+        found = torch.empty(2, len(states) - 1, len(nodes), device=states.device)
+        step = max(1, self._slice_logits // self.model.config.vocab_size)
+        for low in range(0, states.shape[1], step):
+            high = min(low + step, states.shape[1])
+            here = ((nodes >= low) & (nodes < high)).nonzero()[:, 0]
+            without = self.model.logits(states[0, low:high])
+            rows = max(1, step // (high - low))
+            for at in range(1, len(states), rows):
+                given = self.model.logits(states[at : at + rows, low:high])
+                part = slice(at - 1, at - 1 + rows)
+                found[1, part, here] = _log_likelihood(given, nodes[here] - low, targets[here])
+                given = given.mul_(1 + self.alpha).sub_(without, alpha=self.alpha)
+                found[0, part, here] = _log_likelihood(given, nodes[here] - low, targets[here])
+        lengths = [len(answer) for answer in tree.answers]
+        return torch.stack([-part.double().mean(dim=2) for part in found.split(lengths, dim=2)], dim=2)
+
+
+def _log_likelihood(logits: torch.Tensor, nodes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """(passages, targets) log-probabilities from float32 logits (passages, nodes, vocabulary)."""
+    return logits[:, nodes, targets] - logits.logsumexp(dim=-1)[:, nodes]
