@@ -15,37 +15,32 @@ import regex
 from gainRAG.cli import UserError
 
 KS = (1, 5, 10, 20, 50, 100)
-CACHED_PASSAGES = 1 << 14  # about 1 KB each; questions of one subject share passages
 
 
-class _Separators(dict):
-    """Character -> what it becomes: itself inside a word, set apart by spaces, or a space. Filled when first met."""
-
-    _word = regex.compile(r"[\p{L}\p{N}\p{M}]")
-    _invisible = regex.compile(r"[\p{Z}\p{C}]")
-
-    def __missing__(self, code: int) -> str:
-        character = chr(code)
-        if self._word.match(character):
-            self[code] = character
-        elif self._invisible.match(character):
-            self[code] = " "
-        else:
-            self[code] = f" {character} "
-        return self[code]
+_WORD = regex.compile(r"[\p{L}\p{N}\p{M}]")
+_INVISIBLE = regex.compile(r"[\p{Z}\p{C}]")
+_unchanged = {" "}  # grows by the word characters that texts hold: set differences are quicker than a pattern
 
 
-_SEPARATORS = _Separators()
+@lru_cache(None)
+def _spaced(character: str) -> str:
+    if _WORD.match(character):
+        return character
+    return " " if _INVISIBLE.match(character) else f" {character} "
 
 
 def token_string(text: str) -> str:
     """DPR's uncased tokens of `text`, with one space before, between and after them; " " if there are none."""
+    text = unicodedata.normalize("NFD", text)
+    for character in set(text) - _unchanged:
+        spaced = _spaced(character)
+        if spaced == character:
+            _unchanged.add(character)
+        else:
+            text = text.replace(character, spaced)
     # Lower-casing comes last: the form of a Greek sigma depends on where its token ends.
-    tokens = " ".join(unicodedata.normalize("NFD", text).translate(_SEPARATORS).split()).lower()
+    tokens = " ".join(text.split()).lower()
     return f" {tokens} " if tokens else " "
-
-
-_passage_token_string = lru_cache(CACHED_PASSAGES)(token_string)
 
 
 class AnswerMatcher:
@@ -57,12 +52,22 @@ class AnswerMatcher:
 
     def __init__(self, answers: Sequence[str]) -> None:
         answers = [answers] if isinstance(answers, str) else answers
-        self._needles = list(dict.fromkeys(map(token_string, answers)))
+        needles = dict.fromkeys(map(token_string, answers))
+        self._needles = [(max(_letters(needle).split(), key=len, default=""), needle) for needle in needles]
 
     def matches(self, text: str) -> bool:
         """Whether `text` (a passage without its title, as DPR does) holds one of the answers."""
-        tokens = _passage_token_string(text)
-        return any(needle in tokens for needle in self._needles)
+        letters = _letters(unicodedata.normalize("NFD", text))
+        possible = [needle for longest_token, needle in self._needles if longest_token in letters]
+        if not possible:  # most passages end here, before the costly cutting
+            return False
+        tokens = token_string(text)
+        return any(needle in tokens for needle in possible)
+
+
+def _letters(text: str) -> str:
+    """Lower case in which a letter's form does not depend on its neighbours."""
+    return text.lower().replace("ς", "σ")
 
 
 def has_answer(text: str, answers: Sequence[str]) -> bool:

@@ -28,10 +28,12 @@ def bootstrap_interval(
         raise ValueError(f"confidence is {confidence}; wanted between 0 and 1")
     values = _finite_row(values)
     random = np.random.default_rng(seed)
-    means = np.concatenate([
-        values[random.integers(len(values), size=(rows, len(values)), dtype=np.int32)].mean(axis=1)
-        for rows in _blocks(samples, len(values))
-    ])
+    means = np.concatenate(
+        [
+            values[random.integers(len(values), size=(rows, len(values)), dtype=np.int32)].mean(axis=1)
+            for rows in _blocks(samples, len(values))
+        ]
+    )
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 

@@ -1,0 +1,123 @@
+"""Compares two generation outputs on the same questions: paired bootstrap interval and permutation test.
+
+    python -m gainRAG.evaluation.compare A.jsonl B.jsonl --json comparison.json
+
+Records pair by id. Scores are shown in percent; the difference is B - A, so positive means that B is better.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gainRAG.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.evaluation.results import markdown_table
+from gainRAG.evaluation.significance import paired_bootstrap, paired_permutation_test
+from gainRAG.records import FieldError, Record, read_records, write_json
+
+METRICS = ("cover_em", "em", "f1")
+IDS_SHOWN = 3
+
+
+def as_scored(record: Record) -> Record:
+    """A prediction with its `id` and the scores that are compared, each from 0 to 1."""
+    if not isinstance(record.get("id"), str | int):
+        raise FieldError("id", "missing, or neither text nor a number")
+    for metric in METRICS:
+        score = record.get(metric)
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise FieldError(metric, f"{score!r} is not a score from 0 to 1; rag_generation writes it")
+    return record
+
+
+def paired_scores(a: str | Path, b: str | Path) -> list[tuple[Record, Record]]:
+    """The records of two prediction files, paired by id, in the order of the first.
+
+    Raises:
+        UserError: an id is repeated, stands in one file only, or means another question in the other file.
+    """
+    first, second = _by_id(a), _by_id(b)
+    for path, missing in ((b, first.keys() - second.keys()), (a, second.keys() - first.keys())):
+        if missing:
+            shown = ", ".join(sorted(missing)[:IDS_SHOWN])
+            raise UserError(
+                f"{path}: lacks {len(missing)} ids that the other file has ({shown}); compare the same questions"
+            )
+    pairs = [(record, second[name]) for name, record in first.items()]
+    for left, right in pairs:
+        if left.get("question") != right.get("question"):
+            raise UserError(f"{b}: id {left['id']!r} is another question than in {a}; compare the same question set")
+    return pairs
+
+
+def _by_id(path: str | Path) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for record in read_records(path, as_scored):
+        if found.setdefault(str(record["id"]), record) is not record:
+            raise UserError(f"{path}: id {record['id']!r} is there twice")
+    return found
+
+
+def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed: int = 0) -> list[Record]:
+    """A row for each metric: means of both files, difference B - A with its 95 % interval, and p.
+
+    Args:
+        pairs: records of the same questions, with scores from 0 to 1.
+        samples: resamples of the bootstrap, and of the permutation test.
+    """
+    rows = []
+    for metric in METRICS:
+        a = [left[metric] for left, _ in pairs]
+        b = [right[metric] for _, right in pairs]
+        low, high = paired_bootstrap(a, b, samples=samples, seed=seed)
+        mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
+        p = paired_permutation_test(a, b, samples, seed)
+        rows.append(
+            {
+                "metric": metric,
+                "a": mean_a,
+                "b": mean_b,
+                "difference": mean_b - mean_a,
+                "low": low,
+                "high": high,
+                "p": p,
+            }
+        )
+    return rows
+
+
+def comparison_table(rows: Sequence[Record]) -> str:
+    """The rows of `compare` as a Markdown table, in percent."""
+    return markdown_table(
+        ("metric", "A", "B", "B - A", "95 % interval", "p"),
+        [
+            (
+                row["metric"],
+                100 * row["a"],
+                100 * row["b"],
+                f"{100 * row['difference']:+.2f}",
+                f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}",
+                f"{row['p']:.4f}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("a", metavar="A", help="generation output (.jsonl or .json) of the first system")
+    parser.add_argument("b", metavar="B", help="generation output of the second system, on the same questions")
+    parser.add_argument("--json", metavar="OUT", help="also write the figures there, as shares from 0 to 1")
+    parser.add_argument("--samples", type=positive_int, default=10_000, help="resamples of each test")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the resampling")
+    args = parser.parse_args()
+
+    pairs = paired_scores(args.a, args.b)
+    rows = compare(pairs, args.samples, args.seed)
+    print(f"A: {args.a}\nB: {args.b}\n{len(pairs)} questions, scores in percent\n\n{comparison_table(rows)}", end="")
+    if args.json:
+        about = {"a": args.a, "b": args.b, "questions": len(pairs), "samples": args.samples, "seed": args.seed}
+        write_json(args.json, {**about, "metrics": rows})
+
+
+if __name__ == "__main__":
+    run_stage(main)
