@@ -1,0 +1,137 @@
+"""Arguments of the selector's training: FlagEmbedding's and transformers', checked before anything loads.
+
+Added to theirs: --eval_data, --group_sampling, --teacher_temperature, and the two flags of the published command
+that transformers 5 no longer knows, --warmup_ratio and --overwrite_output_dir.
+"""
+
+import dataclasses
+import importlib.metadata
+import logging
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from FlagEmbedding.abc.finetune.reranker import AbsRerankerDataArguments, AbsRerankerModelArguments
+
+from gainRAG.cli import UserError
+from gainRAG.llm_inference.models import weights_path
+
+logger = logging.getLogger(__name__)
+
+LOWER_IS_BETTER = ("loss", "gain_lost")
+
+
+@dataclass
+class ModelArguments(AbsRerankerModelArguments):
+    """The cross-encoder to start from: a name of gainRAG's model table, a folder or a hub id."""
+
+    def __post_init__(self) -> None:
+        if self.model_type != "encoder":
+            raise UserError(f"--model_type {self.model_type}: the selector is a cross-encoder; leave the flag out")
+        self.model_name_or_path = weights_path(self.model_name_or_path)
+
+
+@dataclass
+class DataArguments(AbsRerankerDataArguments):
+    """The groups to learn from. FlagEmbedding's options that would silently do nothing here are refused."""
+
+    train_data: list[str] = field(
+        default=None,
+        metadata={"help": "One or more .jsonl or .json: query, pos, neg, pos_scores, neg_scores a record.", "nargs": "+"},
+    )
+    eval_data: str | None = field(
+        default=None,
+        metadata={"help": "Held-out groups in the same format, measured each epoch unless --eval_strategy says otherwise: "
+                  "top1_agreement, gain_lost, ndcg@10, over all passages of a question."},
+    )
+    train_group_size: int = field(
+        default=16,
+        metadata={"help": "Passages a group: a positive one and sampled negatives. A question with fewer has a smaller "
+                  "group; none is repeated."},
+    )
+    query_max_len: int = field(
+        default=512,
+        metadata={"help": "Tokens; a pair is cut to query_max_len + passage_max_len, or to what the model can read if "
+                  "that is less. The passage is cut, not the question."},
+    )
+    passage_max_len: int = field(default=512, metadata={"help": "Tokens; see --query_max_len."})
+    knowledge_distillation: bool = field(
+        default=True, metadata={"help": "Learn from the teacher's scores. The only way the selector learns."}
+    )
+    group_sampling: str = field(
+        default="epoch",
+        metadata={"help": "epoch: each epoch draws its own negatives, the same for any number of workers, restarts and "
+                  "GPUs. fixed: every epoch sees the first epoch's.", "choices": ["epoch", "fixed"]},
+    )
+
+    def __post_init__(self) -> None:
+        if not self.train_data:
+            raise UserError("--train_data is missing; give the .jsonl that data/data2selector.py writes")
+        if not self.knowledge_distillation:
+            raise UserError(
+                "--knowledge_distillation False: without the teacher's scores the loss would only say that one passage "
+                "is right and the rest equally wrong, which is not what gain measures; leave the flag out or True"
+            )
+        for name, least in (("train_group_size", 2), ("query_max_len", 1), ("passage_max_len", 1)):
+            if getattr(self, name) < least:
+                raise UserError(f"--{name} {getattr(self, name)}: wanted a whole number from {least}")
+        own = {option.name for option in dataclasses.fields(DataArguments)} & set(DataArguments.__annotations__)
+        for option in dataclasses.fields(AbsRerankerDataArguments):
+            unused = option.name not in own and option.name != "pad_to_multiple_of"
+            if unused and getattr(self, option.name) != option.default:
+                raise UserError(f"--{option.name} does nothing for a selector; leave it out")
+
+
+@dataclass
+class TrainingArguments(transformers.TrainingArguments):
+    """transformers' own, with the published command's two retired flags and the traps of this training closed."""
+
+    overwrite_output_dir: bool = field(
+        default=False,
+        metadata={"help": "Train into --output_dir even when it holds files; its old checkpoint-* folders are deleted."},
+    )
+    warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps, from 0 to below 1, to warm up in."})
+    teacher_temperature: float = field(
+        default=1.0, metadata={"help": "Divides the teacher's scores before their softmax: above 1 softens the target."}
+    )
+
+    def __post_init__(self) -> None:
+        self._check()
+        if self.warmup_ratio:
+            self.warmup_steps = self.warmup_ratio
+        if not torch.accelerator.is_available():
+            self.use_cpu = True  # without it, processes on a CPU train alone and never exchange gradients
+        if self.fp16 and not torch.cuda.is_available():
+            logger.warning("--fp16 needs a CUDA GPU and there is none: training in float32")
+            self.fp16 = False
+        if self.ddp_find_unused_parameters is None:
+            self.ddp_find_unused_parameters = False
+        if self.metric_for_best_model and self.greater_is_better is None:
+            self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") not in LOWER_IS_BETTER
+        self.do_train = False  # FlagEmbedding's own check of the output folder does not know --overwrite_output_dir
+        super().__post_init__()
+
+    def _check(self) -> None:
+        if not self.output_dir:
+            raise UserError("--output_dir is missing; name the folder the trained selector goes to")
+        if not 0 <= self.warmup_ratio < 1:
+            raise UserError(f"--warmup_ratio {self.warmup_ratio}: wanted a share from 0 to below 1")
+        if self.warmup_ratio and self.warmup_steps:
+            raise UserError("--warmup_ratio and --warmup_steps say the same in two ways; give one")
+        if not self.teacher_temperature > 0:
+            raise UserError(f"--teacher_temperature {self.teacher_temperature}: wanted a number above 0")
+        if self.deepspeed:
+            _check_deepspeed(self.deepspeed)
+
+
+def _check_deepspeed(config: str | dict) -> None:
+    try:
+        importlib.metadata.version("deepspeed")  # importing it proves nothing: the repository has a folder of that name
+    except importlib.metadata.PackageNotFoundError:
+        raise UserError("--deepspeed: not installed; pip install -e '.[train]', or leave the flag out") from None
+    if isinstance(config, str) and not config.startswith("{") and not Path(config).is_file():
+        raise UserError(f"--deepspeed {config}: no such file; the repository's deepspeed/ folder holds four")
+    if "LOCAL_RANK" not in os.environ:
+        raise UserError("--deepspeed needs a launcher: torchrun --nproc_per_node 1 -m selector_finetune ...")

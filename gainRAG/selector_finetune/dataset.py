@@ -1,0 +1,140 @@
+"""Groups of passages for distillation: reading, sampling, tokenising, padding."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from FlagEmbedding.abc.finetune.reranker import AbsRerankerCollator
+from torch import nn
+from torch.nn.utils.rnn import pad_sequence
+from torch.utils.data import Dataset, Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from gainRAG.records import Record, as_training_group, read_records
+
+
+def read_groups(paths: list[str]) -> list[Record]:
+    """All groups of the files.
+
+    Raises:
+        UserError: a file or record is unusable, a score is not finite: names file, line and field.
+    """
+    return [group for path in paths for group in read_records(path, as_training_group)]
+
+
+def usable_positions(model: nn.Module, tokenizer) -> int:
+    """Tokens a pair may have: RoBERTa's kind numbers positions from behind its padding index, so it can use fewer
+    than it holds."""
+    longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
+    for name, module in model.named_modules():
+        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
+            unused = 0 if module.padding_idx is None else module.padding_idx + 1
+            return min(longest, module.num_embeddings - unused)
+    return longest
+
+
+class GroupDataset(Dataset):
+    """One item a question: its tokenised pairs and the teacher's scores.
+
+    A training group is one positive and `group_size - 1` negatives drawn without repetition; what is drawn depends on
+    seed, epoch and question alone. Repeating a negative to fill a small group would count it twice in both softmaxes,
+    so a small group stays small. Without `group_size` a group is every passage, in an order that does not tell the
+    positive ones.
+
+    Args:
+        groups: from `read_groups`.
+        tokenizer: the selector's.
+        max_length: tokens a pair; the passage is cut, and the question only if it fills the pair alone.
+        seed: of the sampling.
+        group_size: passages a group, None for all.
+        resample: draw anew each epoch.
+    """
+
+    def __init__(
+        self, groups: list[Record], tokenizer, max_length: int, seed: int, group_size: int | None = None,
+        resample: bool = True,
+    ) -> None:
+        self.groups = groups
+        self.tokenizer = tokenizer
+        self.max_length = max_length
+        self.seed = seed
+        self.group_size = group_size
+        self.resample = resample
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()  # workers that outlive an epoch see the next
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    @property
+    def epoch(self) -> int:
+        """The epoch that groups are drawn for."""
+        return int(self._epoch)
+
+    @epoch.setter
+    def epoch(self, epoch: int) -> None:
+        self._epoch.fill_(epoch)
+
+    def passages(self, index: int) -> list[tuple[str, float]]:
+        """The texts of a question's group in this epoch, each with the teacher's score."""
+        group = self.groups[index]
+        positives = list(zip(group["pos"], group["pos_scores"], strict=True))
+        negatives = list(zip(group["neg"], group["neg_scores"], strict=True))
+        draw = random.Random(f"{self.seed} {self.epoch if self.resample else 0} {group['query']}")
+        if self.group_size is None:
+            return draw.sample(positives + negatives, len(positives + negatives))
+        return [draw.choice(positives), *draw.sample(negatives, min(self.group_size - 1, len(negatives)))]
+
+    def lengths(self) -> list[int]:
+        """Of each question its longest pair, in characters: near enough to group questions of a length."""
+        return [len(group["query"]) + max(map(len, group["pos"] + group["neg"])) for group in self.groups]
+
+    def __getitem__(self, index: int) -> tuple[list[dict[str, list[int]]], list[float]]:
+        texts, scores = zip(*self.passages(index), strict=True)
+        return self._pairs(self.groups[index]["query"], list(texts)), list(scores)
+
+    def _pairs(self, query: str, texts: list[str]) -> list[dict[str, list[int]]]:
+        room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
+        too_long = len(self.tokenizer(query, add_special_tokens=False, verbose=False)["input_ids"]) >= room
+        encoded = self.tokenizer(
+            [query] * len(texts), texts, truncation="longest_first" if too_long else "only_second",
+            max_length=self.max_length,
+        )
+        return [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]
+
+
+class EpochOrder(Sampler[int]):
+    """The order of a dataset's questions: by seed and epoch alone, so a resumed run and any number of processes agree.
+
+    Args:
+        dataset: knows the epoch.
+        lengths: of the questions, to put such of a length together; None for a plain shuffle.
+        batch_size: questions that are put together.
+    """
+
+    def __init__(self, dataset: GroupDataset, lengths: list[int] | None = None, batch_size: int = 1) -> None:
+        self.dataset = dataset
+        self.lengths = lengths
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.dataset.seed + self.dataset.epoch)
+        if self.lengths:
+            return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
+        return iter(torch.randperm(len(self.dataset), generator=generator).tolist())
+
+
+@dataclass
+class GroupCollator(AbsRerankerCollator):
+    """Pads the pairs to the longest of the batch, and the teacher's scores to the widest group with -inf."""
+
+    def __call__(self, features: list[tuple]) -> dict:
+        """A batch as `DistilledCrossEncoder.forward` takes it."""
+        scores = [torch.tensor(scores, dtype=torch.float32) for _, scores in features]
+        return {
+            "teacher_scores": pad_sequence(scores, batch_first=True, padding_value=-torch.inf),
+            "pair": dict(super().__call__(features)["pair"]),
+        }

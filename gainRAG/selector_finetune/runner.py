@@ -1,0 +1,162 @@
+"""Trains the selector: distils the gain of each passage into a cross-encoder (GainRAG, section 3.3).
+
+    cd gainRAG && torchrun --nproc_per_node 1 -m selector_finetune --model_name_or_path bge-reranker-base \\
+      --train_data D.jsonl --output_dir O --overwrite_output_dir --deepspeed ../deepspeed/ds_stage0.json \\
+      --train_group_size 16 --knowledge_distillation True --query_max_len 512 --passage_max_len 512 \\
+      --pad_to_multiple_of 8 --learning_rate 6e-5 --fp16 --num_train_epochs 2 --per_device_train_batch_size 8 \\
+      --gradient_accumulation_steps 1 --dataloader_drop_last True --warmup_ratio 0.1 --gradient_checkpointing \\
+      --weight_decay 0.01 --logging_steps 1 --save_steps 1000
+
+Reads the groups that data/data2selector.py writes. The one loss is KL(softmax(teacher) || softmax(student)) over a
+group. --output_dir becomes an ordinary cross-encoder folder, with train_results.json and trainer_state.json (the
+losses) and, given --eval_data, eval_results.json beside the weights. --deepspeed is optional; a CPU trains in float32.
+"""
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+import torch.distributed
+from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
+from transformers import HfArgumentParser
+from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+
+from gainRAG.cli import UserError, stage_parser
+from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
+from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups, usable_positions
+from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
+from gainRAG.selector_finetune.trainer import SelectorTrainer
+
+logger = logging.getLogger(__name__)
+
+
+class SelectorRunner(EncoderOnlyRerankerRunner):
+    """FlagEmbedding's runner with this package's data, model and trainer.
+
+    Raises:
+        UserError: the data is unusable, before the model loads.
+    """
+
+    def __init__(self, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
+        self.train_groups = read_groups(data_args.train_data)
+        self.eval_groups = read_groups([data_args.eval_data]) if data_args.eval_data else None
+        _check_batches(len(self.train_groups), training_args)
+        super().__init__(model_args, data_args, training_args)
+
+    def load_tokenizer_and_model(self):
+        """FlagEmbedding's loading, in float32 whatever the checkpoint's type: optimisers need master weights."""
+        tokenizer, loaded = super().load_tokenizer_and_model()
+        base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
+        return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)
+
+    def load_train_dataset(self) -> GroupDataset:
+        """The sampled groups."""
+        args = self.data_args
+        wanted = args.query_max_len + args.passage_max_len
+        self.max_length = min(wanted, usable_positions(self.model.model, self.tokenizer))
+        if self.max_length < wanted:
+            logger.info("pairs are cut to the %d tokens that the model can read, although query_max_len + passage_max_len"
+                        " is %d", self.max_length, wanted)
+        resample = args.group_sampling == "epoch"
+        return self._dataset(self.train_groups, group_size=args.train_group_size, resample=resample)
+
+    def _dataset(self, groups, **options) -> GroupDataset:
+        return GroupDataset(groups, self.tokenizer, self.max_length, self.training_args.seed, **options)
+
+    def load_data_collator(self) -> GroupCollator:
+        """Padding to the longest pair of a batch."""
+        return GroupCollator(self.tokenizer, padding="longest", pad_to_multiple_of=self.data_args.pad_to_multiple_of)
+
+    def load_trainer(self) -> SelectorTrainer:
+        """The trainer over both datasets."""
+        return SelectorTrainer(
+            model=self.model,
+            args=self.training_args,
+            train_dataset=self.train_dataset,
+            eval_dataset=self._dataset(self.eval_groups) if self.eval_groups else None,
+            data_collator=self.data_collator,
+            processing_class=self.tokenizer,
+        )
+
+    def run(self) -> None:
+        """Trains, saves the selector, measures it if there is something to measure it on."""
+        result = self.trainer.train(resume_from_checkpoint=self.training_args.resume_from_checkpoint)
+        self.trainer.save_model()
+        self.trainer.save_metrics("train", result.metrics)
+        self.trainer.save_state()
+        if self.eval_groups:
+            self.trainer.save_metrics("eval", self.trainer.evaluate())
+
+
+def main() -> None:
+    """Parses, checks, trains, and leaves the process group in order."""
+    if int(os.environ.get("RANK", 0)):
+        logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("FlagEmbedding").setLevel(logging.ERROR)
+    model_args, data_args, training_args = _parse()
+    _prepare_output(training_args)
+    SelectorRunner(model_args, data_args, training_args).run()
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # DeepSpeed aborts at exit when one process leaves before another
+        torch.distributed.destroy_process_group()
+
+
+def _parse() -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    formatter = stage_parser(__doc__).formatter_class
+    parser = HfArgumentParser(
+        (ModelArguments, DataArguments, TrainingArguments),
+        prog="selector_finetune", description=__doc__, formatter_class=formatter, allow_abbrev=False,
+    )
+    try:
+        model_args, data_args, training_args = parser.parse_args_into_dataclasses()
+    except (ValueError, FileNotFoundError) as problem:
+        raise UserError(" ".join(str(problem).split())) from None
+    if data_args.eval_data and training_args.eval_strategy == IntervalStrategy.NO:
+        training_args.eval_strategy = IntervalStrategy.EPOCH
+    if not data_args.eval_data and training_args.eval_strategy != IntervalStrategy.NO:
+        raise UserError(f"--eval_strategy {training_args.eval_strategy.value} needs --eval_data")
+    return model_args, data_args, training_args
+
+
+def _check_batches(questions: int, args: TrainingArguments) -> None:
+    batch = args.per_device_train_batch_size * max(1, args.world_size)
+    if args.dataloader_drop_last and questions < batch:
+        raise UserError(
+            f"--train_data holds {questions} questions and --dataloader_drop_last drops a batch of fewer than {batch}: "
+            "leave the flag out, or take a smaller --per_device_train_batch_size"
+        )
+
+
+def _prepare_output(args: TrainingArguments) -> None:
+    folder = Path(args.output_dir)
+    if args.resume_from_checkpoint:
+        args.resume_from_checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
+        return
+    stale = sorted(folder.iterdir()) if folder.is_dir() else []
+    if stale and not args.overwrite_output_dir:
+        raise UserError(
+            f"{folder} holds files; --overwrite_output_dir trains into it, --resume_from_checkpoint True goes on"
+        )
+    _wait_for_all()  # no process clears the folder while another still looks into it
+    if args.should_save:
+        for checkpoint in folder.glob("checkpoint-*"):
+            shutil.rmtree(checkpoint)
+    _wait_for_all()
+
+
+def _checkpoint(wanted: str, folder: Path) -> str:
+    if wanted.lower() == "true":
+        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        if found is None:
+            raise UserError(f"--resume_from_checkpoint True: {folder} holds no checkpoint-* folder")
+        return found
+    if not (Path(wanted) / "trainer_state.json").is_file():
+        raise UserError(f"--resume_from_checkpoint {wanted}: holds no trainer_state.json, so it is no checkpoint")
+    return wanted
+
+
+def _wait_for_all() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()

@@ -1,0 +1,122 @@
+"""The training loop's additions: a fixed order of questions, evaluation against the teacher, plain saved folders."""
+
+import logging
+import math
+
+import torch
+from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerTrainer
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+from transformers import EvalPrediction, TrainerCallback
+
+from gainRAG.selector_finetune.dataset import EpochOrder
+from gainRAG.selector_finetune.modeling import divergence
+
+logger = logging.getLogger(__name__)
+
+MEASURES = ("loss", "top1_agreement", "gain_lost", "ndcg@10")
+COLLAPSED_SPREAD = 1e-5
+
+
+def group_measures(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """How well each group's scores follow the teacher; the columns of `MEASURES`.
+
+    top1_agreement: 1 if the student's first passage is the teacher's best (any of them, if it has several), else 0.
+    gain_lost: the teacher's best score less its score of the student's first, in units of log(PPL_CD + 1).
+    ndcg@10: linear gains, the teacher's score above its lowest in the group; 1 where the teacher prefers none.
+
+    Args:
+        student: (groups, passages), -inf where a group has no passage.
+        teacher: likewise.
+        temperature: for the loss.
+
+    Returns:
+        (groups, 4), float32.
+    """
+    present = teacher != -torch.inf
+    picked = teacher.gather(1, student.argmax(dim=1, keepdim=True)).squeeze(1)
+    lost = teacher.amax(dim=1) - picked
+    lowest = teacher.masked_fill(~present, torch.inf).amin(dim=1, keepdim=True)
+    gains = (teacher - lowest).masked_fill(~present, 0.0)
+    found = _dcg(gains.gather(1, student.argsort(dim=1, descending=True, stable=True)))
+    ideal = _dcg(gains.sort(dim=1, descending=True).values)
+    ndcg = torch.where(ideal > 0, found / ideal, 1.0)
+    return torch.stack([divergence(student, teacher, temperature), (lost == 0).float(), lost, ndcg], dim=1)
+
+
+def _dcg(gains: Tensor, depth: int = 10) -> Tensor:
+    gains = gains[:, :depth]
+    return (gains / torch.arange(2, gains.shape[1] + 2, device=gains.device).log2()).sum(dim=1)
+
+
+def mean_measures(prediction: EvalPrediction) -> dict[str, float]:
+    """The means over all questions, under the names of `MEASURES`."""
+    return dict(zip(MEASURES, prediction.predictions.mean(axis=0).tolist(), strict=True))
+
+
+class TellEpoch(TrainerCallback):
+    """Tells the dataset which epoch begins. accelerate's own way does not reach it in several processes."""
+
+    def on_epoch_begin(self, args, state, control, train_dataloader=None, **_) -> None:
+        train_dataloader.dataset.epoch = int(state.epoch or 0)
+
+
+class SelectorTrainer(EncoderOnlyRerankerTrainer):
+    """FlagEmbedding's reranker trainer over `GroupDataset` and `DistilledCrossEncoder`."""
+
+    def __init__(self, **kwargs) -> None:
+        super().__init__(compute_metrics=mean_measures, callbacks=[TellEpoch()], **kwargs)
+        self._spread: Tensor | None = None
+
+    def compute_loss(self, model, inputs: dict, return_outputs: bool = False, **kwargs):
+        """FlagEmbedding's, keeping the step's spread of scores on the device: reading it would wait for the GPU."""
+        loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
+        scores = outputs.scores.detach()
+        absent = scores == -torch.inf
+        self._spread = scores.amax() - scores.masked_fill(absent, torch.inf).amin()
+        return (loss, outputs) if return_outputs else loss
+
+    def log(self, logs: dict[str, float], *args, **kwargs) -> None:
+        """transformers' log, with a warning when the model gives every passage of the last step one score."""
+        if "loss" in logs and self._spread is not None and not self._spread > COLLAPSED_SPREAD:
+            logger.warning(
+                "step %d: all scores are one value (spread %.1e), so the model tells no passage from another; "
+                "a lower --learning_rate or a longer warm-up usually prevents it", self.state.global_step, self._spread,
+            )
+        if not math.isfinite(logs.get("loss", 0.0)):
+            logger.warning("step %d: the loss is %s", self.state.global_step, logs["loss"])
+        super().log(logs, *args, **kwargs)
+
+    def prediction_step(self, model, inputs: dict, prediction_loss_only: bool, ignore_keys=None) -> tuple:
+        """Each group's measures in place of its scores: groups differ in size, measures do not, so they gather."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            scores = model(**inputs).scores.float()
+        measures = group_measures(scores, inputs["teacher_scores"], self.args.teacher_temperature)
+        return None, measures, measures
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """DeepSpeed's fp16 would round the teacher's scores to three digits."""
+        teacher = inputs["teacher_scores"].to(self.args.device)
+        return {**super()._prepare_inputs(inputs), "teacher_scores": teacher}
+
+    def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
+        dataset = train_dataset or self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length":
+            return EpochOrder(dataset)
+        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return EpochOrder(dataset, dataset.lengths(), together)
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
+        return None
+
+    def get_eval_dataloader(self, eval_dataset: Dataset | None = None):
+        """Every question is measured: --dataloader_drop_last is about training."""
+        drop_last, self.args.dataloader_drop_last = self.args.dataloader_drop_last, False
+        try:
+            return super().get_eval_dataloader(eval_dataset)
+        finally:
+            self.args.dataloader_drop_last = drop_last
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        self.model.save_pretrained(output_dir or self.args.output_dir, state_dict=state_dict)
