@@ -8,6 +8,7 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -89,9 +90,7 @@ class Selector:
 
         Equal scores keep the order given; fewer than k passages all come back.
         """
-        scores = self.score([(question, passage_text(passage)) for passage in passages])
-        best = np.argsort(-scores, kind="stable")[:k]
-        return [{**passages[rank], "selector_score": float(scores[rank])} for rank in best]
+        return keep_best(passages, self.score([(question, passage_text(passage)) for passage in passages]), k)
 
     def score(self, pairs: Sequence[Pair]) -> np.ndarray:
         """Raw logits (float32, one a pair, in input order) of (question, passage) pairs.
@@ -207,6 +206,31 @@ class Selector:
         return [done for half in batch.halves() for done in self._forward(half)]
 
 
+def keep_best(passages: Sequence[Record], scores: np.ndarray, k: int) -> list[Record]:
+    """The k passages with the highest scores, each with its `selector_score`; equal scores keep the order given."""
+    best = np.argsort(-scores, kind="stable")[:k]
+    return [{**passages[rank], "selector_score": float(scores[rank])} for rank in best]
+
+
+def check_selector(name: str) -> str:
+    """What `from_pretrained` takes for a selector, found without loading its weights.
+
+    Raises:
+        UserError: no such model, or not one with a single logit.
+    """
+    from transformers import AutoConfig
+
+    path = weights_path(name)
+    with _clear_load_errors(name):
+        labels = AutoConfig.from_pretrained(path).num_labels
+    if labels != 1:
+        raise UserError(
+            f"{name}: a selector is a cross-encoder with 1 output label, this model has {labels}; "
+            "take a reranker (bge-reranker-base) or one that selector_finetune has trained"
+        )
+    return path
+
+
 def usable_positions(model: torch.nn.Module) -> int:
     """The longest input a transformer takes. RoBERTa's family counts positions from its padding index on, which
     takes 2 of XLM-RoBERTa's 514."""
@@ -219,22 +243,23 @@ def _characters(pair: Pair) -> int:
     return len(pair[0]) + len(pair[1])
 
 
-def _load(name: str, device: torch.device, dtype: torch.dtype):
-    """The model (eval, on the device) and its tokenizer; refuses what is no cross-encoder with one logit."""
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
-
-    path = weights_path(name)
+@contextmanager
+def _clear_load_errors(name: str) -> Iterator[None]:
     try:
-        labels = AutoConfig.from_pretrained(path).num_labels
-        if labels != 1:
-            raise UserError(
-                f"{name}: a selector is a cross-encoder with 1 output label, this model has {labels}; "
-                "take a reranker (bge-reranker-base) or one that selector_finetune has trained"
-            )
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model, report = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+        yield
     except (OSError, ValueError) as problem:
         raise UserError(f"{name}: cannot be loaded as a cross-encoder: {str(problem).splitlines()[0]}") from problem
-    if report["missing_keys"]:
-        raise UserError(f"{name}: its weights lack {', '.join(sorted(report['missing_keys']))}: no cross-encoder")
+
+
+def _load(name: str, device: torch.device, dtype: torch.dtype):
+    """The model (eval, on the device) and its tokenizer."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    path = check_selector(name)
+    with _clear_load_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(path)
+        model, report = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    missing = ", ".join(sorted(report["missing_keys"]))
+    if missing:
+        raise UserError(f"{name}: its weights lack {missing}, so it is no trained cross-encoder")
     return model.eval().to(device), tokenizer
