@@ -13,6 +13,7 @@ writes eval_data/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_de
 
 import argparse
 import ast
+import codecs
 import csv
 import io
 import json
@@ -183,9 +184,10 @@ def entries(name: str, data: bytes, format_name: str | None) -> Iterator[tuple[s
     Raises:
         UserError: `data` is not UTF-8, not JSON, not CSV, or not nested as its format is.
     """
+    data = data.removeprefix(codecs.BOM_UTF8)
     if not data.strip():
         raise UserError(f"{name}: is empty")
-    if format_name == "dpr" or (format_name is None and data.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] not in b"{["):
+    if format_name == "dpr" or (format_name is None and data.lstrip()[:1] not in b"{["):
         yield from _csv_entries(name, data)
         return
     first = re.match(rb"\s*[^\n]*", data)
@@ -199,7 +201,7 @@ def entries(name: str, data: bytes, format_name: str | None) -> Iterator[tuple[s
 
 def _is_json(line: bytes) -> bool:
     try:
-        json.loads(line.decode("utf-8-sig"))
+        json.loads(line)
     except (ValueError, RecursionError):
         return False
     return True
@@ -230,7 +232,7 @@ def _squad_entries(name: str, articles: Any) -> Iterator[tuple[str, Any]]:
 
 def _csv_entries(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
     try:
-        text = data.decode("utf-8-sig")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as problem:
         line = data.count(b"\n", 0, problem.start) + 1
         raise UserError(f"{name}:{line}: is not UTF-8 text; save the file as UTF-8") from None

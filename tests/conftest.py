@@ -161,7 +161,7 @@ def write_jsonl(tmp_path):
 @pytest.fixture
 def read_jsonl():
     """Reads a .jsonl file as a list."""
-    return lambda path: [json.loads(line) for line in Path(path).read_text("utf-8").splitlines()]
+    return lambda path: [json.loads(line) for line in Path(path).open("rb")]
 
 
 @pytest.fixture
