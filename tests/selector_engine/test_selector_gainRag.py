@@ -1,0 +1,248 @@
+"""selector_gainRag: from retrieval output and pseudo-passages to the best passages, whole or resumed."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+import torch
+from conftest import SENTENCES
+
+from gainRAG.cli import UserError
+from gainRAG.selector_engine import selector_gainRag
+from gainRAG.selector_engine.reranker import Selector
+
+KILLED_AT_RECORD_11 = """
+import os, signal, sys
+from gainRAG import records
+from gainRAG.selector_engine import selector_gainRag
+append, count = records.StageWriter.append, 0
+def dies(self, record):
+    global count
+    count += 1
+    if count == 11:
+        os.kill(os.getpid(), signal.SIGKILL)
+    append(self, record)
+records.StageWriter.append = dies
+selector_gainRag.main()
+"""
+
+
+def made_questions(count: int = 20) -> list[dict]:
+    """Questions with 3 to 6 passages; the answer Paris is in the first sentence only."""
+    questions = []
+    for number in range(count):
+        texts = [f"{SENTENCES[(number + rank) % 8]} {number}" for rank in range(3 + number % 4)]
+        passages = [
+            {"id": f"{number}-{rank}", "title": f"t{rank}", "text": text, "score": -rank, "hasanswer": "Paris" in text}
+            for rank, text in enumerate(texts)
+        ]
+        questions.append(
+            {"id": f"q{number}", "question": f"Question {number}?", "answers": ["Paris"], "level": 3, "ctxs": passages}
+        )
+    return questions
+
+
+@pytest.fixture
+def retrieved(write_jsonl):
+    return write_jsonl("retrieved.jsonl", made_questions())
+
+
+@pytest.fixture
+def backgrounds(write_jsonl):
+    """A pseudo-passage a question, "N/A" for every fifth."""
+    texts = ["N/A" if n % 5 == 0 else f"{SENTENCES[n % 8] * (1 + n % 3)} Paris {n}." for n in range(20)]
+    rows = [{"id": f"q{n}", "question": f"Question {n}?", "background": text} for n, text in enumerate(texts)]
+    return write_jsonl("backgrounds.jsonl", rows[::-1])
+
+
+@pytest.fixture
+def select(monkeypatch, tiny_reranker, tmp_path):
+    """Runs the stage in this process on the tiny selector and gives the output's path."""
+
+    def run(data_path, *flags, output="selected.jsonl", model=tiny_reranker):
+        path = tmp_path / output
+        arguments = ["--model_name_or_path", model, "--data_path", data_path, "--output_path", path, "--device", "cpu"]
+        monkeypatch.setattr(sys, "argv", ["selector_gainRag", *map(str, [*arguments, *flags])])
+        selector_gainRag.main()
+        return path
+
+    return run
+
+
+def test_keeps_the_best_of_retrieved_and_pseudo(select, retrieved, backgrounds, read_jsonl, tiny_reranker):
+    rows = read_jsonl(select(retrieved, "--background_path", backgrounds, "--K_docs", 2))
+    texts = {row["id"]: row["background"] for row in read_jsonl(backgrounds)}
+    selector = Selector(str(tiny_reranker), device="cpu")
+    assert [row["id"] for row in rows] == [f"q{number}" for number in range(20)]
+    for row, question in zip(rows, made_questions(), strict=True):
+        passages = [{**passage, "is_pseudo": False} for passage in question["ctxs"]]
+        if texts[row["id"]] != "N/A":
+            text = texts[row["id"]]
+            passages.append({"id": "pseudo", "title": "", "text": text, "score": None, "is_pseudo": True,
+                             "hasanswer": True})
+        expected = selector.select(question["question"], passages, k=2)
+        for found, wanted in zip(row["ctxs"], expected, strict=True):
+            assert found.pop("selector_score") == pytest.approx(wanted.pop("selector_score"), abs=1e-5)
+            assert found == wanted
+        assert row["level"] == 3
+    assert any(passage["is_pseudo"] for row in rows for passage in row["ctxs"])
+    assert any(not row["ctxs"][0]["is_pseudo"] for row in rows)
+
+
+def test_metrics_count_recall_and_wins(select, retrieved, backgrounds, read_jsonl, capsys):
+    path = select(retrieved, "--background_path", backgrounds, "--K_docs", 2)
+    metrics = json.loads(path.with_suffix(".metrics.json").read_text())
+    rows = read_jsonl(path)
+    hits = [[passage["hasanswer"] for passage in row["ctxs"]] for row in rows]
+    before = [[passage["hasanswer"] for passage in row["ctxs"]] for row in made_questions()]
+    assert metrics["questions"] == 20
+    assert metrics["pseudo_passages"] == 16
+    assert metrics["pseudo_won"] == pytest.approx(np.mean([row["ctxs"][0]["is_pseudo"] for row in rows]))
+    assert metrics["recall_after"] == {"top_1": np.mean([h[0] for h in hits]), "top_2": np.mean([max(h) for h in hits])}
+    assert metrics["recall_before"]["top_1"] == pytest.approx(np.mean([h[0] for h in before]))
+    assert metrics["recall_before"]["top_2"] == pytest.approx(np.mean([max(h[:2]) for h in before]))
+    assert metrics["recall_of_all_retrieved"] == pytest.approx(np.mean([max(h) for h in before]))
+    assert "won by it" in capsys.readouterr().out
+
+
+def test_only_the_first_candidates_and_questions_count(select, retrieved, read_jsonl):
+    rows = read_jsonl(select(retrieved, "--no_pseudo", "--n_candidates", 2, "--K_docs", 2, "--limit", 3))
+    kept = [{passage["id"] for passage in row["ctxs"]} for row in rows]
+    assert kept == [{f"{number}-0", f"{number}-1"} for number in range(3)]
+
+
+def test_a_question_with_few_candidates_keeps_them_all(select, retrieved, read_jsonl):
+    rows = read_jsonl(select(retrieved, "--no_pseudo", "--K_docs", 50))
+    assert [len(row["ctxs"]) for row in rows] == [3 + number % 4 for number in range(20)]
+
+
+def test_a_question_without_candidates_goes_through(select, write_jsonl, read_jsonl):
+    questions = made_questions(3)
+    questions[1]["ctxs"] = []
+    path = select(write_jsonl("some.jsonl", questions), "--no_pseudo")
+    assert [len(row["ctxs"]) for row in read_jsonl(path)] == [1, 0, 1]
+
+
+def test_ties_go_to_the_earlier_and_to_the_retrieved(select, write_jsonl, read_jsonl):
+    same = {"title": "", "text": SENTENCES[0]}
+    question = {"id": "q", "question": "Where?", "answers": ["x"], "ctxs": [{"id": "a", **same}, {"id": "b", **same}]}
+    background = {"id": "q", "question": "Where?", "background": SENTENCES[0]}
+    path = select(write_jsonl("tie.jsonl", [question]), "--K_docs", 3, "--background_path",
+                  write_jsonl("tied.jsonl", [background]))
+    assert [passage["id"] for passage in read_jsonl(path)[0]["ctxs"]] == ["a", "b", "pseudo"]
+
+
+def test_missing_hasanswer_is_computed(select, write_jsonl, read_jsonl):
+    questions = made_questions(8)
+    for question in questions:
+        for passage in question["ctxs"]:
+            del passage["hasanswer"]
+    rows = read_jsonl(select(write_jsonl("bare.jsonl", questions), "--no_pseudo", "--K_docs", 6))
+    assert all(passage["hasanswer"] == ("Paris" in passage["text"]) for row in rows for passage in row["ctxs"])
+    assert any(passage["hasanswer"] for row in rows for passage in row["ctxs"])
+
+
+def test_json_output_holds_the_same_records(select, retrieved, read_jsonl):
+    lines = select(retrieved, "--no_pseudo")
+    as_list = select(retrieved, "--no_pseudo", output="selected.json")
+    assert json.loads(as_list.read_text()) == read_jsonl(lines)
+
+
+def test_the_llm_writes_pseudo_passages_once(select, retrieved, read_jsonl, tiny_llama, monkeypatch):
+    flags = ["--lm_type", tiny_llama, "--background_tokens", 8, "--limit", 10, "--dtype", "float32"]
+    path = select(retrieved, *flags)
+    kept = path.with_suffix(".background.jsonl")
+    assert [row["id"] for row in read_jsonl(kept)] == [f"q{number}" for number in range(10)]
+
+    def no_second_time(args):
+        raise AssertionError("the LLM was loaded again")
+
+    monkeypatch.setattr("gainRAG.llm_inference.background.load_engine", no_second_time)
+    former = path.read_bytes()
+    path.unlink()
+    assert select(retrieved, *flags).read_bytes() == former
+    other = select(retrieved, "--background_path", kept, "--limit", 10, output="other.jsonl")
+    assert other.read_bytes() == former
+
+
+def test_a_complete_output_is_left_alone(select, retrieved, monkeypatch):
+    path = select(retrieved, "--no_pseudo")
+    former = path.read_bytes()
+    monkeypatch.setattr(Selector, "__init__", lambda *_: pytest.fail("the selector was loaded again"))
+    assert select(retrieved, "--no_pseudo").read_bytes() == former
+    with pytest.raises(UserError, match="K_docs"):
+        select(retrieved, "--no_pseudo", "--K_docs", 2)
+
+
+def test_killed_and_resumed_gives_the_same_bytes(select, retrieved, backgrounds, run_python, tiny_reranker, tmp_path):
+    flags = ["--background_path", backgrounds, "--K_docs", 2]
+    whole = select(retrieved, *flags, output="whole.jsonl")
+    killed = tmp_path / "killed.jsonl"
+    dead = run_python("-c", KILLED_AT_RECORD_11, "--model_name_or_path", tiny_reranker, "--data_path", retrieved,
+                      "--output_path", killed, "--device", "cpu", *flags,
+                      env={"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    assert dead.returncode == -9, dead.stderr
+    assert not killed.exists()
+    assert len((tmp_path / "killed.jsonl.unfinished").read_text().splitlines()) == 10
+    assert select(retrieved, *flags, output="killed.jsonl").read_bytes() == whole.read_bytes()
+    assert killed.with_suffix(".metrics.json").read_bytes() == whole.with_suffix(".metrics.json").read_bytes()
+
+
+def test_a_resumed_run_scores_only_what_is_missing(select, retrieved, monkeypatch):
+    append, scored = selector_gainRag.StageWriter.append, []
+
+    def stops(self, record):
+        if record["id"] == "q17":
+            raise KeyboardInterrupt
+        append(self, record)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(selector_gainRag.StageWriter, "append", stops)
+        select(retrieved, "--no_pseudo")
+    prepare = Selector._prepare
+    monkeypatch.setattr(Selector, "_prepare", lambda self, chunk: scored.append(len(chunk)) or prepare(self, chunk))
+    select(retrieved, "--no_pseudo")
+    assert scored == [sum(len(question["ctxs"]) for question in made_questions()[16:])]
+
+
+def test_broken_input_is_named(select, write_jsonl):
+    questions = made_questions(3)
+    del questions[1]["ctxs"][2]["text"]
+    with pytest.raises(UserError, match=r"broken\.jsonl:2: field 'ctxs\[2\]'"):
+        select(write_jsonl("broken.jsonl", questions), "--no_pseudo")
+    del questions[1]["ctxs"]
+    with pytest.raises(UserError, match=r":2: field 'ctxs': missing"):
+        select(write_jsonl("broken.jsonl", questions), "--no_pseudo")
+
+
+def test_backgrounds_of_other_questions_are_refused(select, retrieved, backgrounds, read_jsonl, write_jsonl):
+    rows = read_jsonl(backgrounds)
+    with pytest.raises(UserError, match=r"no background for id 'q19'"):
+        select(retrieved, "--background_path", write_jsonl("few.jsonl", rows[1:]))
+    rows[0]["question"] = "Something else?"
+    with pytest.raises(UserError, match=r"no background for id 'q19'"):
+        select(retrieved, "--background_path", write_jsonl("other.jsonl", rows))
+
+
+def test_flags_that_cannot_be_are_refused(select, retrieved, backgrounds, tiny_encoder):
+    with pytest.raises(UserError, match="at most 4 candidates"):
+        select(retrieved, "--n_candidates", 3, "--K_docs", 5)
+    with pytest.raises(UserError, match="give one of them"):
+        select(retrieved, "--no_pseudo", "--background_path", backgrounds)
+    with pytest.raises(UserError, match="neither a model folder"):
+        select(retrieved, "--no_pseudo", model="nothing")
+    with pytest.raises(UserError, match="1 output label"):
+        select(retrieved, "--no_pseudo", model=tiny_encoder)
+    with pytest.raises(UserError, match="no such file"):
+        select("gone.jsonl", "--no_pseudo")
+    with pytest.raises(UserError, match="neither a model folder"):
+        select(retrieved, "--lm_type", "nothing")
+
+
+def test_mistakes_end_with_one_line(run_python, retrieved, tmp_path):
+    done = run_python("-m", "selector_engine.selector_gainRag", "--model_name_or_path", "nothing", "--no_pseudo",
+                      "--data_path", retrieved, "--output_path", tmp_path / "s.json", folder="gainRAG")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("error: nothing:")
+    assert "Traceback" not in done.stderr
