@@ -76,10 +76,10 @@ def accuracy(prediction: str, answers: Sequence[str], choices: Sequence[str] | N
         prediction: "B", "(B) gravity", "The answer is B." or "False, because ..." all name an option; a lower-case
             letter does so only when it is the whole prediction, since "a" is also an article.
         answers: gold options, as "B" or "true".
-        choices: the options' labels; None means true and false if a gold answer is one of them, else A to E.
+        choices: the options' labels; none given means true and false if a gold answer is one of them, else A to E.
     """
     golds = {answer.strip().lower() for answer in _listed(answers)}
-    if choices is None:
+    if not choices:
         choices = ("true", "false") if golds & {"true", "false"} else OPTION_LETTERS
     named = _first_named(prediction, choices)
     return named is not None and named.lower() in golds

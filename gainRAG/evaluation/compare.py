@@ -14,6 +14,7 @@ from gainRAG.evaluation.significance import paired_bootstrap, paired_permutation
 from gainRAG.records import FieldError, Record, read_records, write_json
 
 METRICS = ("cover_em", "em", "f1")
+TASK_METRICS = ("accuracy",)  # compared where both files have them
 IDS_SHOWN = 3
 
 
@@ -21,7 +22,7 @@ def as_scored(record: Record) -> Record:
     """A prediction with its `id` and the scores that are compared, each from 0 to 1."""
     if not isinstance(record.get("id"), str | int):
         raise FieldError("id", "missing, or neither text nor a number")
-    for metric in METRICS:
+    for metric in (*METRICS, *(name for name in TASK_METRICS if name in record)):
         score = record.get(metric)
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             raise FieldError(metric, f"{score!r} is not a score from 0 to 1; rag_generation writes it")
@@ -64,7 +65,8 @@ def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed:
         samples: resamples of the bootstrap, and of the permutation test.
     """
     rows = []
-    for metric in METRICS:
+    shared = [name for name in TASK_METRICS if all(name in left and name in right for left, right in pairs)]
+    for metric in (*METRICS, *shared):
         a = [left[metric] for left, _ in pairs]
         b = [right[metric] for _, right in pairs]
         low, high = paired_bootstrap(a, b, samples=samples, seed=seed)

@@ -150,6 +150,7 @@ def test_accuracy(prediction, golds, right):
 def test_accuracy_with_other_labels():
     assert accuracy("(3) iron", ["3"], ["1", "2", "3", "4"])
     assert not accuracy("13", ["3"], ["1", "2", "3", "4"])
+    assert accuracy("B", ["B"], [])
     assert accuracy("It SUPPORTS it", ["supports"], ["supports", "refutes"])
 
 

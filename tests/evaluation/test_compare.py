@@ -22,6 +22,13 @@ def test_files_pair_by_id_whatever_their_order(write_jsonl):
     assert row["p"] == pytest.approx(2 / 2**5, abs=0.01)
 
 
+def test_accuracy_is_compared_where_both_files_have_it(write_jsonl):
+    with_accuracy = write_jsonl("a.jsonl", [prediction(n, 1, accuracy=0.0) for n in range(3)])
+    without = write_jsonl("b.jsonl", [prediction(n, 1) for n in range(3)])
+    assert [row["metric"] for row in compare(paired_scores(with_accuracy, with_accuracy))][-1] == "accuracy"
+    assert [row["metric"] for row in compare(paired_scores(with_accuracy, without))] == ["cover_em", "em", "f1"]
+
+
 def test_table_is_in_percent():
     row = {"metric": "em", "a": 0.318, "b": 0.396, "difference": 0.078, "low": 0.031, "high": 0.125, "p": 0.0012}
     line = comparison_table([row]).splitlines()[-1]

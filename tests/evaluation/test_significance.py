@@ -52,6 +52,13 @@ def test_permutation_p_is_the_exact_one():
     assert paired_permutation_test(a, b) == paired_permutation_test(b, a)
 
 
+def test_permutation_p_counts_ties_despite_rounding():
+    differences = np.array([0.4, 0.2, 0.6, -0.3, 0.4, -0.3])  # several assignments sum to 1, or nearly so
+    sums = np.array([abs(np.dot(signs, differences)) for signs in product((-1, 1), repeat=6)])
+    exact = np.mean(sums >= 1 - 1e-9)
+    assert paired_permutation_test(np.zeros(6), differences) == pytest.approx(exact, abs=0.03)
+
+
 def test_permutation_p_at_the_ends():
     a = np.random.default_rng(5).random(200)
     assert paired_permutation_test(a, a) == 1
