@@ -1,0 +1,104 @@
+"""Turns every passage of a corpus into a vector: float16 shards that retrieval.py searches.
+
+    python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path contriever-msmarco \\
+        --passages psgs_w100.tsv.gz --output_dir embeddings/
+
+Killed, it goes on at the next shard when the same command is given again. The settings are kept beside the shards:
+retrieval.py encodes the questions in the same way.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.llm_inference.models import DTYPES, pick_device, pick_dtype, weights_path
+from gainRAG.records import Record, StageWriter, stage_settings
+from gainRAG.retrieval_engine.modeling import POOLINGS, Encoder
+from gainRAG.retrieval_engine.normalize import TextOptions
+from gainRAG.retrieval_engine.passages import PassageStore, open_store
+from gainRAG.retrieval_engine.vectors import MANIFEST, save_shard
+
+logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    args = parse_args()
+    path = weights_path(args.model_name_or_path)
+    dtype = pick_dtype(args.dtype, pick_device(args.device))
+    store = open_store(args.passages, args.passages_store)
+    settings = stage_settings(
+        "passage_embed",
+        {"model_name_or_path": path},
+        passages=store.digest,
+        pooling=args.pooling,
+        normalize=args.normalize,
+        max_length=args.max_length,
+        dtype=str(dtype).removeprefix("torch."),
+        lowercase=args.lowercase,
+        normalize_text=args.normalize_text,
+        no_title=args.no_title,
+        passage_prefix=args.passage_prefix,
+        shard_size=args.shard_size,
+    )
+    with StageWriter(Path(args.output_dir) / MANIFEST, settings, args.overwrite) as writer:
+        if not writer.complete:
+            embed(args, store, writer)
+
+
+def embed(args: argparse.Namespace, store: PassageStore, writer: StageWriter) -> None:
+    """Writes the shards that are not there yet."""
+    encoder = Encoder(
+        args.model_name_or_path,
+        args.pooling,
+        args.normalize,
+        args.max_length,
+        args.batch_size,
+        args.device,
+        args.dtype,
+    )
+    options = TextOptions(args.lowercase, args.normalize_text, args.no_title, args.passage_prefix)
+    first = writer.done * args.shard_size
+    logger.info("%d passages, %s on %s", len(store), encoder.dtype, encoder.device)
+    with tqdm(total=len(store), initial=min(first, len(store)), unit="passage", desc="embed") as bar:
+        for start in range(first, len(store), args.shard_size):
+            passages = [store[position] for position in range(start, min(start + args.shard_size, len(store)))]
+            vectors = encoder.encode([options.passage(passage) for passage in passages], bar.update)
+            writer.append(_saved(Path(args.output_dir), start // args.shard_size, passages, vectors))
+    writer.finish()
+
+
+def _saved(folder: Path, number: int, passages: list[Record], vectors: np.ndarray) -> Record:
+    if not np.isfinite(vectors.astype("float16")).all():
+        row = int(np.flatnonzero(~np.isfinite(vectors.astype("float16")).all(1))[0])
+        raise UserError(f"passage {passages[row]['id']!r}: its vector overflows; try --dtype float32 or --normalize")
+    return save_shard(folder, number, [passage["id"] for passage in passages], vectors)
+
+
+def parse_args() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    add = parser.add_argument
+    add("--model_name_or_path", default="contriever-msmarco", help="encoder: a known name, a folder or a hub id")
+    add("--passages", required=True, help="corpus: psgs_w100.tsv, .tsv.gz, .jsonl or .jsonl.gz")
+    add("--passages_store", help="folder for the passage store; default: beside the corpus")
+    add("--output_dir", required=True, help="folder for the shards")
+    add("--pooling", choices=POOLINGS, default="mean", help="a text's vector: mean of its tokens, or the first token")
+    add("--normalize", action="store_true", help="vectors of length 1 (MiniLM, E5, BGE; not Contriever)")
+    add("--passage_prefix", default="", help='put before every passage, for example "passage: " for E5')
+    add("--lowercase", action="store_true", help="lower-case passages and questions")
+    add("--normalize_text", action="store_true", help="typographic characters to ASCII, as Contriever's option does")
+    add("--no_title", action="store_true", help="leave the title out; default: title, a space, text")
+    add("--max_length", type=positive_int, default=512, help="tokens a passage is cut to")
+    add("--batch_size", type=positive_int, default=32, help="passages a forward pass; 256 and more suit a GPU")
+    add("--shard_size", type=positive_int, default=100_000, help="passages a shard, and lost at most when killed")
+    add("--device", help="cpu, cuda or cuda:N; default: the first GPU, or the CPU")
+    add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")
+    add("--overwrite", action="store_true", help="start afresh instead of going on or refusing")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    run_stage(main)

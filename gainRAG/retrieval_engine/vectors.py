@@ -1,0 +1,190 @@
+"""Passage vectors on disk: the shards that passage_embed writes, and Contriever's published pickles.
+
+A folder of ours holds `shards.jsonl` (one line a shard: vectors, ids, count, dim; there only when complete), and for
+each shard a float16 array `passages_00000.npy`, shape (count, dim), with its ids in `passages_00000.ids.npy`.
+A folder of Contriever's holds `passages_00`, ...: pickles of (list of ids, array), read without running anything.
+"""
+
+import json
+import pickle
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gainRAG.cli import UserError
+from gainRAG.records import Record, read_records
+
+MANIFEST = "shards.jsonl"
+PUBLISHED = "passages_[0-9]*"
+FLOATS = ("f2", "f4", "f8")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Vectors of some passages.
+
+    Attributes:
+        path: the .npy, or the pickle.
+        ids_path: the ids' .npy; None for a pickle, which holds them itself.
+        count, dim: shape of the vectors; None for a pickle that has not been read.
+    """
+
+    path: Path
+    ids_path: Path | None = None
+    count: int | None = None
+    dim: int | None = None
+
+    def load(self) -> tuple[list[str], np.ndarray]:
+        """The ids, and the vectors (float16 or float32; memory-mapped, except from a pickle).
+
+        Raises:
+            UserError: the shard is damaged, or a pickle holds anything but ids and an array.
+        """
+        if self.ids_path is None:
+            return read_published(self.path)
+        ids = [passage_id.decode() for passage_id in _array(self.ids_path).tolist()]
+        vectors = _array(self.path)
+        if vectors.shape != (len(ids), self.dim) or len(ids) != self.count:
+            raise UserError(f"{self.path}: {vectors.shape} vectors for {len(ids)} ids; embed the passages again")
+        return ids, vectors
+
+
+def _array(path: Path) -> np.ndarray:
+    try:
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError, EOFError) as problem:
+        raise UserError(f"{path}: cannot be read ({problem}); embed the passages again") from None
+
+
+def save_shard(folder: Path, number: int, ids: list[str], vectors: np.ndarray) -> Record:
+    """Writes one shard, each file under its name only when whole; returns its line of the manifest."""
+    name = f"passages_{number:05d}"
+    _save(folder / f"{name}.ids.npy", np.array([passage_id.encode() for passage_id in ids]))
+    _save(folder / f"{name}.npy", vectors.astype("float16"))
+    return {"vectors": f"{name}.npy", "ids": f"{name}.ids.npy", "count": len(ids), "dim": vectors.shape[1]}
+
+
+def _save(path: Path, values: np.ndarray) -> None:
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            np.save(file, values, allow_pickle=False)
+        partial.replace(path)
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def open_shards(folder: str | Path) -> list[Shard]:
+    """The shards of an embeddings folder, in order.
+
+    Raises:
+        UserError: the folder is missing, unfinished, or holds no embeddings.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder of passage embeddings; passage_embed makes one")
+    if (folder / MANIFEST).exists():
+        return [
+            Shard(folder / line["vectors"], folder / line["ids"], line["count"], line["dim"])
+            for line in read_records(folder / MANIFEST)
+        ]
+    if (folder / f"{MANIFEST}.unfinished").exists():
+        raise UserError(f"{folder}: its embeddings are unfinished; run the same passage_embed command again")
+    published = sorted(path for path in folder.glob(PUBLISHED) if path.suffix in ("", ".pkl"))
+    if not published:
+        raise UserError(f"{folder}: holds neither {MANIFEST} (passage_embed) nor passages_00, ... (Contriever's)")
+    return [Shard(path) for path in published]
+
+
+def embedding_settings(folder: str | Path) -> Record | None:
+    """The settings that a folder of ours was embedded with; None for Contriever's."""
+    path = Path(folder) / f"{MANIFEST}.settings.json"
+    return json.loads(path.read_text("utf-8")) if path.exists() else None
+
+
+# --- pickles, without running them ------------------------------------------------------------------------------
+
+
+class _PickledDtype:
+    """Stands in for numpy.dtype: little-endian floats only."""
+
+    def __init__(self, code: str, *_) -> None:
+        if code not in FLOATS:
+            raise pickle.UnpicklingError(f"an array of type {code!r}; wanted floats ({', '.join(FLOATS)})")
+        self.code = code
+
+    def __setstate__(self, state: tuple) -> None:
+        if state[1] not in ("<", "=", "|"):
+            raise pickle.UnpicklingError("big-endian floats")
+
+
+class _PickledArray:
+    """Stands in for numpy.ndarray: keeps shape and bytes, and becomes an array when both are checked."""
+
+    def __setstate__(self, state: tuple) -> None:
+        _, shape, dtype, fortran, data = state
+        self.values = _checked_array(data, dtype, shape, "F" if fortran else "C")
+
+
+def _checked_array(data: bytes, dtype: _PickledDtype, shape: tuple, order: str = "C") -> np.ndarray:
+    if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes | bytearray):
+        raise pickle.UnpicklingError("an array that is not plain floats")
+    return np.frombuffer(data, f"<{dtype.code}").reshape(shape, order=order)
+
+
+_ADMITTED = {
+    ("multiarray", "_reconstruct"): lambda *_: _PickledArray(),
+    ("numeric", "_frombuffer"): _checked_array,
+    ("numpy", "ndarray"): _PickledArray,
+    ("numpy", "dtype"): _PickledDtype,
+}
+
+
+class _FloatsAndIds(pickle.Unpickler):
+    """Admits lists, tuples, str, int and NumPy arrays of floats; every other global is refused, by name."""
+
+    def find_class(self, module: str, name: str):
+        if module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric"):
+            module = module.rpartition(".")[2]
+        if (module, name) not in _ADMITTED:
+            raise pickle.UnpicklingError(f"{module}.{name}")
+        return _ADMITTED[module, name]
+
+
+def read_published(path: Path) -> tuple[list[str], np.ndarray]:
+    """(ids, vectors) of one of Contriever's pickles.
+
+    Raises:
+        UserError: it is damaged, or holds anything else (nothing of it is run).
+    """
+    try:
+        with path.open("rb") as file:
+            content = _FloatsAndIds(file).load()
+    except pickle.UnpicklingError as problem:
+        raise UserError(f"{path}: refused: a pickle of ids and vectors holds no {problem}") from None
+    except (EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, UnicodeError) as problem:
+        raise UserError(f"{path}: is not a pickle of (ids, vectors), or damaged ({problem})") from None
+    ids, vectors = content if isinstance(content, tuple | list) and len(content) == 2 else (None, None)
+    vectors = getattr(vectors, "values", vectors)
+    if not isinstance(ids, list) or not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or len(vectors) != len(ids):
+        raise UserError(f"{path}: wanted (list of ids, array of shape (ids, dim))")
+    if not all(isinstance(passage_id, str | int) for passage_id in ids):
+        raise UserError(f"{path}: an id is neither text nor a number")
+    return [str(passage_id) for passage_id in ids], vectors
+
+
+def as_float32(vectors: np.ndarray, chunk: int) -> Iterator[tuple[int, np.ndarray]]:
+    """(first row, rows as float32), `chunk` rows at a time; a memory-mapped file is mapped anew for each.
+
+    A mapping counts as the process's memory for as long as it lives: so no more of it than one chunk ever does.
+    """
+    for start in range(0, len(vectors), chunk):
+        if isinstance(vectors, np.memmap):
+            part = np.load(vectors.filename, mmap_mode="r")[start : start + chunk]
+        else:
+            part = vectors[start : start + chunk]
+        yield start, part.astype("float32")
