@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from gainRAG.cli import UserError, non_negative_float, non_negative_int, positive_int
+from gainRAG.cli import UserError, non_negative_float, non_negative_int, positive_float, positive_int
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.models import DTYPES, is_chat_model
 from gainRAG.prompts import load_prompts
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-BACKENDS = ("hf", "vllm")
+BACKENDS = ("hf", "vllm", "openai")
 
 
 class Engine(Protocol):
@@ -36,11 +36,11 @@ class Engine(Protocol):
         """Frees the model's memory."""
 
 
-def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which LLM writes, on what, and how."""
+def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str] = BACKENDS) -> None:
+    """The flags that say which LLM writes, on what, and how; the first of `backends` is the default."""
     group = parser.add_argument_group("language model")
     group.add_argument("--lm_type", default="Llama-3-8B-Instruct", help="the LLM: a known name, a folder or a hub id")
-    group.add_argument("--backend", choices=BACKENDS, default="hf", help="what runs the LLM")
+    group.add_argument("--backend", choices=backends, default=backends[0], help="what runs the LLM")
     group.add_argument(
         "--dtype",
         choices=("auto", *DTYPES),
@@ -58,18 +58,36 @@ def add_engine_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=non_negative_int, default=42, help="seed of sampling (temperature above 0)")
     group.add_argument("--no_chat", action="store_true", help="do not use the chat template, whatever the model")
     group.add_argument("--prompts", default=None, metavar="FILE.yaml", help="replaces texts shown to the LLM")
+    if "openai" in backends:
+        _add_server_arguments(parser)
+
+
+def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("language model behind --backend openai (its key: environment OPENAI_API_KEY)")
+    group.add_argument("--base_url", default=None, metavar="URL", help="the server, e.g. http://127.0.0.1:8000/v1")
+    group.add_argument("--server_model", default=None, metavar="NAME", help="the model's name on that server")
+    group.add_argument("--concurrency", type=positive_int, default=8, help="most requests at one time")
+    group.add_argument(
+        "--request_timeout", type=positive_float, default=300.0, help="seconds of silence that fail an attempt"
+    )
+    group.add_argument("--retries", type=non_negative_int, default=6, help="attempts after a failed one")
 
 
 def check_engine_arguments(args: argparse.Namespace) -> None:
     """Finds the user's mistakes before a model loads.
 
     Raises:
-        UserError: no such weights, device, backend package, task or prompt file.
+        UserError: no such weights, device, backend package, server address, task or prompt file.
     """
     from gainRAG.llm_inference.models import pick_device, weights_path
 
     load_prompts(args.prompts).task(args.task)
     pick_device(args.device)
+    if args.backend == "openai":
+        from gainRAG.llm_inference.inference_openai import check_server_arguments
+
+        check_server_arguments(args.base_url, args.server_model)
+        return
     weights_path(args.lm_type)
     if args.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import require_vllm
@@ -83,6 +101,18 @@ def load_engine(args: argparse.Namespace) -> Engine:
         from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
         return VLLMEngine(args.lm_type, dtype=args.dtype, temperature=args.temperature, seed=args.seed)
+    if args.backend == "openai":
+        from gainRAG.llm_inference.inference_openai import OpenAIEngine
+
+        return OpenAIEngine(
+            args.base_url,
+            args.server_model,
+            concurrency=args.concurrency,
+            timeout=args.request_timeout,
+            retries=args.retries,
+            temperature=args.temperature,
+            seed=args.seed,
+        )
     from gainRAG.llm_inference.inference_hf import HFEngine
 
     return HFEngine(
@@ -113,5 +143,7 @@ def prompt_builder(
 
 def generation_settings(args: argparse.Namespace) -> dict:
     """What of the flags changes the texts an engine writes, for a stage's settings."""
-    names = ("lm_type", "backend", "dtype", "temperature", "seed", "no_chat", "task")
+    names = ["lm_type", "backend", "dtype", "temperature", "seed", "no_chat", "task"]
+    if args.backend == "openai":
+        names += ["base_url", "server_model"]
     return {**{name: getattr(args, name) for name in names}, "prompts": load_prompts(args.prompts).hash()}

@@ -31,7 +31,7 @@ from gainRAG.llm_inference.engine import (
     load_engine,
     prompt_builder,
 )
-from gainRAG.llm_inference.models import pick_device
+from gainRAG.llm_inference.models import pick_device, weights_path
 from gainRAG.records import (
     Record,
     StageWriter,
@@ -193,6 +193,7 @@ def score(args: argparse.Namespace, generated: Path, writer: StageWriter, total:
 def main() -> None:
     args = parse_arguments()
     check_engine_arguments(args)
+    weights_path(args.lm_type)  # a server may write the texts, the gains need the LLM here
     total = check_input(args)
     with StageWriter(args.output_path, settings(args, "construct_hf", alpha=args.alpha), args.overwrite) as writer:
         if writer.complete:

@@ -1,0 +1,237 @@
+"""The server engine: any OpenAI-compatible chat completions, from vLLM's or llama.cpp's server to a hosted one.
+
+The server applies its own chat template; a model that thinks aloud should be served with thinking off. The key comes
+from OPENAI_API_KEY alone, and stands in no log, setting or error.
+"""
+
+import email.utils
+import logging
+import math
+import os
+import random
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from tqdm import tqdm
+
+from gainRAG.cli import UserError
+
+if TYPE_CHECKING:
+    import httpx
+
+logger = logging.getLogger(__name__)
+
+FIRST_DELAY = 1.0  # seconds before the second attempt; doubles with each further one
+LONGEST_DELAY = 60.0
+LONGEST_RETRY_AFTER = 600.0  # a server that is away for longer ends the run
+RETRIED_STATUS = {408, 409, 425, 429}  # and all from 500
+
+
+def check_server_arguments(base_url: str | None, server_model: str | None) -> None:
+    """Finds mistakes in the server's address before a request is sent.
+
+    Raises:
+        UserError: an argument is missing, or the address is none, or carries what may be a key (settings record it).
+    """
+    if not base_url or not server_model:
+        missing = "--server_model" if base_url else "--base_url"
+        raise UserError(
+            f"--backend openai needs {missing}, e.g. --base_url http://127.0.0.1:8000/v1 --server_model NAME"
+        )
+    try:
+        parts = urlsplit(base_url)
+        complete = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        complete = False
+    if not complete:
+        raise UserError("--base_url is no address; wanted one like http://127.0.0.1:8000/v1")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise UserError("--base_url must hold no user name, password or query; give the key in OPENAI_API_KEY")
+    _key()
+
+
+def _key() -> str:
+    key = os.environ.get("OPENAI_API_KEY", "").strip()
+    if not key.isascii() or not key.isprintable():
+        raise UserError("OPENAI_API_KEY holds characters that no key has; copy it again")
+    return key
+
+
+class _TryAgain(Exception):
+    """An attempt failed in a way that may pass; `after` is the server's wish in seconds."""
+
+    def __init__(self, reason: str, after: float = 0.0) -> None:
+        super().__init__(reason)
+        self.after = after
+
+
+class OpenAIEngine:
+    """Generation by a server's `/chat/completions`, one user message a prompt; see `engine.Engine`.
+
+    A prompt that occurs several times is asked once. Rate limits (429), server errors, time-outs, dropped connections
+    and answers that are no answer are tried again, later each time. When a prompt fails for good, the requests that
+    run are awaited, no other is sent, and the answers received stay with the engine: the same call again asks only
+    for the missing ones.
+
+    Args:
+        base_url: up to and with `/v1`.
+        server_model: the model's name on that server.
+        concurrency: most requests at one time.
+        timeout: seconds without a byte from the server until an attempt counts as failed.
+        retries: attempts after the first.
+
+    Raises:
+        UserError: the address or the key cannot be right.
+    """
+
+    tokenizer = None
+    context_length = None
+
+    def __init__(
+        self,
+        base_url: str,
+        server_model: str,
+        concurrency: int = 8,
+        timeout: float = 300.0,
+        retries: int = 6,
+        temperature: float = 0.0,
+        seed: int = 42,
+    ) -> None:
+        import httpx
+
+        check_server_arguments(base_url, server_model)
+        self.base_url = base_url.rstrip("/")
+        self.concurrency = concurrency
+        self.retries = retries
+        self._request = {"model": server_model, "temperature": temperature}
+        if temperature:
+            self._request["seed"] = seed
+        self._key = _key()
+        self._client = httpx.Client(
+            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
+            timeout=httpx.Timeout(timeout, connect=min(timeout, 30.0), pool=None),
+            limits=httpx.Limits(max_connections=concurrency),
+        )
+        self._received: dict[tuple[str, int], str] = {}
+        self._stop = threading.Event()
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """One continuation a prompt, in order.
+
+        Raises:
+            UserError: the server refuses the key or a prompt, or a prompt stays without an answer; names the prompt.
+        """
+        cases = [(prompt, max_new_tokens) for prompt in prompts]
+        missing = [case for case in dict.fromkeys(cases) if case not in self._received]
+        self._stop.clear()
+        with ThreadPoolExecutor(self.concurrency) as pool:
+            futures = {pool.submit(self._answer, *case): case for case in missing}
+            self._collect(futures)
+        received, self._received = self._received, {}
+        return [received[case] for case in cases]
+
+    def _collect(self, futures: dict[Future, tuple[str, int]]) -> None:
+        failure: UserError | None = None
+        try:
+            for future in tqdm(as_completed(futures), "asking the server", len(futures), leave=False, unit="prompt"):
+                try:
+                    answer = future.result()
+                except UserError as problem:
+                    failure = failure or problem
+                    continue
+                if answer is not None:
+                    self._received[futures[future]] = answer
+        except BaseException:
+            self._stop.set()
+            raise
+        if failure:
+            raise failure
+
+    def _answer(self, prompt: str, max_new_tokens: int) -> str | None:
+        """The server's answer, or None when another prompt's failure has ended the call."""
+        for attempt in range(self.retries + 1):
+            if self._stop.is_set():
+                return None
+            try:
+                return self._ask(prompt, max_new_tokens)
+            except UserError:
+                self._stop.set()
+                raise
+            except _TryAgain as problem:
+                if attempt == self.retries:
+                    self._stop.set()
+                    raise self._failure(prompt, f"no answer in {attempt + 1} attempts, the last: {problem}") from None
+                delay = max(problem.after, random.uniform(0.5, 1.0) * min(LONGEST_DELAY, FIRST_DELAY * 2**attempt))
+                logger.warning("%s: %s; asking again in %.1f s", self.base_url, self._hidden(str(problem)), delay)
+                self._stop.wait(delay)
+        return None
+
+    def _ask(self, prompt: str, max_new_tokens: int) -> str:
+        import httpx
+
+        body = {**self._request, "max_tokens": max_new_tokens, "messages": [{"role": "user", "content": prompt}]}
+        try:
+            response = self._client.post(f"{self.base_url}/chat/completions", json=body)
+        except httpx.RequestError as problem:
+            raise _TryAgain(str(problem) or type(problem).__name__) from None
+        if response.status_code in (401, 403):
+            hint = "check OPENAI_API_KEY" if self._key else "OPENAI_API_KEY is not set"
+            raise UserError(self._hidden(f"{self.base_url} refuses the key: {hint} ({_said(response)})"))
+        if response.status_code in RETRIED_STATUS or response.status_code >= 500:
+            after = _retry_after(response.headers.get("Retry-After", ""))
+            if after > LONGEST_RETRY_AFTER:
+                raise self._failure(prompt, f"{_said(response)}, asks to come back in {after:.0f} s")
+            raise _TryAgain(_said(response), after)
+        if not response.is_success:
+            raise self._failure(prompt, f"refused, {_said(response)}")
+        return _content(response)
+
+    def _failure(self, prompt: str, reason: str) -> UserError:
+        shown = prompt if len(prompt) <= 120 else f"{prompt[:60]} ... {prompt[-60:]}"
+        return UserError(self._hidden(f"{self.base_url}: {reason}; prompt {shown!r}"))
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self._key, "***") if self._key else text
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._client.close()
+
+
+def _content(response: "httpx.Response") -> str:
+    """The answer's text in a chat completion."""
+    try:
+        choice = response.json()["choices"][0]
+        text = choice["message"]["content"]
+    except (ValueError, LookupError, TypeError):
+        raise _TryAgain(f"no chat completion came but {response.text!r:.200}") from None
+    if text is None:
+        logger.warning("an answer without content (%s) counts as empty", choice.get("finish_reason"))
+    elif not isinstance(text, str):
+        raise _TryAgain(f"content that is no text: {text!r:.200}")
+    return (text or "").strip()
+
+
+def _said(response: "httpx.Response") -> str:
+    """Status and message of a refusal, on one line."""
+    try:
+        said = response.json()["error"]["message"]
+    except (ValueError, LookupError, TypeError):
+        said = response.text
+    return f"{response.status_code} {response.reason_phrase}: {' '.join(str(said).split()):.300}".rstrip(": ")
+
+
+def _retry_after(header: str) -> float:
+    """Seconds to wait by a Retry-After header: a number of seconds or a date; 0 without a usable one."""
+    try:
+        seconds = float(header)
+    except ValueError:
+        try:
+            seconds = email.utils.parsedate_to_datetime(header).timestamp() - time.time()
+        except ValueError:
+            return 0.0
+    return max(0.0, seconds) if math.isfinite(seconds) else 0.0
