@@ -4,6 +4,7 @@ A reader names file, line and field of whatever is wrong. A stage's output grows
 settings that make it, and takes its final name only when complete.
 """
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -54,7 +55,9 @@ def as_question(record: Record) -> Record:
         raise FieldError("answers", "wanted a list of at least one gold answer")
     for answer in answers:
         if not isinstance(answer, str) or not answer.strip():
-            raise FieldError("answers", f"{answer!r} is not a gold answer; wanted text that is not empty")
+            raise FieldError("answers", f"{answer!r:.80} is not a gold answer; wanted text that is not empty")
+    if record.get("choices"):
+        _choices(record["choices"])
     return {**record, "answers": answers}
 
 
@@ -67,18 +70,24 @@ def as_retrieved(record: Record) -> Record:
     return record
 
 
-def as_supervised(record: Record) -> Record:
-    """A question with its `passages`, each with the signals `PPL_CD` and `retrieved_ppl`."""
+def as_supervised(record: Record, signal: str | None = None) -> Record:
+    """A question with its `passages`.
+
+    Args:
+        signal: the perplexity that every passage must have, `PPL_CD` or `retrieved_ppl`.
+    """
     record = as_question(record)
     _list(record, "passages")
-    if not record["passages"]:
-        raise FieldError("passages", "empty; wanted at least one passage")
     for rank, passage in enumerate(record["passages"]):
         where = f"passages[{rank}]"
         _passage(passage, where)
-        for signal in ("PPL_CD", "retrieved_ppl"):
-            if signal in passage:
-                _finite(passage[signal], f"{where}.{signal}")
+        if signal and signal not in passage:
+            raise FieldError(f"{where}.{signal}", "missing; llm_supervision.construct_hf writes it")
+        for name in ("PPL_CD", "retrieved_ppl"):
+            if name in passage:
+                _finite(passage[name], f"{where}.{name}")
+                if passage[name] < 0:
+                    raise FieldError(f"{where}.{name}", f"{passage[name]!r} is below 0, no perplexity is")
     return record
 
 
@@ -125,6 +134,15 @@ def _passage(passage: Any, where: str) -> None:
         raise FieldError(where, "wanted an object with 'text' (and 'title')")
     if not isinstance(passage.get("title", ""), str | None):
         raise FieldError(f"{where}.title", "is not text")
+    score = passage.get("score")
+    if isinstance(score, float) and not math.isfinite(score):
+        raise FieldError(f"{where}.score", f"{score!r} is not a finite number")
+
+
+def _choices(choices: Any) -> None:
+    columns = [choices.get("label"), choices.get("text")] if isinstance(choices, dict) else [None, None]
+    if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
+        raise FieldError("choices", "wanted an object with the lists 'label' and 'text', equally long")
 
 
 def _finite(value: Any, where: str) -> None:
@@ -183,8 +201,11 @@ def parse_json(data: bytes, where: str) -> Any:
         UserError: not UTF-8 or not JSON; begins with `where`.
     """
     try:
-        return json.loads(data.decode("utf-8-sig"))
-    except UnicodeDecodeError:
+        value = json.loads(data.decode("utf-8-sig"))
+        if b"\\u" in data:
+            json.dumps(value, ensure_ascii=False).encode()  # refuses half of a surrogate pair, which nothing can write
+        return value
+    except UnicodeError:
         raise UserError(f"{where}: is not UTF-8 text; save the file as UTF-8") from None
     except (json.JSONDecodeError, RecursionError) as problem:
         raise UserError(f"{where}: is not JSON ({problem})") from None
@@ -202,6 +223,8 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Writes .jsonl or .json by the ending, under its name only when whole; returns how many."""
     path = Path(path)
+    if path.suffix not in (".jsonl", ".json"):
+        raise UserError(f"{path}: an output's name ends in .jsonl or .json")
     count = 0
     with appears_when_whole(path) as file:
         as_list = path.suffix == ".json"
@@ -234,11 +257,15 @@ class appears_when_whole:
     def __exit__(self, kind, value, traceback) -> None:
         try:
             with _clear_file_errors(self.path):
-                if kind is None:
-                    _sync(self.file)
-                self.file.close()
+                try:
+                    if kind is None:
+                        _sync(self.file)
+                finally:
+                    self.file.close()
                 if kind is None:
                     self.partial.replace(self.path)
+                elif isinstance(value, OSError):
+                    raise value
         finally:
             self.partial.unlink(missing_ok=True)
 
@@ -347,7 +374,11 @@ class StageWriter:
             raise UserError(f"{self.path}: is a folder, the output is a file")
         with _clear_file_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._open(overwrite)
+            try:
+                self._open(overwrite)
+            except BaseException:
+                self.close()
+                raise
 
     def _open(self, overwrite: bool) -> None:
         if self._unfinished_settings.exists() and not self.unfinished.exists() and self.path.exists():
@@ -382,7 +413,9 @@ class StageWriter:
         return file
 
     def _require_same(self, settings_path: Path, problem: str) -> None:
-        former = json.loads(settings_path.read_text("utf-8")) if settings_path.exists() else {}
+        if not settings_path.exists():
+            raise UserError(f"{self.path} {problem} (no {settings_path.name} beside it): --overwrite starts afresh")
+        former = parse_json(settings_path.read_bytes(), str(settings_path))
         differences = list(_differences(former, self.settings))
         if differences:
             raise UserError(f"{self.path} {problem} ({'; '.join(differences)}): --overwrite starts afresh")
@@ -435,7 +468,8 @@ class StageWriter:
     def close(self) -> None:
         """Lets go of the file; unfinished work stays for the next run."""
         if self._file:
-            self._file.close()
+            with contextlib.suppress(OSError):  # a full disk, already reported: what is lost is the record of that time
+                self._file.close()
             self._file = None
 
     def __enter__(self) -> "StageWriter":
