@@ -36,11 +36,11 @@ def positive_float(text: str) -> float:
 def _number(text: str, kind: type, admits: Callable[[float], bool], wanted: str):
     try:
         value = kind(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value) or not admits(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}")
-    return value
+        if math.isfinite(value) and admits(value):
+            return value
+    except (ValueError, OverflowError):
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r:.40} is not {wanted}")
 
 
 def stage_parser(doc: str) -> argparse.ArgumentParser:
@@ -59,8 +59,12 @@ def input_file(path: str | Path) -> Path:
         UserError: it is missing, a folder, or not readable.
     """
     path = Path(path)
-    if not path.exists():
-        raise UserError(f"{path}: no such file")
+    try:
+        path.stat()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except OSError as problem:
+        raise UserError(f"{path}: cannot be read ({problem.strerror})") from None
     if path.is_dir():
         raise UserError(f"{path}: is a folder, a file is wanted")
     if not os.access(path, os.R_OK):
