@@ -130,7 +130,9 @@ def _check_text(path: Path, key: str, text: object) -> None:
         raise UserError(f"{path}: unknown key '{key}', wanted one of {', '.join([*PLACEHOLDERS, 'tasks'])}")
     try:
         found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
-    except (TypeError, ValueError):
+        if found <= PLACEHOLDERS[key]:
+            text.format(**{**dict.fromkeys(found, ""), "number": 1})
+    except (TypeError, ValueError, LookupError):
         raise UserError(f"{path}: '{key}' is no text with {{placeholders}}; write a literal brace twice") from None
     if found - PLACEHOLDERS[key] or REQUIRED.get(key, set()) - found:
         allowed = ", ".join(f"{{{name}}}" for name in sorted(PLACEHOLDERS[key])) or "none"
@@ -144,6 +146,8 @@ def _tasks(path: Path, given: object) -> dict[str, Task]:
     except (AttributeError, TypeError):
         raise UserError(f"{path}: 'tasks' maps a name to instruction, label and metric") from None
     for name, task in tasks.items():
+        if not all(isinstance(text, str) for text in (name, task.instruction, task.label)):
+            raise UserError(f"{path}: 'tasks' maps a name to instruction, label and metric, all text")
         if task.metric not in ("answers", "accuracy"):
             raise UserError(f"{path}: tasks.{name}.metric is {task.metric!r}, wanted answers or accuracy")
     return tasks
