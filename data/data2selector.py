@@ -11,9 +11,10 @@ import math
 import random
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 
 from gainRAG.cli import non_negative_int, positive_float, positive_int, run_stage, stage_parser
-from gainRAG.llm_supervision.filtering import SIGNALS, best_passage
+from gainRAG.llm_supervision.filtering import SIGNALS
 from gainRAG.records import Record, as_supervised, passage_text, read_records, write_records
 
 logger = logging.getLogger("data2selector")
@@ -28,7 +29,6 @@ def training_group(
     record: Record, signal: str, max_ppl: float | None, no_pseudo: bool, counts: Counter
 ) -> Record | None:
     """One question's group; None where fewer than two candidates remain."""
-    best_passage(record, signal)  # every passage has the signal
     kept = []
     for passage in record["passages"]:
         if no_pseudo and passage.get("is_pseudo"):
@@ -75,8 +75,10 @@ def main() -> None:
     parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of --sample")
     args = parser.parse_args()
 
+    shape = partial(as_supervised, signal=args.signal)
+
     def records() -> Iterator[Record]:
-        return itertools.chain.from_iterable(read_records(path, as_supervised) for path in args.data_path)
+        return itertools.chain.from_iterable(read_records(path, shape) for path in args.data_path)
 
     positions = None
     if args.sample is not None:

@@ -5,10 +5,11 @@ cd data && python data_filter.py --data_path gains.jsonl --output_path kept.json
 
 import logging
 from collections import Counter
+from functools import partial
 
 from gainRAG.cli import run_stage, stage_parser
-from gainRAG.llm_supervision.filtering import SIGNALS, keep_answered, report
-from gainRAG.records import as_supervised, read_records, write_records
+from gainRAG.llm_supervision.filtering import SIGNALS, as_answered, keep_answered, report
+from gainRAG.records import read_records, write_records
 
 logger = logging.getLogger("data_filter")
 
@@ -20,7 +21,7 @@ def main() -> None:
     parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="which perplexity names the best passage")
     args = parser.parse_args()
     counts: Counter = Counter()
-    records = read_records(args.data_path, as_supervised)
+    records = read_records(args.data_path, partial(as_answered, signal=args.signal))
     write_records(args.output_path, keep_answered(records, args.signal, counts))
     logger.info("%s: %s", args.output_path, report(counts))
 

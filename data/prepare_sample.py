@@ -12,9 +12,10 @@ import json
 import logging
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from gainRAG.cli import UserError, input_file, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.records import Record, as_question, as_retrieved, read_records, write_records
 
 logger = logging.getLogger("prepare_sample")
@@ -39,9 +40,15 @@ def condition_failed(record: Record, args: argparse.Namespace, only: set[str] | 
     if args.max_answers is not None and len(record["answers"]) > args.max_answers:
         return f"more than {args.max_answers} gold answers"
     top = args.answerable_in_top
-    if top is not None and not any(passage["hasanswer"] for passage in record["ctxs"][:top]):
+    if top is not None and not any(map(holds_answer(record), record["ctxs"][:top])):
         return f"no gold answer in the first {top} passages"
     return None
+
+
+def holds_answer(record: Record) -> Callable[[Record], bool]:
+    """Whether a passage of the record holds a gold answer: as retrieval found, else by looking."""
+    matcher = AnswerMatcher(record["answers"])
+    return lambda passage: passage["hasanswer"] if "hasanswer" in passage else matcher.matches(passage["text"])
 
 
 def usable(args: argparse.Namespace, counts: Counter) -> Iterator[Record]:

@@ -10,10 +10,11 @@ for all passages, data/data_filter.py does the same from those without an LLM.
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
-from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.cli import positive_int, run_stage, stage_parser
 from gainRAG.evaluation.answers import cover_exact_match, f1_score
 from gainRAG.llm_inference.engine import (
     add_engine_arguments,
@@ -23,6 +24,7 @@ from gainRAG.llm_inference.engine import (
     prompt_builder,
 )
 from gainRAG.records import (
+    FieldError,
     Record,
     StageWriter,
     as_supervised,
@@ -39,30 +41,28 @@ SIGNALS = ("PPL_CD", "retrieved_ppl")
 
 
 def best_passage(record: Record, signal: str = "PPL_CD") -> Record:
-    """The candidate with the lowest perplexity; the first of equals.
-
-    Raises:
-        UserError: a candidate lacks the signal.
-    """
-    for rank, passage in enumerate(record["passages"]):
-        if signal not in passage:
-            raise UserError(f"question {record.get('id')!r}: passages[{rank}] lacks '{signal}'; construct_hf writes it")
+    """The candidate with the lowest perplexity; the first of equals."""
     return min(record["passages"], key=lambda passage: passage[signal])
 
 
-def keep_answered(records: Iterator[Record], signal: str, counts: Counter) -> Iterator[Record]:
-    """The records whose best passage has `EM_with_retrieval` 1; `counts` learns why the others went.
-
-    Raises:
-        UserError: a best passage has no stored prediction.
-    """
-    for record in records:
+def as_answered(record: Record, signal: str) -> Record:
+    """A supervision record whose best passage was answered from: it has `EM_with_retrieval`."""
+    record = as_supervised(record, signal)
+    if record["passages"]:
         best = best_passage(record, signal)
-        if "EM_with_retrieval" not in best:
-            raise UserError(
-                f"question {record.get('id')!r}: its best passage has no 'EM_with_retrieval'; "
-                "run llm_supervision.filtering, which answers afresh"
-            )
+        if not isinstance(best.get("EM_with_retrieval"), int | float):
+            where = f"passages[{record['passages'].index(best)}].EM_with_retrieval"
+            raise FieldError(where, "missing; llm_supervision.filtering answers from the best passage afresh")
+    return record
+
+
+def keep_answered(records: Iterable[Record], signal: str, counts: Counter) -> Iterator[Record]:
+    """The `as_answered` records whose best passage has `EM_with_retrieval` 1; `counts` learns why the others went."""
+    for record in records:
+        if not record["passages"]:
+            counts["without any candidate"] += 1
+            continue
+        best = best_passage(record, signal)
         right = bool(best["EM_with_retrieval"])
         holds = "holds the answer" if best.get("has_answer") else "lacks the answer"
         counts["kept" if right else f"answered wrongly, best passage {holds}"] += 1
@@ -89,7 +89,8 @@ def main() -> None:
     add_engine_arguments(parser)
     args = parser.parse_args()
     check_engine_arguments(args)
-    total = sum(bool(best_passage(record, args.signal)) for record in read_records(args.data_path, as_supervised))
+    supervised = partial(as_supervised, signal=args.signal)
+    total = sum(1 for _ in read_records(args.data_path, supervised))
     settings = stage_settings(
         "filtering",
         {"data_path": args.data_path},
@@ -104,18 +105,19 @@ def main() -> None:
             builder = prompt_builder(args, engine.tokenizer, engine.context_length, args.max_new_tokens)
 
             def work(chunk: list[Record]) -> list[Record]:
-                best = [best_passage(record, args.signal) for record in chunk]
+                asked = [record for record in chunk if record["passages"]]
+                best = [best_passage(record, args.signal) for record in asked]
                 prompts = [
-                    builder.with_passages(record, [passage]) for record, passage in zip(chunk, best, strict=True)
+                    builder.with_passages(record, [passage]) for record, passage in zip(asked, best, strict=True)
                 ]
                 texts = engine.generate(prompts, args.max_new_tokens)
-                for record, passage, text in zip(chunk, best, texts, strict=True):
+                for record, passage, text in zip(asked, best, texts, strict=True):
                     passage["prediction"] = text
                     passage["EM_with_retrieval"] = float(cover_exact_match(text, record["answers"]))
                     passage["F1_with_retrieval"] = f1_score(text, record["answers"])
                 return chunk
 
-            write_in_chunks(writer, read_records(args.data_path, as_supervised), CHUNK, work, "answering", total)
+            write_in_chunks(writer, read_records(args.data_path, supervised), CHUNK, work, "answering", total)
             engine.close()
     counts: Counter = Counter()
     write_records(args.output_path, keep_answered(read_records(predictions), args.signal, counts))
