@@ -56,7 +56,7 @@ class Encoder:
         self.dim = self.model.config.hidden_size
         self.max_length = min(max_length, _longest(self.model.config, self.tokenizer))
         if self.max_length < max_length:
-            logger.warning("%s reads at most %d tokens; longer texts are cut there", model_name_or_path, self.max_length)
+            logger.warning("%s reads %d tokens at most; longer texts are cut", model_name_or_path, self.max_length)
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """The texts' vectors, float32, shape (len(texts), dim), in the order of the texts.

@@ -251,7 +251,7 @@ def read_corpus(corpus: Path) -> Iterator[Row]:
 
 
 def _lines(corpus: Path, raw) -> Iterator[tuple[int, str]]:
-    file = gzip.open(raw) if corpus.name.endswith(".gz") else raw
+    file = gzip.GzipFile(fileobj=raw) if corpus.name.endswith(".gz") else raw
     number = 0
     while True:
         try:
@@ -333,10 +333,12 @@ class _Feed:
         return self
 
     def __next__(self) -> str:
-        for self.number, line in self.lines:
-            return line
-        self.ended = True
-        raise StopIteration
+        try:
+            self.number, line = next(self.lines)
+        except StopIteration:
+            self.ended = True
+            raise
+        return line
 
 
 def _columns(corpus: Path, header: list[str]) -> list[int]:

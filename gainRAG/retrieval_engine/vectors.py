@@ -5,6 +5,7 @@ each shard a float16 array `passages_00000.npy`, shape (count, dim), with its id
 A folder of Contriever's holds `passages_00`, ...: pickles of (list of ids, array), read without running anything.
 """
 
+import hashlib
 import json
 import pickle
 from collections.abc import Iterator
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from gainRAG.cli import UserError
-from gainRAG.records import Record, read_records
+from gainRAG.records import Record, fingerprint, read_records
+from gainRAG.retrieval_engine.passages import PassageStore
 
 MANIFEST = "shards.jsonl"
 PUBLISHED = "passages_[0-9]*"
@@ -100,10 +102,49 @@ def open_shards(folder: str | Path) -> list[Shard]:
     return [Shard(path) for path in published]
 
 
-def embedding_settings(folder: str | Path) -> Record | None:
-    """The settings that a folder of ours was embedded with; None for Contriever's."""
-    path = Path(folder) / f"{MANIFEST}.settings.json"
-    return json.loads(path.read_text("utf-8")) if path.exists() else None
+def check_shards(shards: list[Shard], dim: int, store: PassageStore, same_corpus: bool) -> None:
+    """Refuses, before anything is computed, what can be told without reading vectors.
+
+    Args:
+        same_corpus: the embeddings were made from the store's passages, so that their ids need no check.
+
+    Raises:
+        UserError: a shard's dimension is not `dim`, or one of its ids is of no passage.
+    """
+    for shard in shards:
+        if shard.dim not in (None, dim):
+            raise UserError(f"{shard.path}: vectors of {shard.dim} dimensions, the encoder makes {dim}")
+        if shard.ids_path and not same_corpus:
+            shard_positions(shard, shard.load()[0], store)
+
+
+def shard_positions(shard: Shard, ids: list[str], store: PassageStore) -> np.ndarray:
+    """The positions of a shard's passages in the corpus, int64.
+
+    Raises:
+        UserError: an id is of no passage.
+    """
+    try:
+        return store.positions(ids)
+    except KeyError as unknown:
+        raise UserError(
+            f"{shard.path}: id {unknown} is of no passage of the corpus; give the corpus that was embedded"
+        ) from None
+
+
+def shards_fingerprint(shards: list[Shard]) -> str:
+    """Identifies embeddings by their vectors, whatever else stands in their folder."""
+    return hashlib.sha256("".join(fingerprint(shard.path) for shard in shards).encode()).hexdigest()[:16]
+
+
+def embedding_settings(place: str | Path) -> Record | None:
+    """The settings that an embeddings folder, or the vectors of an index, were made with; None if nothing says."""
+    place = Path(place)
+    path = place / f"{MANIFEST}.settings.json" if place.is_dir() else place.with_name(f"{place.name}.settings.json")
+    if not path.exists():
+        return None
+    settings = json.loads(path.read_text("utf-8"))
+    return settings if place.is_dir() else settings["made_with"]
 
 
 # --- pickles, without running them ------------------------------------------------------------------------------
@@ -170,7 +211,8 @@ def read_published(path: Path) -> tuple[list[str], np.ndarray]:
         raise UserError(f"{path}: is not a pickle of (ids, vectors), or damaged ({problem})") from None
     ids, vectors = content if isinstance(content, tuple | list) and len(content) == 2 else (None, None)
     vectors = getattr(vectors, "values", vectors)
-    if not isinstance(ids, list) or not isinstance(vectors, np.ndarray) or vectors.ndim != 2 or len(vectors) != len(ids):
+    shape = vectors.shape if isinstance(vectors, np.ndarray) else ()
+    if not isinstance(ids, list) or len(shape) != 2 or shape[0] != len(ids):
         raise UserError(f"{path}: wanted (list of ids, array of shape (ids, dim))")
     if not all(isinstance(passage_id, str | int) for passage_id in ids):
         raise UserError(f"{path}: an id is neither text nor a number")

@@ -1,0 +1,349 @@
+"""Search by inner product: exact over shards on disk, or through a FAISS index.
+
+Exact search reads the shards chunk by chunk, lets FAISS find each chunk's best (on every GPU there is, or the CPU)
+and keeps the best so far: memory depends on the chunk, not on the corpus. Equal scores stand in the order of the
+passages. Scores are float32; higher is better.
+"""
+
+import argparse
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from gainRAG.cli import UserError
+from gainRAG.records import Record, write_json
+from gainRAG.retrieval_engine.passages import PassageStore
+from gainRAG.retrieval_engine.vectors import (
+    Shard,
+    as_float32,
+    embedding_settings,
+    shard_positions,
+    shards_fingerprint,
+)
+
+logger = logging.getLogger(__name__)
+
+GB = 1 << 30
+CHUNK_ROWS = 1 << 17  # more makes nothing faster
+TRAINING_ROWS = 1_000_000  # at most so many vectors train an index
+GPU_K = 2048  # FAISS on a GPU finds at most so many
+
+Chunk = tuple[np.ndarray, np.ndarray]  # positions in the corpus, int64 (n,); vectors, float32 (n, dim)
+Knn = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+@dataclass
+class Best:
+    """The k best passages of each query so far; `scores` (queries, k) float32, `positions` (queries, k) int64.
+
+    A place not filled holds -inf and -1.
+    """
+
+    queries: int
+    k: int
+    scores: np.ndarray = field(init=False)
+    positions: np.ndarray = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.scores = np.full((self.queries, self.k), -np.inf, "float32")
+        self.positions = np.full((self.queries, self.k), -1, "int64")
+
+    def merge(self, scores: np.ndarray, positions: np.ndarray) -> None:
+        """Takes in more candidates, shapes (queries, any): by score, then by position."""
+        scores = np.concatenate([self.scores, scores], axis=1)
+        positions = np.concatenate([self.positions, positions], axis=1)
+        order = np.lexsort((positions, -scores), axis=1)[:, : self.k]
+        self.scores = np.take_along_axis(scores, order, axis=1)
+        self.positions = np.take_along_axis(positions, order, axis=1)
+
+
+def search_shards(
+    queries: np.ndarray,
+    shards: list[Shard],
+    store: PassageStore,
+    k: int,
+    max_bytes: float,
+    knns: list[Knn] | None = None,
+) -> Best:
+    """Exact search over all shards.
+
+    Args:
+        queries: float32, (queries, dim).
+        shards: from `open_shards`.
+        store: the passages; gives each id its position.
+        k: passages wanted a query.
+        max_bytes: bound on the memory that the search takes beside the queries and their results.
+        knns: what searches a chunk, one a device; None finds the GPUs, else takes the CPU.
+
+    Raises:
+        UserError: a vector's dimension is not the queries', or an id is of no passage: says which.
+    """
+    knns = knns or faiss_knns()
+    k = min(k, len(store))
+    best = Best(len(queries), k)
+    chunks = _with_progress(
+        shard_chunks(shards, store, queries.shape[1], chunk_rows(queries, k, max_bytes, len(knns))), len(store)
+    )
+    lock = threading.Lock()
+
+    def work(knn: Knn, chunk: Chunk) -> Knn:
+        positions, vectors = chunk
+        scores, rows = best_of_chunk(knn, queries, vectors, k, best.scores[:, -1])
+        with lock:
+            best.merge(scores, positions[rows])
+        return knn
+
+    with ThreadPoolExecutor(len(knns)) as pool:
+        running, idle = set(), list(knns)
+        for chunk in chunks:
+            if not idle:
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                idle = [future.result() for future in finished]
+            running.add(pool.submit(work, idle.pop(), chunk))
+        for future in running:
+            future.result()
+    return best
+
+
+def _with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:
+    with tqdm(total=total, unit="passage", unit_scale=True, desc="search") as bar:
+        for positions, vectors in chunks:
+            yield positions, vectors
+            bar.update(len(positions))
+
+
+def chunk_rows(queries: np.ndarray, k: int, max_bytes: float, devices: int = 1) -> int:
+    """Vectors a chunk, so that all that is in memory at a time keeps within `max_bytes`: the chunk being read, as
+    stored and as float32, one float32 chunk a device, and the results.
+
+    Raises:
+        UserError: the results alone need more.
+    """
+    results = 80 * len(queries) * (k + 1)  # candidates, old and new, and their order
+    a_row = (2 + 4 + 4 * devices) * queries.shape[1] + 64  # 64: its id and position
+    rows = int((max_bytes - results) // a_row)
+    if rows < 1:
+        raise UserError(
+            f"--max_memory: the results of {len(queries)} questions at --n_docs {k} alone need "
+            f"{(results + a_row) / GB:.2g} GB; give more, or search fewer questions at once"
+        )
+    return min(rows, CHUNK_ROWS)
+
+
+def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) -> Iterator[Chunk]:
+    """The shards' vectors, at most `rows` at a time, with the positions of their passages.
+
+    Raises:
+        UserError: a vector's dimension is not `dim`, or an id is of no passage of the store.
+    """
+    for shard in shards:
+        ids, vectors = shard.load()
+        if vectors.shape[1] != dim:
+            raise UserError(f"{shard.path}: vectors of {vectors.shape[1]} dimensions, the encoder makes {dim}")
+        positions = shard_positions(shard, ids, store)
+        del ids
+        for start, part in as_float32(vectors, rows):
+            yield positions[start : start + len(part)], part
+
+
+def best_of_chunk(
+    knn: Knn, queries: np.ndarray, vectors: np.ndarray, k: int, floor: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores and rows of a chunk's k best, (queries, at most k).
+
+    Of equal scores in the last places it takes the first rows, unless they are below `floor` (queries,), the scores
+    that a passage must reach to count.
+    """
+    k = min(k, len(vectors))
+    wide = min(k + 1, len(vectors))
+    scores, rows = knn(queries, vectors, wide)
+    if wide > k:
+        for query in np.flatnonzero((scores[:, k] == scores[:, k - 1]) & (scores[:, k] >= floor)):
+            _first_of_equals(queries[query], vectors, scores[query, :k], rows[query, :k])
+    return scores[:, :k], rows[:, :k]
+
+
+def _first_of_equals(query: np.ndarray, vectors: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
+    """FAISS keeps any of the rows that tie for the last places: puts the first of them there."""
+    all_scores = vectors @ query
+    equals = np.flatnonzero(all_scores == all_scores[rows[-1]])
+    places = np.flatnonzero(scores == scores[-1])
+    if len(equals) >= len(places):
+        rows[places] = equals[: len(places)]
+
+
+def faiss_knns() -> list[Knn]:
+    """One searcher a GPU, or one for the CPU."""
+    import faiss
+
+    metric = faiss.METRIC_INNER_PRODUCT
+    if not gpu_count():
+        return [lambda queries, vectors, k: faiss.knn(queries, vectors, k, metric=metric)]
+
+    def on_gpu(device: int) -> Knn:
+        resources = faiss.StandardGpuResources()
+        return lambda queries, vectors, k: faiss.knn_gpu(resources, queries, vectors, k, metric=metric, device=device)
+
+    return [on_gpu(device) for device in range(gpu_count())]
+
+
+def gpu_count() -> int:
+    """GPUs that this FAISS can use."""
+    import faiss
+
+    return faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
+
+
+# --- FAISS indexes ----------------------------------------------------------------------------------------------
+
+
+def index_path(index_type: str, path: str | None, embeddings: str | None) -> Path | None:
+    """The index file that the flags mean; None for exact search over the shards."""
+    if path:
+        return Path(path)
+    return None if index_type == "Flat" else Path(embeddings) / f"{index_type.replace('/', '_')}.faiss"
+
+
+def load_or_build_index(args: argparse.Namespace, path: Path, shards: list[Shard], store: PassageStore, dim: int):
+    """The index at `path`, made first if there is none.
+
+    Raises:
+        UserError: it was made of another type or from other embeddings (unless `args.overwrite`).
+    """
+    made_from = {
+        "index_type": args.index_type,
+        "embeddings": shards_fingerprint(shards),
+        "made_with": args.passages_embeddings and embedding_settings(args.passages_embeddings),
+    }
+    if shards and (args.overwrite or not path.exists()):
+        build_index(args.index_type, path, shards, store, dim, args.max_memory * GB, made_from)
+    elif shards and _settings_path(path).exists() and _read_settings(path) != made_from:
+        raise UserError(f"{path}: was made of another type or from other embeddings; --overwrite makes it anew")
+    return open_index(path, dim, store, args.search_params)
+
+
+def _settings_path(path: Path) -> Path:
+    return path.with_name(path.name + ".settings.json")
+
+
+def _read_settings(path: Path) -> Record:
+    return json.loads(_settings_path(path).read_text("utf-8"))
+
+
+def build_index(
+    factory: str, path: Path, shards: list[Shard], store: PassageStore, dim: int, max_bytes: float, settings: Record
+) -> None:
+    """Trains an index on a sample, fills it chunk by chunk, and saves it with its settings beside it.
+
+    The vector of the passage at position p gets the number p.
+
+    Raises:
+        UserError: FAISS does not know the factory string, or too few vectors for it.
+    """
+    import faiss
+
+    index = factory_index(factory, dim)
+    rows = max(1, min(CHUNK_ROWS, int(max_bytes // (16 * dim))))
+    if not index.is_trained:
+        _train(index, factory, _sample(shards, store, dim, rows, max_bytes))
+    for positions, vectors in _with_progress(shard_chunks(shards, store, dim, rows), len(store)):
+        if positions[0] != index.ntotal or not (np.diff(positions) == 1).all():
+            raise UserError(f"--index_type {factory}: needs the embeddings in the order of the corpus; embed it again")
+        index.add(vectors)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    try:
+        faiss.write_index(index, str(partial))
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    write_json(_settings_path(path), settings)
+    logger.info("wrote %s: %d vectors, %.2f GB", path, index.ntotal, path.stat().st_size / GB)
+
+
+def factory_index(factory: str, dim: int):
+    """An empty index by inner product.
+
+    Raises:
+        UserError: FAISS does not know the factory string, or it does not fit the dimension.
+    """
+    import faiss
+
+    try:
+        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError as problem:
+        reason = str(problem).split("Error: ")[-1].splitlines()[0]
+        raise UserError(f"--index_type {factory}: FAISS makes no such index for {dim} dimensions ({reason})") from None
+
+
+def _train(index, factory: str, sample: np.ndarray) -> None:
+    logger.info("training %s on %d vectors", factory, len(sample))
+    try:
+        index.train(sample)
+    except RuntimeError as problem:
+        reason = str(problem).split("Error: ")[-1].splitlines()[0]
+        raise UserError(f"--index_type {factory}: cannot be trained on {len(sample)} vectors ({reason})") from None
+
+
+def _sample(shards: list[Shard], store: PassageStore, dim: int, rows: int, max_bytes: float) -> np.ndarray:
+    wanted = max(1, min(TRAINING_ROWS, int(max_bytes // (8 * dim))))
+    share = min(1.0, wanted / len(store))
+    random = np.random.default_rng(0)
+    parts = []
+    for _, vectors in _with_progress(shard_chunks(shards, store, dim, rows), len(store)):
+        taken = np.sort(random.choice(len(vectors), max(1, int(share * len(vectors))), replace=False))
+        parts.append(vectors[taken])
+    return np.concatenate(parts)
+
+
+def open_index(path: Path, dim: int, store: PassageStore, search_params: str = ""):
+    """A saved index, memory-mapped.
+
+    Args:
+        path: written by `build_index`, or any FAISS index whose number p is the passage at position p.
+        dim: the encoder's.
+        store: the passages.
+        search_params: FAISS parameters, for example "nprobe=64" or "efSearch=128".
+
+    Raises:
+        UserError: not an index, of another dimension, with more vectors than passages, or an unknown parameter.
+    """
+    import faiss
+
+    if not path.exists():
+        raise UserError(f"{path}: no such index; --index_type with --passages_embeddings makes one there")
+    try:
+        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as problem:
+        reason = str(problem).split("Error: ")[-1].splitlines()[0]
+        raise UserError(f"{path}: is no FAISS index, or damaged ({reason})") from None
+    if index.d != dim:
+        raise UserError(f"{path}: an index of {index.d} dimensions, the encoder makes {dim}")
+    if index.ntotal > len(store):
+        raise UserError(f"{path}: vector {len(store)} is of no passage; the corpus has {len(store)}, the index {index.ntotal}")
+    if search_params:
+        try:
+            faiss.ParameterSpace().set_index_parameters(index, search_params)
+        except RuntimeError:
+            raise UserError(f"--search_params {search_params}: not a parameter of the index {path}") from None
+    return index
+
+
+def search_index(queries: np.ndarray, index, k: int) -> Best:
+    """An index's answer, equal scores in the order of the passages. Distances (L2) are given negated."""
+    import faiss
+
+    best = Best(len(queries), min(k, index.ntotal))
+    scores, positions = index.search(queries, best.k)
+    if index.metric_type == faiss.METRIC_L2:
+        scores = -scores
+    scores = np.where(positions < 0, -np.inf, scores).astype("float32")
+    best.merge(scores, positions)
+    return best

@@ -1,0 +1,98 @@
+"""What a retrieval needs, before it is run: passages, vectors, memory and disk."""
+
+import argparse
+from pathlib import Path
+
+from gainRAG.cli import UserError
+from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, factory_index, gpu_count, index_path
+from gainRAG.retrieval_engine.modeling import encoder_dim
+from gainRAG.retrieval_engine.passages import is_current, open_store, read_corpus, store_folder
+from gainRAG.retrieval_engine.vectors import Shard, open_shards
+
+STORE_BYTES = 40  # a passage, beside its text: offsets, hash, position
+BM25_BYTES = 8 * 70  # a passage of 100 words has about 70 different ones, each a score and a number
+SEARCH_FLOOR = 0.5 * GB  # Python, PyTorch and FAISS themselves
+
+
+def print_plan(args: argparse.Namespace) -> None:
+    """Prints the needs of the settings in `args` (retrieval.py's) as a table; loads no weights and no vectors."""
+    for name, value in plan(args):
+        print(f"{name:<12} {value}")
+
+
+def plan(args: argparse.Namespace) -> list[tuple[str, str]]:
+    """(what, how much) of the settings in `args`.
+
+    Raises:
+        UserError: no corpus, no embeddings folder, or no such index type.
+    """
+    corpus = Path(args.passages)
+    folder = store_folder(corpus, args.passages_store)
+    if is_current(folder, corpus):
+        count = len(open_store(corpus, args.passages_store))
+        text = sum(file.stat().st_size for file in folder.iterdir())
+    else:
+        count, text = _counted(corpus)
+    rows = [("passages", f"{count:,}"), ("disk", f"passage store {_gb(text)}")]
+    if args.retriever == "bm25":
+        return [*rows, ("disk", f"BM25 index about {_gb(count * BM25_BYTES)}"),
+                ("RAM", f"about {_gb(SEARCH_FLOOR + 2 * count * BM25_BYTES)} while it is made")]  # fmt: skip
+    shards = open_shards(args.passages_embeddings) if args.passages_embeddings else []
+    vectors, dim = _shape(shards, count, args.model_name_or_path)
+    rows += [
+        ("vectors", f"{vectors:,} of {dim} dimensions, float16"),
+        ("disk", f"embeddings {_gb(sum(shard.path.stat().st_size for shard in shards) or 2 * vectors * dim)}"),
+    ]
+    return rows + _search_needs(args, shards, vectors, dim)
+
+
+def _search_needs(args: argparse.Namespace, shards: list[Shard], vectors: int, dim: int) -> list[tuple[str, str]]:
+    path = index_path(args.index_type, args.index_path, args.passages_embeddings)
+    if path and path.exists():
+        size = path.stat().st_size
+        return [("disk", f"index {_gb(size)} (there)"),
+                ("RAM", f"{_gb(SEARCH_FLOOR)} and what is read of {_gb(size)}")]  # fmt: skip
+    if path:
+        size = vectors * vector_bytes(args.index_type, dim)
+        return [("disk", f"index about {_gb(size)}"),
+                ("RAM", f"about {_gb(SEARCH_FLOOR + size + args.max_memory * GB)} while it is made")]  # fmt: skip
+    gpus = gpu_count()
+    chunk = min(vectors, CHUNK_ROWS) * dim
+    held = max((shard.path.stat().st_size for shard in shards if not shard.ids_path), default=0)
+    search = min(args.max_memory * GB, chunk * (6 + 4 * max(gpus, 1)))
+    ram = f"at most {_gb(SEARCH_FLOOR + search + held)} (--max_memory {args.max_memory:g} GB"
+    ram += f", one pickled shard {_gb(held)})" if held else ")"
+    return [("RAM", ram), ("VRAM", f"{_gb(1.5 * GB + 4 * chunk)} on each of {gpus} GPUs" if gpus else "none (no GPU)")]
+
+
+def _counted(corpus: Path) -> tuple[int, int]:
+    count = size = 0
+    for _, passage_id, title, text in read_corpus(corpus):
+        count += 1
+        size += STORE_BYTES + len(passage_id) + len(title.encode()) + len(text.encode())
+    return count, size
+
+
+def _shape(shards: list[Shard], count: int, encoder: str) -> tuple[int, int]:
+    """Vectors and dimensions; of pickles nobody has read, one a passage and the encoder's."""
+    if shards and all(shard.count for shard in shards):
+        return sum(shard.count or 0 for shard in shards), shards[0].dim or 0
+    return count, encoder_dim(encoder)
+
+
+def vector_bytes(factory: str, dim: int) -> float:
+    """Bytes a vector takes in an index of that type (with its number and, in HNSW, its links)."""
+    import faiss
+
+    index = factory_index(factory, dim)
+    bottom = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexPreTransform) else index
+    if isinstance(bottom, faiss.IndexHNSW):
+        return bottom.storage.sa_code_size() + 4 * 1.1 * bottom.hnsw.nb_neighbors(0)
+    try:
+        return bottom.sa_code_size() + 8
+    except RuntimeError:
+        raise UserError(f"--plan: the size of an index of type {factory} is not known beforehand") from None
+
+
+def _gb(size: float) -> str:
+    return f"{size / GB:.2f} GB"
