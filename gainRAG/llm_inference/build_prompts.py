@@ -19,7 +19,8 @@ class PromptBuilder:
         task: whose instruction stands in the prompt.
         tokenizer: the LLM's; None leaves text as it is (a server applies its own chat template).
         chat: wrap the text in the tokenizer's chat template as one user turn.
-        max_tokens: the longest prompt; a longer one is cut inside its passages, the last one first.
+        max_tokens: the longest prompt; a longer one is cut inside its passages, the last one first, and never
+            inside the question.
 
     Attributes:
         cut: how many prompts were cut so far.
@@ -68,12 +69,25 @@ class PromptBuilder:
         return prompt
 
     def without_passage(self, record: Record) -> str:
-        """The prompt that asks the question alone."""
-        return self._wrap(self.prompts.without_passage.format(**self._question(record)))
+        """The prompt that asks the question alone.
+
+        Raises:
+            UserError: even that is too long.
+        """
+        return self._fitting(record, self._wrap(self.prompts.without_passage.format(**self._question(record))))
 
     def background(self, record: Record) -> str:
         """The prompt that asks for a pseudo-passage (paper section 3: the LLM's own knowledge as a candidate)."""
-        return self._wrap(self.prompts.background.format(question=question_text(record)), cue="\n\n")
+        text = self.prompts.background.format(question=question_text(record))
+        return self._fitting(record, self._wrap(text, cue="\n\n"))
+
+    def _fitting(self, record: Record, prompt: str) -> str:
+        if excess := self._excess(prompt):
+            raise UserError(
+                f"question {record.get('id')!r} ({record['question']:.60}): its prompt is {excess} tokens longer than "
+                f"the {self.max_tokens} that the LLM's context leaves; take the question out"
+            )
+        return prompt
 
     def _question(self, record: Record) -> dict[str, str]:
         return {"instruction": self.task.instruction, "label": self.task.label, "question": question_text(record)}
@@ -98,4 +112,4 @@ class PromptBuilder:
     def _shortened(self, text: str, tokens: int) -> str:
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         kept = len(offsets) - tokens
-        return text[: offsets[kept - 1][1]].rstrip() if kept > 0 else ""
+        return text[: offsets[kept][0]].rstrip() if kept > 0 else ""
