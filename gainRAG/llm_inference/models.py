@@ -85,7 +85,7 @@ def weights_path(name: str) -> str:
 
 
 def is_chat_model(name: str) -> bool:
-    """Whether prompts go through the tokenizer's chat template (a folder or hub id: if it has one)."""
+    """Whether prompts go through the tokenizer's chat template (those of a folder or hub id do)."""
     return MODELS[name].chat if name in MODELS else True
 
 
@@ -163,7 +163,9 @@ def pick_device(name: str | None = None) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UserError(f"--device {name}: no such device; use cpu, cuda or cuda:N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device {name}: no such device; use cpu, cuda or cuda:N")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu")
     return device
