@@ -1,0 +1,296 @@
+"""Makes the adapter that the demo's selector starts from: an encoder taught to rank, as LoRA weights.
+
+bge-reranker-base, the paper's start, already ranks. Where no such model is at hand, this trains one from an encoder
+with sentence-transformers' cross-encoder trainer, in two phases of groups with one right passage each:
+
+  (a) over the corpus: the query is a sentence of a passage with its title replaced by "it", the right passage is the
+      rest of that passage, the wrong ones are near neighbours of it (the inverse cloze task of Lee et al. 2019);
+  (b) over retrieved questions: the right passage is a retrieved one with an answer, the wrong ones have none.
+
+    cd data && python prepare_selector_start.py --corpus eval_data/wiki_summaries.jsonl \\
+        --retrieved eval_data/dev_retrieved.jsonl --output_dir my_selector_start
+
+--max_groups 64 tries it in minutes on a CPU. Writes adapter_config.json, adapter_model.safetensors, questions.json
+(trained on, held out) and quality.json (hit@1 and hit@3 on the held-out questions).
+"""
+
+import argparse
+import logging
+import random
+import re
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from gainRAG.cli import (
+    UserError,
+    input_file,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    run_stage,
+    stage_parser,
+)
+from gainRAG.llm_inference.models import pick_device, weights_path
+from gainRAG.records import FieldError, Record, as_retrieved, passage_text, read_records, write_json
+
+logger = logging.getLogger("prepare_selector_start")
+
+Group = tuple[str, list[str]]  # a query; its passages, the right one first
+NEIGHBOURS = 30  # wrong passages of phase (a) are drawn from so many
+CANDIDATES = 20  # retrieved passages that phase (b) and the evaluation look at
+RANK, ALPHA, TARGETS = 32, 64, ["query", "key", "value", "dense"]
+
+
+# --- groups -----------------------------------------------------------------------------------------------------
+
+
+def cloze(passage: Record, rng: random.Random) -> Group | None:
+    """A sentence that does not name its subject, and the passage without it; None if there is but one sentence."""
+    sentences = re.split(r"(?<=[.!?])\s+(?=\S)", passage["text"].strip())
+    if len(sentences) < 2:
+        return None
+    chosen = rng.randrange(len(sentences))
+    subject = re.sub(r"\s*\(.*?\)$", "", passage["title"])
+    query = re.sub(rf"(?<!\w){re.escape(subject)}(?!\w)", "it", sentences[chosen], flags=re.IGNORECASE)
+    rest = " ".join(sentences[:chosen] + sentences[chosen + 1 :])
+    return query, [passage_text({"title": passage["title"], "text": rest})]
+
+
+def near_passages(corpus: list[Record], encoder_path: str, device: str) -> list[list[int]]:
+    """For each passage the positions of its nearest others by the encoder, those of the same title left out."""
+    from sentence_transformers import SentenceTransformer, util
+
+    encoder = SentenceTransformer(encoder_path, device=device)
+    vectors = encoder.encode(
+        [passage_text(passage) for passage in corpus], normalize_embeddings=True, convert_to_tensor=True,
+        show_progress_bar=True,
+    )  # fmt: skip
+    titles = [passage["title"] for passage in corpus]
+    hits = util.semantic_search(vectors, vectors, top_k=min(NEIGHBOURS + 1, len(corpus)))
+    return [
+        [hit["corpus_id"] for hit in found if titles[hit["corpus_id"]] != title]
+        for found, title in zip(hits, titles, strict=True)
+    ]
+
+
+def corpus_groups(corpus: list[Record], near: list[list[int]], size: int, rng: random.Random) -> list[Group]:
+    """One pass of phase (a): a fresh sentence and fresh wrong passages for every passage that has enough of them."""
+    groups = []
+    for passage, others in zip(corpus, near, strict=True):
+        group = cloze(passage, rng)
+        if group and len(others) >= size - 1:
+            wrong = rng.sample(others, size - 1)
+            groups.append((group[0], group[1] + [passage_text(corpus[position]) for position in wrong]))
+    return groups
+
+
+def question_groups(questions: list[Record], size: int, rng: random.Random) -> list[Group]:
+    """One pass of phase (b): a drawn right passage and drawn wrong ones for every question."""
+    groups = []
+    for question in questions:
+        right, wrong = right_and_wrong(question)
+        passages = [rng.choice(right), *rng.sample(wrong, size - 1)]
+        groups.append((question["question"], [passage_text(passage) for passage in passages]))
+    return groups
+
+
+def right_and_wrong(question: Record) -> tuple[list[Record], list[Record]]:
+    """The first CANDIDATES retrieved passages, those with an answer and those without."""
+    split: dict[bool, list[Record]] = {True: [], False: []}
+    for passage in question["ctxs"][:CANDIDATES]:
+        split[bool(passage["hasanswer"])].append(passage)
+    return split[True], split[False]
+
+
+# --- training and measuring --------------------------------------------------------------------------------------
+
+
+def adapted_encoder(path: str, max_length: int, device: str) -> Any:
+    """The encoder as a cross-encoder with one logit, LoRA on all its linear layers and a trained head."""
+    from peft import LoraConfig, TaskType
+    from sentence_transformers.cross_encoder import CrossEncoder
+
+    model = CrossEncoder(path, num_labels=1, max_length=max_length, device=device)
+    config = LoraConfig(
+        task_type=TaskType.SEQ_CLS, r=RANK, lora_alpha=ALPHA, target_modules=TARGETS, exclude_modules=["classifier"],
+        modules_to_save=["classifier"],
+    )  # fmt: skip
+    model.add_adapter(config)
+    return model
+
+
+def train(model: Any, groups: list[Group], learning_rate: float, args: argparse.Namespace) -> None:
+    """Softmax cross-entropy over each group, one pass over `groups`; 10 % warm-up, then linear decay to zero.
+
+    ListNet's loss (Cao et al. 2007) takes the softmax of the labels as its target: with -inf for the wrong passages
+    that is one for the right passage and nothing for the others.
+    """
+    import torch
+    from datasets import Dataset
+    from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
+    from sentence_transformers.cross_encoder.losses import ListNetLoss
+
+    labels = [0.0] + [float("-inf")] * (args.group_size - 1)
+    columns = {
+        "query": [query for query, _ in groups],
+        "passages": [passages for _, passages in groups],
+        "labels": [labels] * len(groups),
+    }
+    if not groups:
+        raise UserError("--corpus: no passage has two sentences and enough neighbours of other titles")
+    on_gpu = model.device.type == "cuda"
+    with tempfile.TemporaryDirectory() as folder:
+        settings = CrossEncoderTrainingArguments(
+            output_dir=folder,
+            num_train_epochs=1,  # `groups` holds all passes, each drawn anew
+            per_device_train_batch_size=args.batch_size,
+            learning_rate=learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=0.1,
+            bf16=on_gpu and torch.cuda.is_bf16_supported(),
+            use_cpu=not on_gpu,
+            logging_steps=10,
+            save_strategy="no",
+            report_to="none",
+            seed=args.seed,
+        )
+        CrossEncoderTrainer(
+            model=model, args=settings, train_dataset=Dataset.from_dict(columns), loss=ListNetLoss(model)
+        ).train()
+
+
+def hit_rates(questions: list[Record], score: Callable[[list[tuple[str, str]]], list[float]] | None) -> Record:
+    """Share of questions with an answer in the first 1 and 3 of CANDIDATES passages; unscored: in retrieval's order."""
+    hits = {1: 0, 3: 0}
+    for question in questions:
+        passages = question["ctxs"][:CANDIDATES]
+        if score:
+            scores = score([(question["question"], passage_text(passage)) for passage in passages])
+            order = sorted(range(len(passages)), key=lambda position: -scores[position])
+            passages = [passages[position] for position in order]
+        for k in hits:
+            hits[k] += any(passage["hasanswer"] for passage in passages[:k])
+    return {f"hit@{k}": round(count / len(questions), 4) for k, count in hits.items()}
+
+
+# --- the command ------------------------------------------------------------------------------------------------
+
+
+def usable_questions(path: Path, group_size: int) -> list[Record]:
+    """Retrieved questions with an answer among their CANDIDATES and enough passages without.
+
+    Raises:
+        UserError: a passage has no `hasanswer`, or no question is usable.
+    """
+    usable = []
+    for question in read_records(path, _with_hasanswer):
+        right, wrong = right_and_wrong(question)
+        if right and len(wrong) >= group_size - 1:
+            usable.append(question)
+    if not usable:
+        raise UserError(f"{path}: no question has an answer in its top {CANDIDATES} and {group_size - 1} without")
+    return usable
+
+
+def _with_hasanswer(record: Record) -> Record:
+    record = as_retrieved(record)
+    if not all("hasanswer" in passage for passage in record["ctxs"]):
+        raise FieldError("ctxs", "a passage without 'hasanswer'; wanted what retrieval.py writes")
+    return record
+
+
+def read_corpus(path: Path, group_size: int) -> list[Record]:
+    """The corpus as a list of {id, title, text}.
+
+    Raises:
+        UserError: an entry has no title or text, or there are fewer than one group needs.
+    """
+    corpus = list(read_records(path, _titled))
+    if len(corpus) < group_size:
+        raise UserError(f"{path}: {len(corpus)} passages; a group needs {group_size}")
+    return corpus
+
+
+def _titled(record: Record) -> Record:
+    for field in ("title", "text"):
+        if not isinstance(record.get(field), str) or not record[field].strip():
+            raise FieldError(field, "missing, empty or not text")
+    return record
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command's flags; the defaults are the shipped adapter's recipe."""
+    flags = stage_parser(__doc__)
+    flags.add_argument("--corpus", type=input_file, required=True, help="passages with title and text, .jsonl")
+    flags.add_argument("--retrieved", type=input_file, required=True, help="dev questions with ctxs, by retrieval.py")
+    flags.add_argument("--output_dir", type=Path, required=True, help="folder for the adapter; must not hold one")
+    flags.add_argument("--model_name_or_path", default="all-MiniLM-L6-v2", help="the encoder: name, folder or hub id")
+    flags.add_argument("--held_out", type=positive_int, default=600, help="questions that are kept for measuring")
+    flags.add_argument("--max_groups", type=non_negative_int, default=0,
+                       help="a trial: at most so many passages, training and held-out questions; 0 takes all")
+    flags.add_argument("--group_size", type=positive_int, default=8, help="passages a group, one of them right")
+    flags.add_argument("--batch_size", type=positive_int, default=16, help="groups a step")
+    flags.add_argument("--max_length", type=positive_int, default=192, help="tokens of query and passage together")
+    flags.add_argument("--corpus_passes", type=non_negative_int, default=3, help="passes of phase (a)")
+    flags.add_argument("--question_passes", type=non_negative_int, default=4, help="passes of phase (b)")
+    flags.add_argument("--corpus_learning_rate", type=positive_float, default=5e-4, help="highest of phase (a)")
+    flags.add_argument("--question_learning_rate", type=positive_float, default=2e-4, help="highest of phase (b)")
+    flags.add_argument("--device", help="cpu or cuda; None takes the GPU if there is one")
+    flags.add_argument("--seed", type=int, default=42, help="seed of all draws and of the weights")
+    return flags
+
+
+def main() -> None:
+    """Reads and splits, trains both phases, measures, writes."""
+    args = parser().parse_args()
+    if (args.output_dir / "adapter_config.json").exists():
+        raise UserError(f"{args.output_dir}: holds an adapter already; name another folder")
+    path, device = weights_path(args.model_name_or_path), str(pick_device(args.device))
+    questions, corpus = usable_questions(args.retrieved, args.group_size), read_corpus(args.corpus, args.group_size)
+    if len(questions) <= args.held_out:
+        raise UserError(f"{args.retrieved}: {len(questions)} usable questions, --held_out {args.held_out} leaves none")
+    rng = random.Random(args.seed)
+    rng.shuffle(questions)
+    held_out, trained_on = questions[: args.held_out], questions[args.held_out :]
+    if args.max_groups:
+        held_out, trained_on = held_out[: args.max_groups], trained_on[: args.max_groups]
+        corpus = rng.sample(corpus, min(len(corpus), max(args.max_groups, args.group_size)))
+    logger.info("%d passages, %d training and %d held-out questions", len(corpus), len(trained_on), len(held_out))
+
+    model = trained_model(path, device, corpus, trained_on, rng, args)
+    quality = {
+        "held_out": len(held_out),
+        "trained_on": len(trained_on),
+        "retrieval": hit_rates(held_out, None),
+        "adapter": hit_rates(held_out, lambda pairs: model.predict(pairs, show_progress_bar=False).tolist()),
+        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
+    }
+    model.model.save_pretrained(args.output_dir)
+    wording = {"held_out": held_out, "trained_on": trained_on}
+    write_json(args.output_dir / "questions.json", {k: [q["question"] for q in kept] for k, kept in wording.items()})
+    write_json(args.output_dir / "quality.json", quality)
+    logger.info("%s: retrieval %s, adapter %s", args.output_dir, quality["retrieval"], quality["adapter"])
+
+
+def trained_model(
+    path: str, device: str, corpus: list[Record], questions: list[Record], rng: random.Random, args: argparse.Namespace
+) -> Any:
+    """The cross-encoder after both phases."""
+    from transformers import set_seed
+
+    set_seed(args.seed)
+    model = adapted_encoder(path, args.max_length, device)
+    if args.corpus_passes:
+        near = near_passages(corpus, path, device)
+        passes = [corpus_groups(corpus, near, args.group_size, rng) for _ in range(args.corpus_passes)]
+        train(model, sum(passes, []), args.corpus_learning_rate, args)
+    if args.question_passes:
+        passes = [question_groups(questions, args.group_size, rng) for _ in range(args.question_passes)]
+        train(model, sum(passes, []), args.question_learning_rate, args)
+    return model
+
+
+if __name__ == "__main__":
+    run_stage(main)
