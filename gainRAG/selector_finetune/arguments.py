@@ -8,6 +8,8 @@ import dataclasses
 import importlib.metadata
 import logging
 import os
+import shutil
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,11 +41,11 @@ class DataArguments(AbsRerankerDataArguments):
 
     train_data: list[str] = field(
         default=None,
-        metadata={"help": "One or more .jsonl or .json: query, pos, neg, pos_scores, neg_scores a record.", "nargs": "+"},
+        metadata={"help": "One or more .jsonl or .json: query, pos, neg, pos_scores, neg_scores each.", "nargs": "+"},
     )
     eval_data: str | None = field(
         default=None,
-        metadata={"help": "Held-out groups in the same format, measured each epoch unless --eval_strategy says otherwise: "
+        metadata={"help": "Held-out groups in the same format, measured each epoch by default: "
                   "top1_agreement, gain_lost, ndcg@10, over all passages of a question."},
     )
     train_group_size: int = field(
@@ -90,7 +92,7 @@ class TrainingArguments(transformers.TrainingArguments):
 
     overwrite_output_dir: bool = field(
         default=False,
-        metadata={"help": "Train into --output_dir even when it holds files; its old checkpoint-* folders are deleted."},
+        metadata={"help": "Train into --output_dir even if it holds files; its old checkpoint-* folders are deleted."},
     )
     warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps, from 0 to below 1, to warm up in."})
     teacher_temperature: float = field(
@@ -135,3 +137,8 @@ def _check_deepspeed(config: str | dict) -> None:
         raise UserError(f"--deepspeed {config}: no such file; the repository's deepspeed/ folder holds four")
     if "LOCAL_RANK" not in os.environ:
         raise UserError("--deepspeed needs a launcher: torchrun --nproc_per_node 1 -m selector_finetune ...")
+    if not torch.accelerator.is_available():
+        os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+        if not (shutil.which("g++") and shutil.which("ninja")):
+            raise UserError("--deepspeed on a CPU compiles at first: install g++ and ninja, or leave the flag out")
+        logger.info("DeepSpeed compiles for some minutes when it first runs on a CPU")

@@ -15,6 +15,7 @@ losses) and, given --eval_data, eval_results.json beside the weights. --deepspee
 import logging
 import os
 import shutil
+import warnings
 from pathlib import Path
 
 import torch.distributed
@@ -47,6 +48,10 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
 
     def load_tokenizer_and_model(self):
         """FlagEmbedding's loading, in float32 whatever the checkpoint's type: optimisers need master weights."""
+        if self.training_args.deepspeed:
+            import deepspeed
+
+            deepspeed.init_distributed()  # ZeRO 3 shards weights as they load, so it must know of all processes by then
         tokenizer, loaded = super().load_tokenizer_and_model()
         base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
         return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)
@@ -57,8 +62,8 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
         wanted = args.query_max_len + args.passage_max_len
         self.max_length = min(wanted, usable_positions(self.model.model, self.tokenizer))
         if self.max_length < wanted:
-            logger.info("pairs are cut to the %d tokens that the model can read, although query_max_len + passage_max_len"
-                        " is %d", self.max_length, wanted)
+            logger.info("pairs are cut to the %d tokens that the model can read; query_max_len + passage_max_len is %d",
+                        self.max_length, wanted)
         resample = args.group_sampling == "epoch"
         return self._dataset(self.train_groups, group_size=args.train_group_size, resample=resample)
 
@@ -95,6 +100,7 @@ def main() -> None:
     if int(os.environ.get("RANK", 0)):
         logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("FlagEmbedding").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = _parse()
     _prepare_output(training_args)
     SelectorRunner(model_args, data_args, training_args).run()
