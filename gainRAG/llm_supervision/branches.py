@@ -99,6 +99,14 @@ class Prefix:
     cache: object | None = None
 
 
+def _positions(config) -> int | None:
+    """How many positions the model takes such that what else is in a batch does not change a row's numbers."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope") and "original_max_position_embeddings" in rope:
+        return rope["original_max_position_embeddings"]  # longer rows turn the whole batch to other frequencies
+    return getattr(config, "max_position_embeddings", None)
+
+
 class BranchedModel:
     """A causal LM that gives hidden states and logits at the positions that predict answers.
 
@@ -115,7 +123,7 @@ class BranchedModel:
         self.decoder = model.get_decoder()
         self.device = model.get_input_embeddings().weight.device
         self.window = getattr(self.config, "sliding_window", None)
-        self.max_positions = getattr(self.config, "max_position_embeddings", None)
+        self.max_positions = _positions(self.config)
         attention = getattr(model.config, "_attn_implementation", None)
         self.fast = model.config.model_type in FAST_MODEL_TYPES and attention in MASKED_ATTENTION
         if not self.fast:
@@ -153,8 +161,8 @@ class BranchedModel:
         if self.model.config.is_encoder_decoder:
             raise UserError(f"{kind}: an encoder-decoder; the gain is defined for a decoder-only causal LM")
         ids = (torch.arange(12, device=self.device) % self.config.vocab_size)[None]
-        expected = self.model(ids[:, :8], use_cache=False).logits[0].float()
-        hidden = getattr(self.decoder(ids, use_cache=False), "last_hidden_state", None)
+        expected = self.model(input_ids=ids[:, :8], use_cache=False).logits[0].float()
+        hidden = getattr(self.decoder(input_ids=ids, use_cache=False), "last_hidden_state", None)
         if hidden is not None:
             found = self.logits(hidden[0, :8])
             tolerance = 1e-3 if self.model.dtype == torch.float32 else 5e-2
@@ -168,7 +176,7 @@ class BranchedModel:
         from transformers import Cache, DynamicCache
 
         cache = DynamicCache()
-        self.decoder(torch.tensor([tokens], device=self.device), past_key_values=cache, use_cache=True)
+        self.decoder(input_ids=torch.tensor([tokens], device=self.device), past_key_values=cache, use_cache=True)
         layers = [_read_only_layer(layer.keys, layer.values) for layer in cache.layers]
         return Prefix(len(tokens), Cache(layers=layers))
 

@@ -21,7 +21,7 @@ from gainRAG.llm_supervision.branches import AnswerTree, BranchedModel, Prefix, 
 logger = logging.getLogger(__name__)
 
 WINDOW_BATCHES = 8  # batches' worth of tokens that are sorted by length together
-SLICE_LOGITS = 2**26  # logits in memory at once: 256 MiB in float32
+SLICE_LOGITS = 4096  # float32 logits held at once for each token of the budget: 256 MiB at 16384 tokens
 SHORTEST_PREFIX = 16  # tokens; a shorter common start costs more in bookkeeping than it saves
 
 
@@ -44,14 +44,15 @@ class PassageGain:
 
 @dataclass(frozen=True)
 class _Encoded:
-    """A request as rows: for each tree of answers the question's row, then the passages'."""
+    """A request as rows: for each tree of answers one for the question alone, and one for each passage."""
 
     trees: list[AnswerTree]
-    rows: list[Row]
+    questions: list[Row]
+    passages: list[Row]
 
     @property
     def tokens(self) -> int:
-        return sum(map(len, self.rows))
+        return sum(map(len, self.questions)) + sum(map(len, self.passages))
 
 
 class GainScorer:
@@ -70,7 +71,6 @@ class GainScorer:
         self.alpha = alpha
         self.max_batch_tokens = max_batch_tokens
         self._window_tokens = WINDOW_BATCHES * max_batch_tokens
-        self._slice_logits = SLICE_LOGITS
 
     def score(self, requests: Iterable[GainRequest]) -> Iterator[list[PassageGain]]:
         """Gains in the order of the requests, one entry a passage; reads as far ahead as a few batches need.
@@ -83,12 +83,13 @@ class GainScorer:
             yield from self._score_window(window)
 
     def _windows(self, requests: Iterable[GainRequest]) -> Iterator[list[_Encoded]]:
-        window: list[_Encoded] = []
+        window, tokens = [], 0
         for index, request in enumerate(requests):
             window.append(self._encode(index, request))
-            if sum(encoded.tokens for encoded in window) >= self._window_tokens:
+            tokens += window[-1].tokens
+            if tokens >= self._window_tokens:
                 yield window
-                window = []
+                window, tokens = [], 0
         if window:
             yield window
 
@@ -103,7 +104,7 @@ class GainScorer:
         if not answers:
             raise ValueError(f"request {index}: no answers")
         if not request.passage_prompts:
-            return _Encoded([], [])
+            return _Encoded([], [], [])
         trees = [AnswerTree(answers)]
         rows = [Row(prompt, trees[0]) for prompt in prompts]
         longest = max(row.extent for row in rows)
@@ -112,18 +113,19 @@ class GainScorer:
             raise ValueError(f"request {index}: {longest} tokens of prompt and answer, the model has {limit} positions")
         if not trees[0].is_chain and not self.model.takes_branches(rows):
             trees = [AnswerTree([answer]) for answer in answers]
-            rows = [Row(prompt, tree) for tree in trees for prompt in prompts]
-        return _Encoded(trees, rows)
+        questions = [Row(prompts[0], tree) for tree in trees]
+        return _Encoded(trees, questions, [Row(prompt, tree) for tree in trees for prompt in prompts[1:]])
 
     def _score_window(self, window: Sequence[_Encoded]) -> Iterator[list[PassageGain]]:
-        rows = [row for encoded in window for row in encoded.rows]
-        states = iter(self._hidden_states(rows))
+        without = iter(self._hidden_states([row for encoded in window for row in encoded.questions]))
+        given = iter(self._hidden_states([row for encoded in window for row in encoded.passages]))
         for encoded in window:
             if not encoded.trees:
                 yield []
                 continue
-            prompts = len(encoded.rows) // len(encoded.trees)
-            nll = [self._answer_nll(tree, torch.stack(list(islice(states, prompts)))) for tree in encoded.trees]
+            count = len(encoded.passages) // len(encoded.trees)
+            states = [(next(without), torch.stack([*islice(given, count)])) for _ in encoded.trees]
+            nll = [self._fitting_nll(tree, *pair) for tree, pair in zip(encoded.trees, states, strict=True)]
             lowest = torch.cat(nll, dim=2).amin(dim=2).tolist()
             yield [PassageGain(math.exp(contrast), math.exp(plain)) for contrast, plain in zip(*lowest, strict=True)]
 
@@ -144,14 +146,17 @@ class GainScorer:
                         raise
                     found = None
                 if found is None:  # outside the handler, whose traceback holds the batch's tensors
-                    self.max_batch_tokens = len(batch) * longest // 2
-                    logger.warning("out of memory: going on with batches of %d tokens", self.max_batch_tokens)
-                    torch.cuda.empty_cache()
+                    self._halve(len(batch) * longest)
                     continue
                 for index, state in zip(batch, found, strict=True):
                     states[index] = state
                 waiting = waiting[len(batch) :]
         return states
+
+    def _halve(self, tokens: int) -> None:
+        self.max_batch_tokens = tokens // 2
+        logger.warning("out of memory: going on with batches of %d tokens", self.max_batch_tokens)
+        torch.cuda.empty_cache()
 
     def _common_prefix(self, rows: Sequence[Row]) -> Prefix:
         """What all prompts start with, computed once; at least each prompt's last token stays in its row."""
@@ -163,29 +168,39 @@ class GainScorer:
         length = next((at for at in range(limit) if first[at] != last[at]), limit)
         return self.model.prefix(first[:length]) if length >= SHORTEST_PREFIX else Prefix()
 
+    def _fitting_nll(self, tree: AnswerTree, without: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
+        while True:
+            try:
+                return self._answer_nll(tree, without, given)
+            except torch.cuda.OutOfMemoryError:
+                if self.max_batch_tokens == 1:
+                    raise
+            self._halve(self.max_batch_tokens)
+
     @torch.inference_mode()
-    def _answer_nll(self, tree: AnswerTree, states: torch.Tensor) -> torch.Tensor:
+    def _answer_nll(self, tree: AnswerTree, without: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         """Mean negative log-likelihood of the tree's answers, float64 (contrastive and plain, passages, answers).
 
         Args:
             tree: the answers.
-            states: (1 + passages, 1 + nodes, hidden size), the question's own row first.
+            without: states after the question alone (1 + nodes, hidden size).
+            given: states after each passage and the question (passages, 1 + nodes, hidden size).
         """
-        nodes = torch.tensor([node for reads in tree.reads for node in reads], device=states.device)
-        targets = torch.tensor([token for answer in tree.answers for token in answer], device=states.device)
-        found = torch.empty(2, len(states) - 1, len(nodes), device=states.device)
-        step = max(1, self._slice_logits // self.model.config.vocab_size)
-        for low in range(0, states.shape[1], step):
-            high = min(low + step, states.shape[1])
+        nodes = torch.tensor([node for reads in tree.reads for node in reads], device=given.device)
+        targets = torch.tensor([token for answer in tree.answers for token in answer], device=given.device)
+        found = torch.empty(2, len(given), len(nodes), device=given.device)
+        step = max(1, self.max_batch_tokens * SLICE_LOGITS // self.model.config.vocab_size)
+        for low in range(0, len(without), step):
+            high = min(low + step, len(without))
             here = ((nodes >= low) & (nodes < high)).nonzero()[:, 0]
-            without = self.model.logits(states[0, low:high])
-            rows = max(1, step // (high - low))
-            for at in range(1, len(states), rows):
-                given = self.model.logits(states[at : at + rows, low:high])
-                part = slice(at - 1, at - 1 + rows)
-                found[1, part, here] = _log_likelihood(given, nodes[here] - low, targets[here])
-                given = given.mul_(1 + self.alpha).sub_(without, alpha=self.alpha)
-                found[0, part, here] = _log_likelihood(given, nodes[here] - low, targets[here])
+            z_0 = self.model.logits(without[low:high])
+            passages = max(1, step // (high - low))
+            for first in range(0, len(given), passages):
+                part = slice(first, first + passages)
+                z = self.model.logits(given[part, low:high])
+                found[1, part, here] = _log_likelihood(z, nodes[here] - low, targets[here])
+                z.mul_(1 + self.alpha).sub_(z_0, alpha=self.alpha)
+                found[0, part, here] = _log_likelihood(z, nodes[here] - low, targets[here])
         lengths = [len(answer) for answer in tree.answers]
         return torch.stack([-part.double().mean(dim=2) for part in found.split(lengths, dim=2)], dim=2)
 

