@@ -1,0 +1,235 @@
+"""A run as one HTML page: tables, intervals, gains, and example questions with the pick of each method.
+
+Reads what the stage scripts left under --work (answers, and where they are there: selections, retrieval output, gains,
+the table scripts' tables). The page loads nothing from elsewhere and runs no script.
+
+    python -m gainRAG.analysis.report --work results/demo --output report.html
+"""
+
+import argparse
+import logging
+from collections.abc import Iterable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from gainRAG.analysis.runs import gain, gain_among, read_candidates, read_picks, read_predictions, read_results
+from gainRAG.analysis.svg import histogram, interval_bars
+from gainRAG.cli import UserError, input_file, non_negative_int, run_stage, stage_parser
+from gainRAG.records import Record, appears_when_whole, parse_json
+
+logger = logging.getLogger(__name__)
+
+STYLE = """
+body { font: 15px/1.5 sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em }
+table { border-collapse: collapse; margin: 1em 0 }
+td, th { border-bottom: 1px solid #ddd; padding: 4px 10px; text-align: left; vertical-align: top }
+svg { display: block; margin: 1em 0; max-width: 100%; height: auto }
+.right { color: #18794e } .wrong { color: #b42318 } .note { color: #666; font-size: 13px }
+"""
+
+
+class QuestionSet:
+    """One question set of a run: results, predictions, picks and gains of every method.
+
+    Raises:
+        UserError: a file is not what the stages write, or belongs to other questions.
+    """
+
+    def __init__(self, work: Path, folder: Path) -> None:
+        self.name = folder.name
+        self.results = read_results(folder)
+        self.candidates = read_candidates(work, self.name)
+        self.predictions, self.picks = {}, {}
+        for method, result in self.results.items():
+            predictions = read_predictions(folder, method, result["questions"])
+            self.predictions[method] = {str(record.get("id")): record for record in predictions}
+            self.picks[method] = read_picks(work, self.name, method, result["K_docs"]) or {}
+        first, *others = self.predictions.items()
+        for method, records in others:
+            if records.keys() != first[1].keys():
+                raise UserError(f"{folder}: {method} and {first[0]} answered different questions; run them on the same")
+
+    def questions(self) -> list[Record]:
+        """A record of each question, in order."""
+        return list(next(iter(self.predictions.values())).values())
+
+    def pick_gains(self, method: str) -> list[float]:
+        """The gain of the first pick of every question, as far as it was computed."""
+        found = [self.gain_of(question, passages[0]) for question, passages in self.picks[method].items() if passages]
+        return [value for value in found if value is not None]
+
+    def gain_of(self, question: str, passage: Record) -> float | None:
+        """A passage's gain for a question; None where it was not computed."""
+        return gain_among(passage, self.candidates.get(question, []))
+
+
+def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """A table of escaped text; None is an empty cell."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in header)
+    body = "".join("<tr>" + "".join(f"<td>{_shown(value)}</td>" for value in row) + "</tr>\n" for row in rows)
+    return f"<table><tr>{head}</tr>\n{body}</table>\n"
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return ""
+    return escape(f"{value:.2f}" if isinstance(value, float) else str(value))
+
+
+def _interval(score: Record | None, scale: float = 100, digits: int = 1) -> str | None:
+    if not score:
+        return None
+    mean, low, high = (f"{scale * score[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def results_part(found: QuestionSet) -> str:
+    """Table and bars of every method's scores."""
+    rows, bars = [], []
+    for method, result in found.results.items():
+        metrics, picks = result["metrics"], result.get("picks", {})
+        main = "accuracy" if "accuracy" in metrics else "cover_em"
+        scores = [_interval(metrics.get(name)) for name in (main, "em", "f1")]
+        picked = [_interval(picks.get("hit_at_1")), _interval(picks.get("pick_gain"), 1, 3)]
+        rows.append((method, *scores, *picked, _interval(picks.get("pseudo_share")), result["questions"]))
+        score = metrics.get(main)
+        if score:
+            bars.append((method, *(100 * score[name] for name in ("mean", "low", "high"))))
+    facts = next(iter(found.results.values()))
+    names = ("model", "split", "K_docs", "backend", "dtype", "seed", "prompts_hash", "git_commit")
+    about = "; ".join(f"{name} {facts[name]}" for name in names if name in facts)
+    header = (
+        "method",
+        "cover_em (or accuracy)",
+        "em",
+        "f1",
+        "answer in the first pick",
+        "gain of it",
+        "pseudo picked",
+        "n",
+    )
+    return (
+        f'<p class="note">{escape(about)}</p>\n'
+        + "<p>Percent with 95 % intervals; gain is -log(PPL_CD + 1), 0 at best.</p>\n"
+        + html_table(header, rows)
+        + interval_bars(bars, "cover_em (or accuracy), % of questions")
+    )
+
+
+def gains_part(found: QuestionSet) -> str:
+    """Histograms of the gains of all candidates and of each method's picks; nothing where none was computed."""
+    everything = [gain(passage) for passages in found.candidates.values() for passage in passages]
+    if not everything:
+        return ""
+    low, high = min(everything), max(everything)
+    plots = [histogram(everything, low, high, f"all candidates ({len(everything)})")]
+    for method in found.results:
+        values = found.pick_gains(method)
+        if values:
+            title = f"picks of {method} ({len(values)}), mean {sum(values) / len(values):.3f}"
+            plots.append(histogram(values, low, high, title, colour=1))
+    return "<h3>Gains</h3>\n" + "".join(plots)
+
+
+def examples_part(found: QuestionSet, count: int) -> str:
+    """Questions with answers and picks of each method; those on which the methods differ come first."""
+
+    def agreement(question: Record) -> bool:
+        name = str(question.get("id"))
+        return len({records[name]["cover_em"] for records in found.predictions.values()}) == 1
+
+    chosen = sorted(found.questions(), key=agreement)[:count]
+    return "<h3>Examples</h3>\n" + "".join(_example(found, question) for question in chosen) if chosen else ""
+
+
+def _example(found: QuestionSet, question: Record) -> str:
+    name = str(question.get("id"))
+    gold = "; ".join(map(str, question["answers"]))
+    rows = "".join(_answer_row(found, method, name) for method in found.results)
+    return (
+        f"<h4>{escape(question['question'])}</h4>\n<p>Gold: {escape(gold)}</p>\n"
+        f"<table><tr><th>method</th><th>answer</th><th>gain</th><th>passage</th></tr>\n{rows}</table>\n"
+    )
+
+
+def _answer_row(found: QuestionSet, method: str, name: str) -> str:
+    record = found.predictions[method][name]
+    verdict = "right" if record["cover_em"] == 1 else "wrong"
+    passage = next(iter(found.picks[method].get(name, [])), None)
+    gain_cell = shown = None
+    if passage is not None:
+        gain_cell = found.gain_of(name, passage)
+        source = "the LLM's own" if passage.get("is_pseudo") else passage.get("title") or ""
+        shown = f"[{source}] {passage['text'][:300]}"
+    return (
+        f'<tr><td>{escape(method)}</td><td class="{verdict}">{escape(record["prediction"])}</td>'
+        f"<td>{_shown(gain_cell)}</td><td>{_shown(shown)}</td></tr>\n"
+    )
+
+
+def paper_part(work: Path) -> str:
+    """The table scripts' tables, where they were made."""
+    parts = []
+    for path in sorted(work.glob("table_*.json")):
+        content = parse_json(input_file(path).read_bytes(), str(path))
+        try:
+            rows = [_paper_row(cell) for cell in content["cells"]]
+            parts.append(f"<h2>{escape(content['title'])}: the paper and this run</h2>\n")
+        except (AttributeError, KeyError, TypeError):
+            raise UserError(f"{path}: not a table by gainRAG.analysis.tables; write it again or remove it") from None
+        parts.append(html_table(("questions", "method", "K", "metric", "paper", "ours", "difference", "n"), rows))
+        parts += [f'<p class="note">{escape(note)}</p>\n' for note in content.get("notes", [])]
+    return "".join(parts)
+
+
+def _paper_row(cell: Record) -> tuple:
+    ours = _interval(cell["ours"], 1, 2)
+    names = ("dataset", "label", "K", "metric", "paper")
+    return (*(cell[name] for name in names), ours, cell["difference"], cell["n"])
+
+
+def page(work: Path, examples: int) -> str:
+    """The whole page.
+
+    Raises:
+        UserError: nothing was answered under `work`, or a file is not what the stages write.
+    """
+    folders = [path.parent for path in sorted((work / "answers").glob("*/results.json"))]
+    parts = []
+    for folder in folders:
+        found = QuestionSet(work, folder) if read_results(folder) else None
+        if found:
+            parts.append(f"<h2>{escape(found.name)}</h2>\n" + results_part(found) + gains_part(found))
+            parts.append(examples_part(found, examples))
+    if not parts:
+        raise UserError(f"{work}: no answers/NAME/results.json in it; scripts/rag_generation.sh writes them")
+    title = f"GainRAG: {work.resolve().name}"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{''.join(parts)}{paper_part(work)}</body></html>\n"
+    )
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags, checked."""
+    parser = stage_parser(__doc__)
+    parser.add_argument("--work", required=True, type=Path, help="the run's folder")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page, .html")
+    parser.add_argument("--examples", type=non_negative_int, default=10, help="questions shown of each set")
+    args = parser.parse_args()
+    if args.output.suffix not in (".html", ".htm"):
+        raise UserError(f"--output {args.output}: wanted a name that ends in .html")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    text = page(args.work, args.examples)
+    with appears_when_whole(args.output) as file:
+        file.write(text)
+    logger.info("%s: %d bytes", args.output, len(text.encode()))
+
+
+if __name__ == "__main__":
+    run_stage(main)

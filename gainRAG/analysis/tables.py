@@ -1,0 +1,285 @@
+"""The paper's tables beside ours: collects results.json files into TABLE.json and TABLE.md.
+
+Each cell has the paper's number, ours with its 95 % bootstrap interval, the difference and the number of questions, in
+percent. What was not run, or is not published, is empty.
+
+    python -m gainRAG.analysis.tables main --answers results/paper/answers --datasets HotpotQA_dev NaturalQA_test \
+        --output_path results/paper/table_main.json
+"""
+
+import argparse
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from gainRAG.analysis.runs import read_predictions, read_results
+from gainRAG.cli import UserError, run_stage, stage_parser
+from gainRAG.evaluation.results import markdown_table, mean_with_interval
+from gainRAG.records import Record, write_json
+
+logger = logging.getLogger(__name__)
+
+METRICS = {
+    "cover_em": "EM (cover_em)",
+    "f1": "F1",
+    "mean": "mean of EM and F1",
+    "hit_at_k": "answer in the K passages",
+}
+FACTS = ("split", "model", "backend", "dtype", "K_docs", "max_new_tokens", "prompts_hash", "seed")
+SAME = ("questions", "model", "prompts_hash", "seed")  # what cells of one question set must share to be compared
+
+# Jiang et al., ACL 2025, percent. "EM" there is containment, our cover_em. What is not here is unknown to us.
+PAPER_QUESTIONS = {
+    "HotpotQA": 500,
+    "2WikiMultiHopQA": 500,
+    "WebQuestions": 2032,
+    "NaturalQA": 3610,
+    "TriviaQA": 11313,
+    "SQuAD": 10570,
+}
+PAPER: dict[str, dict[str, dict[str, float]]] = {
+    "no_retrieval": {"WebQuestions": {"cover_em": 44.39, "f1": 35.90}},
+    "standard_rag": {
+        "HotpotQA": {"cover_em": 31.80, "f1": 33.23},
+        "2WikiMultiHopQA": {"cover_em": 23.40, "f1": 21.81},
+        "WebQuestions": {"cover_em": 35.04, "f1": 33.26},
+        "NaturalQA": {"cover_em": 38.14, "f1": 36.82},
+        "TriviaQA": {"cover_em": 62.16, "f1": 61.87},
+    },
+    "rerank": {
+        "HotpotQA": {"cover_em": 35.80, "f1": 37.45, "mean": 36.62},
+        "2WikiMultiHopQA": {"mean": 23.57},
+        "NaturalQA": {"mean": 30.73},
+    },
+    "gainrag_no_pseudo": {
+        "HotpotQA": {"mean": 39.23},
+        "2WikiMultiHopQA": {"mean": 26.04},
+        "NaturalQA": {"mean": 41.09},
+    },
+    "rerank_with_pseudo": {
+        "HotpotQA": {"mean": 35.02},
+        "2WikiMultiHopQA": {"mean": 28.14},
+        "NaturalQA": {"mean": 31.90},
+    },
+    "gainrag": {
+        "HotpotQA": {"cover_em": 39.60, "f1": 41.99, "mean": 40.79},
+        "2WikiMultiHopQA": {"cover_em": 31.40, "f1": 28.92, "mean": 30.16},
+        "WebQuestions": {"cover_em": 42.51, "f1": 39.17},
+        "NaturalQA": {"cover_em": 41.97, "f1": 41.27, "mean": 41.62},
+        "TriviaQA": {"cover_em": 67.29, "f1": 66.73},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table's title, its rows (method -> label), the metrics of each, the K of each (empty: as run), and notes."""
+
+    title: str
+    methods: dict[str, str]
+    metrics: tuple[str, ...] = ("cover_em", "f1", "mean")
+    ks: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+TABLES = {
+    "main": Table(
+        "Methods side by side",
+        {
+            "no_retrieval": "No retrieval",
+            "standard_rag": "Standard RAG",
+            "rerank": "Rerank",
+            "gainrag_no_pseudo": "GainRAG without pseudo-passage",
+            "gainrag": "GainRAG",
+        },
+    ),
+    "ablation": Table(
+        "What each part contributes",
+        {
+            "rerank": "Vanilla reranker",
+            "gainrag_no_pseudo": "GainRAG without pseudo-passage",
+            "rerank_with_pseudo": "GainRAG without distillation",
+            "plain_ppl": "GainRAG with plain perplexity",
+            "gainrag": "GainRAG",
+        },
+        notes=(
+            "Without pseudo-passage: the trained selector chooses among the retrieved passages alone.",
+            "Without distillation: distillation is the only training here, so this is read as the untrained reranker "
+            "choosing among the retrieved passages and the pseudo-passage. The paper's row lies near its vanilla "
+            "reranker but far above it on 2WikiMultiHopQA, where the pseudo-passage helps most.",
+            "Plain perplexity: a selector trained on the same questions with retrieved_ppl in the place of PPL_CD. The "
+            "paper gives only differences to GainRAG: -1.00 on HotpotQA, -1.90 on 2WikiMultiHopQA.",
+        ),
+    ),
+    "topk": Table(
+        "More passages in the prompt",
+        {"standard_rag": "Standard RAG", "rerank": "Rerank", "gainrag": "GainRAG"},
+        metrics=("cover_em", "f1", "mean", "hit_at_k"),
+        ks=(1, 2, 3, 4, 5),
+        notes=("The paper says that K = 1 is best: a larger K raises recall, not accuracy. It gives no numbers here.",),
+    ),
+}
+
+
+class Answered:
+    """What was run on one question set: results by (method, K), K being None in a table without rows of K.
+
+    Raises:
+        UserError: two folders answered with different models, prompts or questions.
+    """
+
+    def __init__(self, folders: list[Path], name: str, by_k: bool) -> None:
+        self.results: dict[tuple[str, int | None], tuple[Record, Path]] = {}
+        for folder in folders:
+            for method, result in read_results(folder / name).items():
+                self.results[method, result["K_docs"] if by_k else None] = result, folder / name
+        shared = (*SAME, *(() if by_k else ("K_docs",)))
+        for fact in shared:
+            values = {str(result.get(fact)) for result, _ in self.results.values()}
+            if len(values) > 1:
+                raise UserError(
+                    f"{name}: {fact} differs between methods ({', '.join(sorted(values))}); run them on the same"
+                )
+
+    def facts(self) -> Record | None:
+        """What the numbers were measured on and with."""
+        if not self.results:
+            return None
+        result, _ = next(iter(self.results.values()))
+        names = ("questions", *FACTS, "versions", "git_commit", "suspect_answers")
+        return {name: result[name] for name in names if name in result}
+
+    def score(self, method: str, k: int | None, metric: str) -> Record | None:
+        """`mean`, `low` and `high` in percent; None where it was not run or does not apply."""
+        if (method, k) not in self.results:
+            return None
+        result, folder = self.results[method, k]
+        if metric == "mean":
+            predictions = read_predictions(folder, method, result["questions"])
+            found = mean_with_interval([(record["cover_em"] + record["f1"]) / 2 for record in predictions])
+        else:
+            found = result["metrics"].get(metric) or result.get("picks", {}).get(metric)
+        return found and {name: 100 * found[name] for name in ("mean", "low", "high")}
+
+    def questions(self, method: str, k: int | None) -> int | None:
+        """How many questions a method answered; None where it was not run."""
+        return self.results[method, k][0]["questions"] if (method, k) in self.results else None
+
+
+def dataset_of(name: str) -> str:
+    """A question file's data set: "HotpotQA" of "HotpotQA_dev"."""
+    return name.rpartition("_")[0] or name
+
+
+def cells(table: Table, name: str, answered: Answered) -> list[Record]:
+    """The table's cells for one question set: paper, ours, difference (ours - paper), n."""
+    made = []
+    for method, label in table.methods.items():
+        for k in table.ks or (None,):
+            published = PAPER.get(method, {}).get(dataset_of(name), {}) if k in (None, 1) else {}
+            for metric in table.metrics:
+                ours, paper = answered.score(method, k, metric), published.get(metric)
+                both = ours is not None and paper is not None
+                cell = {"dataset": name, "method": method, "label": label, "K": k, "metric": metric, "paper": paper}
+                made.append(
+                    {
+                        **cell,
+                        "ours": ours,
+                        "difference": ours["mean"] - paper if both else None,
+                        "n": ours and answered.questions(method, k),
+                        "paper_n": PAPER_QUESTIONS.get(dataset_of(name)),
+                    }
+                )
+    return made
+
+
+def collect(kind: str, folders: list[Path], names: list[str]) -> Record:
+    """The content of the table's file.
+
+    Args:
+        kind: a key of TABLES.
+        folders: each holds NAME/results.json and NAME/METHOD.jsonl; their methods are taken together.
+        names: the question sets, in the order of the table.
+
+    Raises:
+        UserError: none of the sets was run, or a file is not what run_baselines writes.
+    """
+    table = TABLES[kind]
+    answered = {name: Answered(folders, name, bool(table.ks)) for name in names}
+    for name in names:
+        if not answered[name].results:
+            logger.warning("%s was not run: its cells stay empty", name)
+    if not any(found.results for found in answered.values()):
+        looked = ", ".join(str(folder) for folder in folders)
+        raise UserError(f"{looked}: no NAME/results.json of {', '.join(names)}; scripts/rag_generation.sh writes them")
+    return {
+        "table": kind,
+        "title": table.title,
+        "unit": "percent",
+        "notes": list(table.notes),
+        "runs": {name: answered[name].facts() for name in names},
+        "cells": [cell for name in names for cell in cells(table, name, answered[name])],
+    }
+
+
+def row(cell: Record) -> tuple:
+    """A cell as a line: method, metric, paper, ours, difference, n."""
+    label = cell["label"] if cell["K"] is None else f"{cell['label']}, K = {cell['K']}"
+    ours, n, of = cell["ours"], cell["n"], cell["paper_n"]
+    shown = ours and f"{ours['mean']:.2f} [{ours['low']:.2f}, {ours['high']:.2f}]"
+    difference = None if cell["difference"] is None else f"{cell['difference']:+.2f}"
+    count = f"{n} of {of}" if n and of and n != of else n
+    return label, METRICS[cell["metric"]], cell["paper"], shown, difference, count
+
+
+HEADER = ("method", "metric", "paper", "ours", "difference", "n")
+
+
+def markdown(content: Record) -> str:
+    """The table as Markdown: a part for each question set."""
+    parts = [f"# {content['title']}\n\nPercent; ours with 95 % bootstrap intervals; difference = ours - paper.\n"]
+    for name, facts in content["runs"].items():
+        rows = [row(cell) for cell in content["cells"] if cell["dataset"] == name]
+        parts.append(f"## {name}\n\n{about(facts)}\n\n{markdown_table(HEADER, rows)}")
+    if content["notes"]:
+        parts.append("".join(f"- {note}\n" for note in content["notes"]))
+    return "\n".join(parts)
+
+
+def about(facts: Record | None) -> str:
+    """One line on what was run."""
+    if facts is None:
+        return "Not run."
+    commit = (facts.get("git_commit") or "unknown")[:12]
+    model, prompts = facts.get("model"), facts.get("prompts_hash")
+    return f"{facts['questions']} questions, {model}, prompts {prompts}, commit {commit}."
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags, checked."""
+    parser = stage_parser(__doc__)
+    parser.add_argument("table", choices=TABLES, help="which of the paper's tables")
+    parser.add_argument(
+        "--answers", required=True, nargs="+", type=Path, metavar="DIR", help="folders of NAME/results.json"
+    )
+    parser.add_argument(
+        "--datasets", required=True, nargs="+", metavar="NAME", help="question sets, in the table's order"
+    )
+    parser.add_argument("--output_path", required=True, type=Path, help="the table, .json; its Markdown lies beside it")
+    args = parser.parse_args()
+    if args.output_path.suffix != ".json":
+        raise UserError(f"--output_path {args.output_path}: wanted a name that ends in .json")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    content = collect(args.table, args.answers, args.datasets)
+    write_json(args.output_path, content)
+    text = markdown(content)
+    args.output_path.with_suffix(".md").write_text(text, "utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    run_stage(main)

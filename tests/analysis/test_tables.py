@@ -1,0 +1,338 @@
+"""The paper's tables: what stands in a cell, what stays empty, and what is refused. Runs are made up."""
+
+import json
+import re
+import sys
+
+import pytest
+
+from gainRAG.analysis import gap, report, tables
+from gainRAG.analysis.svg import histogram, interval_bars
+from gainRAG.analysis.tables import PAPER, TABLES, collect, markdown
+from gainRAG.cli import UserError
+from gainRAG.evaluation.answers import score_prediction
+from gainRAG.evaluation.results import summarize
+from gainRAG.rag_workflow.run_baselines import METHODS, SELECTED
+from gainRAG.records import write_json, write_records
+
+GOLD = "Paris"
+
+
+def predictions(said: list[str]) -> list[dict]:
+    return [
+        {
+            "id": f"q{number}",
+            "question": f"What is capital number {number}?",
+            "answers": [GOLD],
+            "prompt": "p",
+            "prediction": text,
+            **score_prediction(text, [GOLD]),
+        }
+        for number, text in enumerate(said)
+    ]
+
+
+@pytest.fixture
+def answered(tmp_path):
+    """Makes WORK/answers/NAME as run_baselines leaves it, from what each method said."""
+
+    def make(name: str, said: dict[str, list[str]], folder: str = "answers", k: int = 1, **facts):
+        place, results = tmp_path / folder / name, {}
+        facts = {"model": "tiny", "prompts_hash": "abc", "seed": 42, "split": name, **facts}
+        for method, texts in said.items():
+            records = predictions(texts)
+            write_records(place / f"{method}.jsonl", records)
+            hit = {"mean": 0.5, "low": 0.25, "high": 0.75}
+            picks = {} if method == "no_retrieval" else {"hit_at_1": hit, "hit_at_k": hit, "pseudo_share": hit}
+            results[method] = {**summarize(records, **facts, K_docs=k), "picks": picks}
+        write_json(place / "results.json", results)
+        return tmp_path / folder
+
+    return make
+
+
+def passages(texts: list[str], **extra) -> list[dict]:
+    return [
+        {
+            "id": f"q{number}",
+            "question": f"What is capital number {number}?",
+            "answers": [GOLD],
+            "ctxs": [{"id": f"p{number}", "title": "City", "text": text, **extra}],
+        }
+        for number, text in enumerate(texts)
+    ]
+
+
+def cell(content: dict, **wanted) -> dict:
+    found = [one for one in content["cells"] if all(one[name] == value for name, value in wanted.items())]
+    assert len(found) == 1
+    return found[0]
+
+
+def run_main(module, monkeypatch, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["module", *map(str, arguments)])
+    module.main()
+
+
+# --- the paper's numbers ------------------------------------------------------------------------------------------
+
+
+def test_published_means_are_those_of_the_published_scores():
+    for method, sets in PAPER.items():
+        assert method in METHODS
+        for scores in sets.values():
+            if scores.keys() >= {"cover_em", "f1", "mean"}:
+                assert scores["mean"] == pytest.approx((scores["cover_em"] + scores["f1"]) / 2, abs=0.0051)
+
+
+def test_rows_are_methods_that_run_baselines_knows_and_all_published_ones_have_a_row():
+    rows = {method for table in TABLES.values() for method in table.methods}
+    assert rows <= set(METHODS)
+    assert set(PAPER) <= rows
+    assert "rerank_with_pseudo" in SELECTED
+
+
+def test_nothing_is_published_for_squad():
+    assert not any("SQuAD" in sets for sets in PAPER.values())
+
+
+# --- cells --------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_has_paper_ours_difference_and_count(answered):
+    folder = answered("HotpotQA_dev", {"gainrag": ["Paris", "It is Paris", "Rome", "Rome"]})
+    content = collect("main", [folder], ["HotpotQA_dev"])
+    em = cell(content, method="gainrag", metric="cover_em")
+    assert em["paper"] == 39.60
+    assert em["ours"]["mean"] == 50
+    assert 0 <= em["ours"]["low"] < 50 < em["ours"]["high"] <= 100
+    assert em["difference"] == pytest.approx(50 - 39.60)
+    assert (em["n"], em["paper_n"]) == (4, 500)
+    assert cell(content, method="gainrag", metric="f1")["ours"]["mean"] == pytest.approx(100 * (1 + 0.5) / 4)
+    mean = cell(content, method="gainrag", metric="mean")
+    assert (mean["paper"], mean["ours"]["mean"]) == (40.79, pytest.approx((50 + 37.5) / 2))
+    assert mean["ours"]["low"] < mean["ours"]["mean"] < mean["ours"]["high"]
+    assert content["runs"]["HotpotQA_dev"]["model"] == "tiny"
+
+
+def test_what_was_not_run_is_empty_and_what_is_not_published_too(answered):
+    folder = answered("SQuAD_test", {"gainrag": ["Paris", "Rome"]})
+    content = collect("main", [folder], ["HotpotQA_dev", "SQuAD_test"])
+    assert content["runs"]["HotpotQA_dev"] is None
+    for one in content["cells"]:
+        run = one["dataset"] == "SQuAD_test" and one["method"] == "gainrag"
+        assert (one["ours"] is not None) == (one["n"] is not None) == run
+        assert one["difference"] is None
+        assert (one["paper"] is None) or one["dataset"] == "HotpotQA_dev"
+    text = markdown(content)
+    assert "Not run." in text
+    assert re.search(r"\| GainRAG +\| EM \(cover_em\) +\| 39\.60 \| +\| +\| +\|\n", text)
+    assert re.search(r"\| GainRAG +\| EM \(cover_em\) +\| +\| 50\.00 \[[^]]+\] +\| +\| 2 of 10570 +\|\n", text)
+    assert "None" not in text
+
+
+def test_ablation_takes_methods_of_several_folders_together(answered):
+    first = answered("NaturalQA_test", {"gainrag": ["Paris", "Rome"], "rerank": ["Rome", "Rome"]})
+    second = answered("NaturalQA_test", {"rerank_with_pseudo": ["Paris", "Paris"]}, "more")
+    content = collect("ablation", [first, second], ["NaturalQA_test"])
+    assert cell(content, method="rerank", metric="mean")["ours"]["mean"] == 0
+    without = cell(content, method="rerank_with_pseudo", metric="mean")
+    assert (without["paper"], without["ours"]["mean"]) == (31.90, 100)
+    assert cell(content, method="plain_ppl", metric="mean")["ours"] is None
+    assert any("untrained reranker" in note for note in content["notes"])
+
+
+def test_topk_has_a_row_for_each_k_and_the_papers_numbers_at_one(answered):
+    folders = [
+        answered("HotpotQA_dev", {"gainrag": ["Paris"] * k + ["Rome"] * (5 - k)}, f"top{k}", k) for k in (1, 2, 4)
+    ]
+    content = collect("topk", folders, ["HotpotQA_dev"])
+    ours = {k: cell(content, method="gainrag", metric="cover_em", K=k)["ours"] for k in range(1, 6)}
+    assert {k: score and score["mean"] for k, score in ours.items()} == {1: 20, 2: 40, 3: None, 4: 80, 5: None}
+    assert cell(content, method="gainrag", metric="cover_em", K=1)["paper"] == 39.60
+    assert cell(content, method="gainrag", metric="cover_em", K=2)["paper"] is None
+    assert cell(content, method="gainrag", metric="hit_at_k", K=2)["ours"]["mean"] == 50
+    assert "GainRAG, K = 4" in markdown(content)
+
+
+@pytest.mark.parametrize("fact", ["model", "prompts_hash", "seed"])
+def test_cells_of_different_runs_are_not_put_side_by_side(answered, fact):
+    first = answered("NaturalQA_test", {"gainrag": ["Paris"]})
+    second = answered("NaturalQA_test", {"plain_ppl": ["Paris"]}, "more", **{fact: "other"})
+    with pytest.raises(UserError, match=f"NaturalQA_test: {fact} differs"):
+        collect("ablation", [first, second], ["NaturalQA_test"])
+
+
+def test_predictions_that_do_not_fit_the_results_are_refused(answered):
+    folder = answered("NaturalQA_test", {"gainrag": ["Paris", "Rome"]})
+    write_records(folder / "NaturalQA_test" / "gainrag.jsonl", predictions(["Paris"]))
+    with pytest.raises(UserError, match="1 predictions, but results.json speaks of 2"):
+        collect("main", [folder], ["NaturalQA_test"])
+
+
+def test_results_of_another_shape_are_refused(tmp_path):
+    write_json(tmp_path / "NaturalQA_test" / "results.json", {"gainrag": {"questions": 3}})
+    with pytest.raises(UserError, match="'gainrag' lacks"):
+        collect("main", [tmp_path], ["NaturalQA_test"])
+
+
+def test_the_command_writes_both_files(answered, tmp_path, monkeypatch, capsys):
+    folder = answered("WebQuestions_test", {"no_retrieval": ["Paris"]})
+    output = tmp_path / "table_main.json"
+    run_main(
+        tables, monkeypatch, "main", "--answers", folder, "--datasets", "WebQuestions_test", "--output_path", output
+    )
+    content = json.loads(output.read_text("utf-8"))
+    assert cell(content, method="no_retrieval", metric="f1")["paper"] == 35.90
+    assert output.with_suffix(".md").read_text("utf-8") == markdown(content) == capsys.readouterr().out[:-1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            ["tables", "main", "--answers", "nowhere", "--datasets", "A_b", "--output_path", "t.json"],
+            "nowhere: no NAME",
+        ),
+        (["tables", "main", "--answers", ".", "--datasets", "A_b", "--output_path", "t.md"], "ends in .json"),
+        (["gap", "--work", "nowhere", "--datasets", "A_b", "--output_path", "g.json"], "nowhere: no answers"),
+        (["report", "--work", "nowhere", "--output", "r.html"], "nowhere: no answers"),
+        (["report", "--work", ".", "--output", "r.pdf"], "ends in .html"),
+    ],
+)
+def test_mistakes_end_with_code_2_and_one_line(run_python, arguments, said):
+    done = run_python("-m", f"gainRAG.analysis.{arguments[0]}", *arguments[1:])
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+# --- figure 1 -----------------------------------------------------------------------------------------------------
+
+
+def test_gap_counts_wrong_though_held_and_right_though_not():
+    said = predictions(["Paris", "Rome", "Rome", "Paris", "Rome"])
+    held = ["It is Paris.", "It is Paris.", "Paris, I think", "nothing", "nothing"]
+    picks = {record["id"]: record["ctxs"] for record in passages(held)}
+    found = gap.gap(said, picks)
+    assert (found["n"], found["held"]) == (5, 3)
+    means = {name: found[name]["mean"] for name in gap.SHARES}
+    assert means == pytest.approx(
+        {
+            "wrong_though_held": 40,
+            "right_though_not_held": 20,
+            "wrong_of_held": 200 / 3,
+            "right_of_not_held": 50,
+        }
+    )
+
+
+def test_gap_of_an_empty_group_is_empty():
+    picks = {record["id"]: record["ctxs"] for record in passages(["Paris"])}
+    found = gap.gap(predictions(["Paris"]), picks)
+    assert found["right_of_not_held"] is None
+    assert found["wrong_of_held"]["mean"] == 0
+
+
+def test_gap_needs_the_passages_of_every_question():
+    with pytest.raises(UserError, match="'q1'"):
+        gap.gap(predictions(["Paris", "Rome"]), {"q0": passages(["Paris"])[0]["ctxs"]})
+
+
+def test_figure_reads_a_run_and_leaves_missing_methods_empty(answered, tmp_path, monkeypatch):
+    answered("NaturalQA_test", {"standard_rag": ["Rome", "Paris"], "gainrag": ["Paris", "Paris"]})
+    write_records(tmp_path / "retrieved" / "NaturalQA_test.jsonl", passages(["Paris", "London"]))
+    write_records(tmp_path / "selected" / "gainrag" / "NaturalQA_test.jsonl", passages(["Paris", "Paris"]))
+    output = tmp_path / "figure_gap.json"
+    run_main(gap, monkeypatch, "--work", tmp_path, "--datasets", "NaturalQA_test", "--output_path", output)
+    rows = {row["method"]: row["gap"] for row in json.loads(output.read_text("utf-8"))["rows"]}
+    assert rows["standard_rag"]["wrong_though_held"]["mean"] == 50
+    assert rows["standard_rag"]["right_though_not_held"]["mean"] == 50
+    assert rows["gainrag"]["wrong_though_held"]["mean"] == 0
+    assert rows["rerank"] is None
+    assert output.with_suffix(".svg").read_text("utf-8").count("<rect") == 4
+    assert "Rerank" in output.with_suffix(".md").read_text("utf-8")
+
+
+# --- the page -----------------------------------------------------------------------------------------------------
+
+HOSTILE = "<script>alert(1)</script>\"'&</td>"
+
+
+@pytest.fixture
+def hostile_run(answered, tmp_path):
+    """A run whose every text would run a script if it were not escaped."""
+    name = "NaturalQA_test"
+    answered(name, {"no_retrieval": [HOSTILE, "Rome"], "gainrag": ["Paris", HOSTILE]}, model=HOSTILE)
+    for method in ("no_retrieval", "gainrag"):
+        path = tmp_path / "answers" / name / f"{method}.jsonl"
+        records = [json.loads(line) for line in path.open("rb")]
+        write_records(path, [{**record, "question": HOSTILE, "answers": [HOSTILE]} for record in records])
+    picked = passages([f"Paris {HOSTILE}", "Rome"])
+    for record in picked:
+        record["ctxs"][0]["title"] = HOSTILE
+    write_records(tmp_path / "selected" / "gainrag" / f"{name}.jsonl", picked)
+    scored = [
+        {
+            **{key: record[key] for key in ("id", "question", "answers")},
+            "passages": [{**record["ctxs"][0], "PPL_CD": 1.0, "retrieved_ppl": 1.0}],
+        }
+        for record in picked
+    ]
+    write_records(tmp_path / "gains" / f"{name}.jsonl", scored)
+    return tmp_path
+
+
+def test_the_page_escapes_everything_and_loads_nothing(hostile_run):
+    content = collect("main", [hostile_run / "answers"], ["NaturalQA_test"])
+    content["title"] = content["notes"] = content["cells"][0]["label"] = HOSTILE
+    write_json(hostile_run / "table_main.json", {**content, "notes": [HOSTILE]})
+    text = report.page(hostile_run, examples=5)
+    assert "<script" not in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in text
+    assert not re.search(r"""(src|href)=|url\(|@import""", text)
+    assert text.count("<table") == text.count("</table>")
+    assert text.count("<td") == text.count("</td>")
+
+
+def test_the_page_shows_scores_gains_and_picks(hostile_run):
+    text = report.page(hostile_run, examples=5)
+    assert "50.0 [0.0, 100.0]" in text
+    assert "picks of gainrag (2), mean -0.693" in text
+    assert text.count("<h4>") == 2
+    assert '<td class="right">Paris</td><td>-0.69</td>' in text
+    assert report.page(hostile_run, examples=1).count("<h4>") == 1
+    assert "<h4>" not in report.page(hostile_run, examples=0)
+
+
+def test_questions_on_which_methods_differ_come_first(answered, tmp_path):
+    answered("A_test", {"no_retrieval": ["Paris", "Rome", "Rome"], "gainrag": ["Paris", "Rome", "Paris"]})
+    text = report.page(tmp_path, examples=1)
+    assert "capital number 2" in text
+    assert "capital number 0" not in text
+
+
+def test_methods_that_answered_different_questions_are_refused(answered, tmp_path):
+    folder = answered("A_test", {"no_retrieval": ["Paris"], "gainrag": ["Paris"]})
+    records = predictions(["Paris"])
+    write_records(folder / "A_test" / "gainrag.jsonl", [{**records[0], "id": "other"}])
+    with pytest.raises(UserError, match="answered different questions"):
+        report.page(tmp_path, examples=1)
+
+
+def test_a_foreign_table_is_named(answered, tmp_path):
+    answered("A_test", {"no_retrieval": ["Paris"]})
+    write_json(tmp_path / "table_main.json", [1])
+    with pytest.raises(UserError, match="table_main.json"):
+        report.page(tmp_path, examples=1)
+
+
+def test_plots_are_well_formed():
+    from xml.etree import ElementTree
+
+    bars = interval_bars([("<a> & b", 40.0, 30.0, 50.0), ("c", 100.0, 100.0, 100.0)], "x < y")
+    assert len(ElementTree.fromstring(bars).findall("{*}rect")) == 2
+    tree = ElementTree.fromstring(histogram([0.0, 0.5, 1.0, 7.0], 0, 1, "t", bins=2))
+    heights = [float(bar.get("height")) for bar in tree.findall("{*}rect")]
+    assert heights == [pytest.approx(80 / 3, abs=0.05), 80]
+    ElementTree.fromstring(histogram([], 0, 0, "nothing"))
