@@ -13,6 +13,8 @@ an upper bound and no method.
 import argparse
 import logging
 import math
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 from gainRAG.cli import UserError, run_stage, stage_parser
@@ -29,7 +31,7 @@ from gainRAG.rag_workflow.rag_generation import (
     metrics_of,
     selected,
 )
-from gainRAG.records import Record, StageWriter, as_supervised, read_records, write_json
+from gainRAG.records import Record, StageWriter, as_retrieved, as_supervised, read_records, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -37,12 +39,13 @@ METHODS = {
     "no_retrieval": "No retrieval",
     "standard_rag": "Standard RAG",
     "rerank": "Rerank (untrained selector)",
+    "rerank_with_pseudo": "Untrained selector with pseudo-passage",
     "plain_ppl": "Selector trained on plain perplexity",
     "gainrag_no_pseudo": "GainRAG without pseudo-passage",
     "gainrag": "GainRAG",
     "best_by_gain": "Best by gain (upper bound, knows the answer)",
 }
-SELECTED = ("rerank", "plain_ppl", "gainrag_no_pseudo", "gainrag")
+SELECTED = ("rerank", "rerank_with_pseudo", "plain_ppl", "gainrag_no_pseudo", "gainrag")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -93,15 +96,17 @@ class Picks:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.k = args.K_docs
-        self.questions = list(selected(args, args.data_path))
-        self.gains = _by_id(args.gains_path, as_supervised) if args.gains_path else {}
+        questions = _by_id(args.data_path, selected(args, args.data_path))
+        self.questions = list(questions.values())
+        shape = partial(as_supervised, signal="PPL_CD")
+        self.gains = _by_id(args.gains_path, read_records(args.gains_path, shape)) if args.gains_path else {}
         self.selections = {
-            name: {str(record.get("id")): record["ctxs"] for record in read_records(path)}
+            name: {key: record["ctxs"] for key, record in _by_id(path, read_records(path, as_retrieved)).items()}
             for name, path in args.selections.items()
         }
         for name, path in [*args.selections.items(), *([("gains", args.gains_path)] if self.gains else [])]:
             known = self.gains if name == "gains" else self.selections[name]
-            missing = [record["id"] for record in self.questions if str(record.get("id")) not in known]
+            missing = [key for key in questions if key not in known]
             if missing:
                 raise UserError(
                     f"{path}: lacks {len(missing)} questions of --data_path, the first is id {missing[0]!r}"
@@ -122,28 +127,43 @@ class Picks:
         """-log(PPL_CD + 1) of a passage, or None where it was not scored."""
         scored = self.gains.get(str(record.get("id")), {"passages": []})["passages"]
         for candidate in scored:
-            if candidate["id"] == passage["id"] and candidate["text"] == passage["text"]:
+            if candidate.get("id") == passage.get("id") and candidate["text"] == passage["text"]:
                 return -math.log(candidate["PPL_CD"] + 1)
         return None
 
 
-def _by_id(path: str, shape) -> dict[str, Record]:
-    return {str(record.get("id")): record for record in read_records(path, shape)}
+def _by_id(path: str, records: Iterable[Record]) -> dict[str, Record]:
+    found: dict[str, Record] = {}
+    for record in records:
+        key = str(record.get("id"))
+        if record.get("id") is None or key in found:
+            problem = "there twice" if key in found else "missing"
+            raise UserError(f"{path}: field 'id': {problem} (id {key}); the methods' files are matched by it")
+        found[key] = record
+    return found
+
+
+def _hits(record: Record, passages: list[Record]) -> list[bool]:
+    matcher = AnswerMatcher(record["answers"])
+    return [matcher.matches(passage["text"]) for passage in passages]
 
 
 def pick_metrics(picks: Picks, method: str) -> Record:
     """What the first pick of every question is worth, each a mean with its interval: `hit_at_1` (it holds a gold
-    answer), `pick_gain` (its -log(PPL_CD + 1); None unless all picks were scored), `pseudo_share`."""
-    first = [(record, picked[0]) for record in picks.questions if (picked := picks.of(method, record))]
-    if not first:
+    answer), `hit_at_k` (one of its K picks does), `pick_gain` (its -log(PPL_CD + 1); None unless all picks were
+    scored), `pseudo_share`."""
+    picked = [(record, passages) for record in picks.questions if (passages := picks.of(method, record))]
+    if not picked:
         return {}
-    hits = [float(AnswerMatcher(record["answers"]).matches(passage["text"])) for record, passage in first]
+    first = [(record, passages[0]) for record, passages in picked]
+    hits = [_hits(record, passages) for record, passages in picked]
     gains = [picks.gain(record, passage) for record, passage in first]
     unscored = sum(gain is None for gain in gains)
     if unscored and picks.gains:
         logger.warning("%s: %d picks are not among the scored passages; mean gain is left out", method, unscored)
     return {
-        "hit_at_1": mean_with_interval(hits),
+        "hit_at_1": mean_with_interval([float(row[0]) for row in hits]),
+        "hit_at_k": mean_with_interval([float(any(row)) for row in hits]),
         "pick_gain": None if unscored else mean_with_interval(gains),
         "pseudo_share": mean_with_interval([float(bool(passage.get("is_pseudo"))) for _, passage in first]),
     }
