@@ -79,11 +79,12 @@ class Selector:
         self.dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, self.device)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
         self.model, self.tokenizer = _load(self.name, self.device, self.dtype)
-        self.max_length = min(max_length, usable_positions(self.model))
+        self.max_length = min(max_length, usable_positions(self.model) or max_length)
+        if self.max_length <= self.tokenizer.num_special_tokens_to_add(pair=True):
+            raise UserError(f"max_length {max_length}: leaves no room for a token of question or passage")
         if self.max_length < max_length:
             logger.info("%s: has %d positions, pairs are cut there, not at %d", self.name, self.max_length, max_length)
         self._encoder = self.tokenizer.backend_tokenizer
-        self._encoder.no_padding()
 
     def select(self, question: str, passages: list[Record], k: int = 1) -> list[Record]:
         """The k passages (`{title, text, ...}`) that help most, best first, each with its `selector_score`.
@@ -142,6 +143,7 @@ class Selector:
 
     def _encode(self, pairs: list[Pair]) -> list:
         """Token ids of each pair, the passage cut; where the question alone is too long, both are."""
+        self._encoder.no_padding()
         self._encoder.enable_truncation(self.max_length, strategy="only_second")
         try:
             return self._encoder.encode_batch_fast(pairs)
@@ -231,12 +233,15 @@ def check_selector(name: str) -> str:
     return path
 
 
-def usable_positions(model: torch.nn.Module) -> int:
-    """The longest input a transformer takes. RoBERTa's family counts positions from its padding index on, which
-    takes 2 of XLM-RoBERTa's 514."""
+def usable_positions(model: torch.nn.Module) -> int | None:
+    """The longest input a transformer takes, in tokens; None where it names no limit.
+
+    RoBERTa's family counts positions from behind its padding index, which takes 2 of XLM-RoBERTa's 514.
+    """
     tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
     skipped = next((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), 0)
-    return model.config.max_position_embeddings - skipped
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions and positions - skipped
 
 
 def _characters(pair: Pair) -> int:
@@ -259,6 +264,8 @@ def _load(name: str, device: torch.device, dtype: torch.dtype):
     with _clear_load_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(path)
         model, report = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    if not tokenizer.is_fast:
+        raise UserError(f"{name}: its tokenizer has no fast form (tokenizer.json); save one with AutoTokenizer")
     missing = ", ".join(sorted(report["missing_keys"]))
     if missing:
         raise UserError(f"{name}: its weights lack {missing}, so it is no trained cross-encoder")

@@ -63,6 +63,8 @@ def parse_arguments() -> argparse.Namespace:
     add_engine_arguments(parser)
     parser.set_defaults(task=next(iter(TASKS)))  # the wording for pseudo-passages is the same for every task
     args = parser.parse_args()
+    if Path(args.output_path).suffix not in (".json", ".jsonl"):
+        raise UserError(f"--output_path {args.output_path}: its name ends in .jsonl or .json")
     candidates = args.n_candidates + (not args.no_pseudo)
     if args.K_docs > candidates:
         raise UserError(f"--K_docs {args.K_docs}: a question has at most {candidates} candidates; "
@@ -78,7 +80,8 @@ def retrieved_candidates(args: argparse.Namespace) -> Iterator[Record]:
         matcher = AnswerMatcher(record["answers"])
         passages = []
         for passage in record["ctxs"][: args.n_candidates]:
-            hit = passage["hasanswer"] if "hasanswer" in passage else matcher.matches(passage["text"])
+            hit = passage.get("hasanswer")
+            hit = matcher.matches(passage["text"]) if hit is None else hit
             passages.append({**passage, "hasanswer": hit, "is_pseudo": False})
         yield {**record, "ctxs": passages}
 
@@ -130,8 +133,8 @@ def select(args: argparse.Namespace, writer: StageWriter, records: Iterator[Reco
         args.model_name_or_path, args.device, args.selector_dtype, args.max_length, batch_tokens=args.batch_tokens
     )
     size = CHUNK.get(selector.device.type, CHUNK["cpu"])
-    records, to_score = itertools.tee(records)
-    to_score = itertools.islice(to_score, writer.done // size * size, None)
+    finished = itertools.islice(records, writer.done // size * size)
+    unfinished, to_score = itertools.tee(records)
     scores_of_chunks = selector.score_chunks(pair_chunks(to_score, size))
 
     def work(chunk: list[Record]) -> list[Record]:
@@ -143,7 +146,7 @@ def select(args: argparse.Namespace, writer: StageWriter, records: Iterator[Reco
             start = stop
         return kept
 
-    write_in_chunks(writer, records, size, work, "selecting", total)
+    write_in_chunks(writer, itertools.chain(finished, unfinished), size, work, "selecting", total)
 
 
 def pair_chunks(records: Iterator[Record], size: int) -> Iterator[list[tuple[str, str]]]:

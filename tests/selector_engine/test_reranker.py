@@ -146,6 +146,17 @@ def test_max_length_is_clamped_to_the_positions(tiny_reranker, tiny_encoder, pai
     assert usable_positions(AutoModel.from_pretrained(tiny_encoder)) == 512
 
 
+def test_a_length_without_room_is_refused(tiny_reranker):
+    with pytest.raises(UserError, match="max_length 4"):
+        Selector(str(tiny_reranker), device="cpu", max_length=4)
+
+
+def test_padding_asked_of_the_tokenizer_elsewhere_does_no_harm(tiny_reranker, selector, pairs):
+    other = Selector(str(tiny_reranker), device="cpu")
+    other.tokenizer([question for question, _ in pairs], padding=True)
+    assert other.score(pairs).tobytes() == selector.score(pairs).tobytes()
+
+
 def test_select_sorts_and_keeps_fields(selector):
     passages = [{"id": str(i), "title": f"t{i % 2}", "text": text} for i, text in enumerate(SENTENCES)]
     question = "What is the capital of France?"

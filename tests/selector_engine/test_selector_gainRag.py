@@ -137,7 +137,8 @@ def test_missing_hasanswer_is_computed(select, write_jsonl, read_jsonl):
     questions = made_questions(8)
     for question in questions:
         for passage in question["ctxs"]:
-            del passage["hasanswer"]
+            passage["hasanswer"] = None
+        del question["ctxs"][0]["hasanswer"]
     rows = read_jsonl(select(write_jsonl("bare.jsonl", questions), "--no_pseudo", "--K_docs", 6))
     assert all(passage["hasanswer"] == ("Paris" in passage["text"]) for row in rows for passage in row["ctxs"])
     assert any(passage["hasanswer"] for row in rows for passage in row["ctxs"])
@@ -234,6 +235,8 @@ def test_flags_that_cannot_be_are_refused(select, retrieved, backgrounds, tiny_e
         select(retrieved, "--no_pseudo", model="nothing")
     with pytest.raises(UserError, match="1 output label"):
         select(retrieved, "--no_pseudo", model=tiny_encoder)
+    with pytest.raises(UserError, match="ends in .jsonl or .json"):
+        select(retrieved, "--lm_type", "nothing", output="selected.txt")
     with pytest.raises(UserError, match="no such file"):
         select("gone.jsonl", "--no_pseudo")
     with pytest.raises(UserError, match="neither a model folder"):
