@@ -37,7 +37,8 @@ def question(number: int, right: int = 2) -> dict:
 
 def test_cloze_hides_the_title_and_takes_the_sentence_out():
     drawn = [start.cloze({"title": "Nile (river)", "text": TEXT}, random.Random(seed)) for seed in range(20)]
-    assert {query for query, _ in drawn} == {"The it (Arabic: an-Nil) is a river.", "Egypt lies on the it.", "It is long."}
+    expected = {"The it (Arabic: an-Nil) is a river.", "Egypt lies on the it.", "It is long."}
+    assert {query for query, _ in drawn} == expected
     query, (right,) = start.cloze({"title": "Nile (river)", "text": TEXT}, random.Random(0))
     assert right.startswith("Nile (river)\n") and query not in right and len(right) < len("Nile (river)\n" + TEXT)
     assert start.cloze({"title": "Nile", "text": "One sentence only."}, random.Random(0)) is None
