@@ -79,6 +79,8 @@ class HFEngine:
         self.device = pick_device(device)
         self.tokenizer = load_tokenizer(lm_type)
         self.tokenizer.padding_side = "left"
+        if dtype == "auto" and self.device.type == "cpu":
+            dtype = "float32"  # bfloat16 speeds up scoring on a CPU, but decoding token by token takes twice as long
         self.model = load_causal_lm(lm_type, self.device, dtype)
         self.context_length = context_length(self.model.config)
         self.max_batch_tokens = max_batch_tokens
