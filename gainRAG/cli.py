@@ -33,6 +33,11 @@ def positive_float(text: str) -> float:
     return _number(text, float, lambda value: value > 0, "a finite number above 0")
 
 
+def share(text: str) -> float:
+    """Argument type: a number above 0, at most 1."""
+    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
+
+
 def _number(text: str, kind: type, admits: Callable[[float], bool], wanted: str):
     try:
         value = kind(text)

@@ -71,6 +71,16 @@ def pair_tokenizer():
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory) -> Path:
     """Folder of a Llama-shaped causal LM: 2 layers, hidden size 32, random weights, float32."""
+    return _llama(tmp_path_factory.mktemp("llama"), num_attention_heads=4, num_key_value_heads=2)
+
+
+@pytest.fixture(scope="session")
+def vllm_llama(tmp_path_factory) -> Path:
+    """As `tiny_llama`, with heads of 32: vLLM's attention on a CPU takes none smaller."""
+    return _llama(tmp_path_factory.mktemp("vllm_llama"), num_attention_heads=2, num_key_value_heads=1, head_dim=32)
+
+
+def _llama(folder: Path, **heads: int) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
@@ -80,15 +90,14 @@ def tiny_llama(tmp_path_factory) -> Path:
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
         max_position_embeddings=2048,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
         initializer_range=0.2,
+        **heads,
     )
-    return _saved(tmp_path_factory.mktemp("llama"), LlamaForCausalLM(config), tokenizer)
+    return _saved(folder, LlamaForCausalLM(config), tokenizer)
 
 
 @pytest.fixture(scope="session")

