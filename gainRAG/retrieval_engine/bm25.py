@@ -16,16 +16,13 @@ from gainRAG.retrieval_engine.passages import PassageStore
 logger = logging.getLogger(__name__)
 
 WORD = re.compile(r"\w+")
-# The function words that Lucene leaves out of English text.
-STOPWORDS = frozenset(
-    "a an and are as at be but by for if in into is it no not of on or such that the their then there these they this "
-    "to was will with".split()
-)
 
 
 def words(text: str) -> list[str]:
-    """Lower-cased words without function words."""
-    return [word for word in WORD.findall(text.lower()) if word not in STOPWORDS]
+    """Lower-cased words, without the function words that Lucene leaves out of English text."""
+    from bm25s.stopwords import STOPWORDS_EN
+
+    return [word for word in WORD.findall(text.lower()) if word not in STOPWORDS_EN]
 
 
 def search_bm25(questions: list[str], store: PassageStore, k: int) -> Best:

@@ -1,38 +1,27 @@
-"""Search by inner product: exact over shards on disk, or through a FAISS index.
+"""Exact search by inner product over shards on disk.
 
-Exact search reads the shards chunk by chunk, lets FAISS find each chunk's best (on every GPU there is, or the CPU)
+It reads the shards chunk by chunk, lets FAISS find each chunk's best (on every GPU there is, or the CPU)
 and keeps the best so far: memory depends on the chunk, not on the corpus. Equal scores stand in the order of the
 passages. Scores are float32; higher is better.
 """
 
-import argparse
-import json
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from gainRAG.cli import UserError
-from gainRAG.records import Record, write_json
 from gainRAG.retrieval_engine.passages import PassageStore
-from gainRAG.retrieval_engine.vectors import (
-    Shard,
-    as_float32,
-    embedding_settings,
-    shard_positions,
-    shards_fingerprint,
-)
+from gainRAG.retrieval_engine.vectors import Shard, as_float32, shard_positions
 
 logger = logging.getLogger(__name__)
 
 GB = 1 << 30
 CHUNK_ROWS = 1 << 17  # more makes nothing faster
-TRAINING_ROWS = 1_000_000  # at most so many vectors train an index
 GPU_K = 2048  # FAISS on a GPU finds at most so many
 
 Chunk = tuple[np.ndarray, np.ndarray]  # positions in the corpus, int64 (n,); vectors, float32 (n, dim)
@@ -88,7 +77,7 @@ def search_shards(
     knns = knns or faiss_knns()
     k = min(k, len(store))
     best = Best(len(queries), k)
-    chunks = _with_progress(
+    chunks = with_progress(
         shard_chunks(shards, store, queries.shape[1], chunk_rows(queries, k, max_bytes, len(knns))), len(store)
     )
     lock = threading.Lock()
@@ -112,7 +101,8 @@ def search_shards(
     return best
 
 
-def _with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:
+def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:
+    """The chunks, with a bar over their passages."""
     with tqdm(total=total, unit="passage", unit_scale=True, desc="search") as bar:
         for positions, vectors in chunks:
             yield positions, vectors
@@ -199,151 +189,3 @@ def gpu_count() -> int:
     import faiss
 
     return faiss.get_num_gpus() if hasattr(faiss, "StandardGpuResources") else 0
-
-
-# --- FAISS indexes ----------------------------------------------------------------------------------------------
-
-
-def index_path(index_type: str, path: str | None, embeddings: str | None) -> Path | None:
-    """The index file that the flags mean; None for exact search over the shards."""
-    if path:
-        return Path(path)
-    return None if index_type == "Flat" else Path(embeddings) / f"{index_type.replace('/', '_')}.faiss"
-
-
-def load_or_build_index(args: argparse.Namespace, path: Path, shards: list[Shard], store: PassageStore, dim: int):
-    """The index at `path`, made first if there is none.
-
-    Raises:
-        UserError: it was made of another type or from other embeddings (unless `args.overwrite`).
-    """
-    made_from = {
-        "index_type": args.index_type,
-        "embeddings": shards_fingerprint(shards),
-        "made_with": args.passages_embeddings and embedding_settings(args.passages_embeddings),
-    }
-    if shards and (args.overwrite or not path.exists()):
-        build_index(args.index_type, path, shards, store, dim, args.max_memory * GB, made_from)
-    elif shards and _settings_path(path).exists() and _read_settings(path) != made_from:
-        raise UserError(f"{path}: was made of another type or from other embeddings; --overwrite makes it anew")
-    return open_index(path, dim, store, args.search_params)
-
-
-def _settings_path(path: Path) -> Path:
-    return path.with_name(path.name + ".settings.json")
-
-
-def _read_settings(path: Path) -> Record:
-    return json.loads(_settings_path(path).read_text("utf-8"))
-
-
-def build_index(
-    factory: str, path: Path, shards: list[Shard], store: PassageStore, dim: int, max_bytes: float, settings: Record
-) -> None:
-    """Trains an index on a sample, fills it chunk by chunk, and saves it with its settings beside it.
-
-    The vector of the passage at position p gets the number p.
-
-    Raises:
-        UserError: FAISS does not know the factory string, or too few vectors for it.
-    """
-    import faiss
-
-    index = factory_index(factory, dim)
-    rows = max(1, min(CHUNK_ROWS, int(max_bytes // (16 * dim))))
-    if not index.is_trained:
-        _train(index, factory, _sample(shards, store, dim, rows, max_bytes))
-    for positions, vectors in _with_progress(shard_chunks(shards, store, dim, rows), len(store)):
-        if positions[0] != index.ntotal or not (np.diff(positions) == 1).all():
-            raise UserError(f"--index_type {factory}: needs the embeddings in the order of the corpus; embed it again")
-        index.add(vectors)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    try:
-        faiss.write_index(index, str(partial))
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    write_json(_settings_path(path), settings)
-    logger.info("wrote %s: %d vectors, %.2f GB", path, index.ntotal, path.stat().st_size / GB)
-
-
-def factory_index(factory: str, dim: int):
-    """An empty index by inner product.
-
-    Raises:
-        UserError: FAISS does not know the factory string, or it does not fit the dimension.
-    """
-    import faiss
-
-    try:
-        return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
-    except RuntimeError as problem:
-        reason = str(problem).split("Error: ")[-1].splitlines()[0]
-        raise UserError(f"--index_type {factory}: FAISS makes no such index for {dim} dimensions ({reason})") from None
-
-
-def _train(index, factory: str, sample: np.ndarray) -> None:
-    logger.info("training %s on %d vectors", factory, len(sample))
-    try:
-        index.train(sample)
-    except RuntimeError as problem:
-        reason = str(problem).split("Error: ")[-1].splitlines()[0]
-        raise UserError(f"--index_type {factory}: cannot be trained on {len(sample)} vectors ({reason})") from None
-
-
-def _sample(shards: list[Shard], store: PassageStore, dim: int, rows: int, max_bytes: float) -> np.ndarray:
-    wanted = max(1, min(TRAINING_ROWS, int(max_bytes // (8 * dim))))
-    share = min(1.0, wanted / len(store))
-    random = np.random.default_rng(0)
-    parts = []
-    for _, vectors in _with_progress(shard_chunks(shards, store, dim, rows), len(store)):
-        taken = np.sort(random.choice(len(vectors), max(1, int(share * len(vectors))), replace=False))
-        parts.append(vectors[taken])
-    return np.concatenate(parts)
-
-
-def open_index(path: Path, dim: int, store: PassageStore, search_params: str = ""):
-    """A saved index, memory-mapped.
-
-    Args:
-        path: written by `build_index`, or any FAISS index whose number p is the passage at position p.
-        dim: the encoder's.
-        store: the passages.
-        search_params: FAISS parameters, for example "nprobe=64" or "efSearch=128".
-
-    Raises:
-        UserError: not an index, of another dimension, with more vectors than passages, or an unknown parameter.
-    """
-    import faiss
-
-    if not path.exists():
-        raise UserError(f"{path}: no such index; --index_type with --passages_embeddings makes one there")
-    try:
-        index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as problem:
-        reason = str(problem).split("Error: ")[-1].splitlines()[0]
-        raise UserError(f"{path}: is no FAISS index, or damaged ({reason})") from None
-    if index.d != dim:
-        raise UserError(f"{path}: an index of {index.d} dimensions, the encoder makes {dim}")
-    if index.ntotal > len(store):
-        raise UserError(f"{path}: vector {len(store)} is of no passage; the corpus has {len(store)}, the index {index.ntotal}")
-    if search_params:
-        try:
-            faiss.ParameterSpace().set_index_parameters(index, search_params)
-        except RuntimeError:
-            raise UserError(f"--search_params {search_params}: not a parameter of the index {path}") from None
-    return index
-
-
-def search_index(queries: np.ndarray, index, k: int) -> Best:
-    """An index's answer, equal scores in the order of the passages. Distances (L2) are given negated."""
-    import faiss
-
-    best = Best(len(queries), min(k, index.ntotal))
-    scores, positions = index.search(queries, best.k)
-    if index.metric_type == faiss.METRIC_L2:
-        scores = -scores
-    scores = np.where(positions < 0, -np.inf, scores).astype("float32")
-    best.merge(scores, positions)
-    return best

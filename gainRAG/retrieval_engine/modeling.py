@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 POOLINGS = ("mean", "cls")
 TOKENISED_AT_ONCE = 4096  # texts; token ids are packed after each such group, as Python lists they take 10 x the room
+CPU_BATCH = 8  # what a core's cache holds: 32 texts of 110 tokens at once take 1.3 x as long, 64 take 1.8 x
+GPU_BATCH = 256
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions are counted from the padding id on
 
 
@@ -28,7 +30,7 @@ class Encoder:
         pooling: "mean" over the text's tokens, or "cls", the first token.
         normalize: bring every vector to length 1, so that the inner product is the cosine.
         max_length: tokens a text is cut to; lowered to the model's limit, once said in the log.
-        batch_size: texts a forward pass; halved where GPU memory runs out.
+        batch_size: texts a forward pass; None takes CPU_BATCH or GPU_BATCH. Halved where GPU memory runs out.
         device: None takes the first GPU, or the CPU.
         dtype: "auto", "float32", "bfloat16" or "float16"; see `pick_dtype`.
 
@@ -45,12 +47,13 @@ class Encoder:
         pooling: str = "mean",
         normalize: bool = False,
         max_length: int = 512,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         device: str | None = None,
         dtype: str = "auto",
     ) -> None:
-        self.pooling, self.normalize, self.batch_size = pooling, normalize, batch_size
+        self.pooling, self.normalize = pooling, normalize
         self.device = pick_device(device)
+        self.batch_size = batch_size or (CPU_BATCH if self.device.type == "cpu" else GPU_BATCH)
         self.dtype = pick_dtype(dtype, self.device)
         self.tokenizer, self.model = _load(model_name_or_path, self.device, self.dtype)
         self.dim = self.model.config.hidden_size

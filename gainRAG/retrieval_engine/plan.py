@@ -4,9 +4,11 @@ import argparse
 from pathlib import Path
 
 from gainRAG.cli import UserError
-from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, factory_index, gpu_count, index_path
+from gainRAG.retrieval_engine.corpus import corpus_file, read_corpus
+from gainRAG.retrieval_engine.faiss_index import factory_index, index_path
+from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, gpu_count
 from gainRAG.retrieval_engine.modeling import encoder_dim
-from gainRAG.retrieval_engine.passages import is_current, open_store, read_corpus, store_folder
+from gainRAG.retrieval_engine.passages import is_current, open_store, store_folder
 from gainRAG.retrieval_engine.vectors import Shard, open_shards
 
 STORE_BYTES = 40  # a passage, beside its text: offsets, hash, position
@@ -26,7 +28,7 @@ def plan(args: argparse.Namespace) -> list[tuple[str, str]]:
     Raises:
         UserError: no corpus, no embeddings folder, or no such index type.
     """
-    corpus = Path(args.passages)
+    corpus = corpus_file(args.passages)
     folder = store_folder(corpus, args.passages_store)
     if is_current(folder, corpus):
         count = len(open_store(corpus, args.passages_store))
@@ -95,4 +97,4 @@ def vector_bytes(factory: str, dim: int) -> float:
 
 
 def _gb(size: float) -> str:
-    return f"{size / GB:.2f} GB"
+    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / GB * 1024:.1f} MB"

@@ -22,7 +22,8 @@ from gainRAG.cli import UserError, positive_float, positive_int, run_stage, stag
 from gainRAG.evaluation.recall import KS, AnswerMatcher, recall_at
 from gainRAG.llm_inference.models import DTYPES, pick_device, pick_dtype, weights_path
 from gainRAG.records import Record, StageWriter, as_question, fingerprint, read_records, stage_settings, write_json
-from gainRAG.retrieval_engine.index import GB, Best, index_path, load_or_build_index, search_index, search_shards
+from gainRAG.retrieval_engine.faiss_index import index_path, load_or_build_index, search_index
+from gainRAG.retrieval_engine.index import GB, GPU_K, Best, gpu_count, search_shards
 from gainRAG.retrieval_engine.modeling import POOLINGS, Encoder
 from gainRAG.retrieval_engine.normalize import TextOptions
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
@@ -178,6 +179,8 @@ def search(args: argparse.Namespace, store: PassageStore, questions: list[str]) 
     if path := index_path(args.index_type, args.index_path, args.passages_embeddings):
         index = load_or_build_index(args, path, shards, store, encoder.dim)
         return search_index(encoded(encoder, texts), index, args.n_docs)
+    if gpu_count() and args.n_docs >= GPU_K:
+        raise UserError(f"--n_docs {args.n_docs}: FAISS finds fewer than {GPU_K} on a GPU")
     return search_shards(encoded(encoder, texts), shards, store, args.n_docs, args.max_memory * GB)
 
 
@@ -234,7 +237,7 @@ def parse_args() -> argparse.Namespace:
     add("--normalize_text", action="store_const", const=True, help="as in passage_embed; default: as the passages")
     add("--query_prefix", default="", help='put before every question, for example "query: " for E5')
     add("--max_length", type=positive_int, default=512, help="tokens a question is cut to")
-    add("--batch_size", type=positive_int, default=32, help="questions a forward pass")
+    add("--batch_size", type=positive_int, help="questions a forward pass; default: 8 on a CPU, 256 on a GPU")
     add("--device", help="cpu, cuda or cuda:N for the encoder; default: the first GPU, or the CPU")
     add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")
     add("--overwrite", action="store_true", help="start afresh instead of going on or refusing")

@@ -1,0 +1,148 @@
+"""Reading a corpus file: psgs_w100.tsv (DPR's columns id, text, title) or .jsonl, plain or as .gz."""
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from tqdm import tqdm
+
+from gainRAG.cli import UserError, input_file
+from gainRAG.records import Record
+
+COLUMNS = ("id", "text", "title")
+ENDINGS = (".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
+MAX_FIELD_BYTES = 1 << 27
+
+Row = tuple[int, str, str, str]  # line number, id, title, text
+
+
+def corpus_file(path: str | Path) -> Path:
+    """`path` as a Path.
+
+    Raises:
+        UserError: it is missing, or ends in none of ENDINGS.
+    """
+    path = input_file(path)
+    if not path.name.endswith(ENDINGS):
+        raise UserError(f"{path}: a corpus ends in {', '.join(ENDINGS)}")
+    return path
+
+
+def read_corpus(corpus: Path) -> Iterator[Row]:
+    """A corpus file's passages as (line, id, title, text), with a progress bar over its bytes.
+
+    Raises:
+        UserError: bad UTF-8, a truncated .gz, a missing column or field: names file and line.
+    """
+    is_table = corpus.name.removesuffix(".gz").endswith(".tsv")
+    with corpus.open("rb") as raw, tqdm(total=corpus.stat().st_size, unit="B", unit_scale=True, desc="passages") as bar:
+        rows = (_table_rows if is_table else _json_rows)(corpus, _lines(corpus, raw))
+        for number, row in enumerate(rows):
+            yield row
+            if number % 4096 == 0:
+                bar.update(raw.tell() - bar.n)
+        bar.update(raw.tell() - bar.n)
+
+
+def _lines(corpus: Path, raw) -> Iterator[tuple[int, str]]:
+    file = gzip.GzipFile(fileobj=raw) if corpus.name.endswith(".gz") else raw
+    number = 0
+    while True:
+        try:
+            line = file.readline()
+        except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+            raise UserError(
+                f"{corpus}:{number + 1}: the .gz is cut short or damaged ({problem}); download it again"
+            ) from None
+        if not line:
+            return
+        number += 1
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as problem:
+            raise UserError(f"{corpus}:{number}: is not UTF-8 text (byte {problem.start})") from None
+
+
+def _json_rows(corpus: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+    for number, line in lines:
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except (json.JSONDecodeError, RecursionError) as problem:
+            raise UserError(f"{corpus}:{number}: is not JSON ({problem})") from None
+        yield number, *_json_passage(f"{corpus}:{number}", record)
+
+
+def _json_passage(where: str, record: Record) -> tuple[str, str, str]:
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: wanted an object, found {type(record).__name__}")
+    if isinstance(record.get("contents"), str) and "text" not in record:
+        title, _, text = record["contents"].partition("\n")
+        record = {**record, "title": title.strip('"'), "text": text}
+    for field, kinds in (("id", str | int), ("text", str)):
+        if field not in record:
+            raise UserError(f"{where}: field '{field}' is missing; wanted id, title and text, or id and contents")
+        if not isinstance(record[field], kinds) or isinstance(record[field], bool):
+            raise UserError(f"{where}: field '{field}': {record[field]!r:.80} is not text")
+    title = record.get("title") or ""
+    if not isinstance(title, str):
+        raise UserError(f"{where}: field 'title': {title!r:.80} is not text")
+    try:
+        f"{record['id']}{title}{record['text']}".encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half of a surrogate pair (\\ud800-\\udfff), which no text can") from None
+    return str(record["id"]), title, record["text"]
+
+
+def _table_rows(corpus: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+    csv.field_size_limit(MAX_FIELD_BYTES)
+    feed = _Feed(lines)
+    reader = csv.reader(feed, delimiter="\t")
+    places = _columns(corpus, next(reader, []))
+    start = feed.number + 1
+    try:
+        for row in reader:
+            if feed.ended or any("\n" in field and "\t" in field for field in row):
+                raise UserError(f"{corpus}:{start}: a field opens with a quotation mark that is not closed")
+            if row:
+                if len(row) <= max(places):
+                    raise UserError(f"{corpus}:{start}: {len(row)} columns, wanted {', '.join(COLUMNS)}")
+                passage_id, text, title = (row[place] for place in places)
+                yield start, passage_id, title, text
+            start = feed.number + 1
+    except csv.Error as problem:
+        raise UserError(f"{corpus}:{start}: {problem}") from None
+
+
+class _Feed:
+    """The lines a csv reader asks for. One that ends inside a quoted field asks once more before it gives the row."""
+
+    def __init__(self, lines: Iterator[tuple[int, str]]) -> None:
+        self.lines = lines
+        self.number = 0
+        self.ended = False
+
+    def __iter__(self) -> "_Feed":
+        return self
+
+    def __next__(self) -> str:
+        try:
+            self.number, line = next(self.lines)
+        except StopIteration:
+            self.ended = True
+            raise
+        return line
+
+
+def _columns(corpus: Path, header: list[str]) -> list[int]:
+    missing = [column for column in COLUMNS if column not in header]
+    if missing:
+        raise UserError(
+            f"{corpus}:1: the header lacks {', '.join(missing)}; wanted tab-separated columns {', '.join(COLUMNS)}, "
+            f"found {', '.join(header) or 'nothing'}"
+        )
+    return [header.index(column) for column in COLUMNS]
