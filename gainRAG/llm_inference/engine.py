@@ -168,6 +168,11 @@ def prompt_builder(
     return PromptBuilder(prompts, prompts.task(args.task), tokenizer, chat, limit)
 
 
+def model_name(args: argparse.Namespace) -> str:
+    """The LLM that writes, as results name it."""
+    return f"{args.server_model} at {args.base_url}" if args.backend == "openai" else args.lm_type
+
+
 def generation_settings(args: argparse.Namespace) -> dict:
     """What of the flags changes the texts an engine writes, for a stage's settings."""
     names = ["lm_type", "backend", "dtype", "temperature", "seed", "no_chat", "task"]

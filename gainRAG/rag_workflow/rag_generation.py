@@ -23,6 +23,7 @@ from gainRAG.llm_inference.engine import (
     check_engine_arguments,
     generation_settings,
     load_engine,
+    model_name,
     prompt_builder,
 )
 from gainRAG.prompts import Task
@@ -112,7 +113,7 @@ def metrics_of(args: argparse.Namespace, predictions: list[Record], data_path: s
     return summarize(
         predictions,
         split=f"{args.task} ({Path(data_path).name})",
-        model=args.lm_type,
+        model=model_name(args),
         prompts_hash=prompts_hash,
         seed=args.seed,
         K_docs=args.K_docs,
