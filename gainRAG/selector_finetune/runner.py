@@ -101,7 +101,7 @@ def main() -> None:
         logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("FlagEmbedding").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
-    model_args, data_args, training_args = _parse()
+    model_args, data_args, training_args = parse_arguments()
     _prepare_output(training_args)
     SelectorRunner(model_args, data_args, training_args).run()
     if torch.distributed.is_initialized():
@@ -109,7 +109,12 @@ def main() -> None:
         torch.distributed.destroy_process_group()
 
 
-def _parse() -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments]:
+    """The command line as FlagEmbedding's three sets of arguments.
+
+    Raises:
+        UserError: a flag is unknown, or its value wrong.
+    """
     formatter = stage_parser(__doc__).formatter_class
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments),

