@@ -41,6 +41,7 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
     """
 
     def __init__(self, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
+        logging.getLogger("FlagEmbedding").setLevel(logging.ERROR)
         self.train_groups = read_groups(data_args.train_data)
         self.eval_groups = read_groups([data_args.eval_data]) if data_args.eval_data else None
         _check_batches(len(self.train_groups), training_args)
@@ -99,7 +100,6 @@ def main() -> None:
     """Parses, checks, trains, and leaves the process group in order."""
     if int(os.environ.get("RANK", 0)):
         logging.getLogger().setLevel(logging.WARNING)
-    logging.getLogger("FlagEmbedding").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = parse_arguments()
     _prepare_output(training_args)
