@@ -12,7 +12,7 @@ was stopped goes on with the same command.
 import argparse
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from gainRAG.cli import non_negative_float, positive_int, run_stage, stage_parser
@@ -25,6 +25,7 @@ from gainRAG.llm_inference.background import (
     write_backgrounds,
 )
 from gainRAG.llm_inference.engine import (
+    BACKENDS,
     add_engine_arguments,
     check_engine_arguments,
     generation_settings,
@@ -47,14 +48,12 @@ logger = logging.getLogger(__name__)
 CHUNK = 64  # questions: what an interruption can cost, and enough rows to fill batches
 
 
-def parse_arguments() -> argparse.Namespace:
-    """The flags, checked as far as no model is needed."""
-    parser = stage_parser(__doc__)
+def add_construct_arguments(parser: argparse.ArgumentParser, backends: Sequence[str] = BACKENDS) -> None:
+    """The flags of whatever measures candidates: data, candidates, predictions, and the LLM."""
     parser.add_argument("--data_path", required=True, help="retrieval output (questions with ctxs)")
     parser.add_argument("--output_path", required=True, help="supervision records, .jsonl or .json")
     parser.add_argument("--task", required=True, help="whose prompt to use, e.g. HotpotQA, WebQuestions, NaturalQA")
     parser.add_argument("--num_passages", type=positive_int, default=20, help="retrieved candidates a question")
-    parser.add_argument("--alpha", type=non_negative_float, default=0.5, help="contrast; 0 is plain perplexity")
     parser.add_argument(
         "--predictions",
         choices=("all", "none"),
@@ -65,7 +64,14 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=positive_int, default=None, help="only the first questions")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever stands there")
     add_background_arguments(parser)
-    add_engine_arguments(parser)
+    add_engine_arguments(parser, backends)
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags, checked as far as no model is needed."""
+    parser = stage_parser(__doc__)
+    add_construct_arguments(parser)
+    parser.add_argument("--alpha", type=non_negative_float, default=0.5, help="contrast; 0 is plain perplexity")
     parser.set_defaults(dtype="float32")  # the signal's precision in the public code
     return parser.parse_args()
 
