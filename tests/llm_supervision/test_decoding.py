@@ -97,6 +97,7 @@ def assert_defined(model, tokenizer, requests, alpha=0.5, **options):
         for prompt, gain in zip(request.passage_prompts, gains, strict=True):
             expected = defined_gain(model, tokenizer, alpha, request, prompt)
             assert (gain.ppl_cd, gain.ppl) == pytest.approx(expected, rel=1e-4)
+    return found
 
 
 @pytest.mark.parametrize("kind", SIZES)
@@ -300,7 +301,6 @@ def test_small_real_model_equals_the_definition():
     start = f"<|im_start|>system\n{system}<|im_end|>\n<|im_start|>user\n"
     end = "What is the capital of France?<|im_end|>\n<|im_start|>assistant\n"
     passages = ["Paris is the capital of France.\n", "The Nile is a river.\n"]
-    request = GainRequest(start + end, [start + text + end for text in passages], ["Paris", "Paris, France", "パリ"])
-    assert_defined(model, tokenizer, [request])
-    helpful, unrelated = next(GainScorer(model, tokenizer).score([request]))
+    request = GainRequest(start + end, [start + text + end for text in passages], ["Paris, France", "パリ"])
+    [[helpful, unrelated]] = assert_defined(model, tokenizer, [request])
     assert helpful.ppl_cd < unrelated.ppl_cd
