@@ -10,6 +10,7 @@ if [ -f "$SELECTOR/model.safetensors" ] && [ "$SELECTOR/model.safetensors" -nt "
 fi
 say "training $SELECTOR from $SELECTOR_START"
 cd "$REPO/gainRAG"
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + PROCESSES - 1) / PROCESSES))}" # torchrun's own default is 1
 # shellcheck disable=SC2086
 torchrun --standalone --nproc_per_node "$PROCESSES" -m selector_finetune --model_name_or_path "$SELECTOR_START" \
   --train_data "$WORK/train.jsonl" --output_dir "$SELECTOR" --overwrite_output_dir --train_group_size "$GROUP_SIZE" \
