@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 POOLINGS = ("mean", "cls")
 TOKENISED_AT_ONCE = 4096  # texts; token ids are packed after each such group, as Python lists they take 10 x the room
-CPU_BATCH = 8  # what a core's cache holds: 32 texts of 110 tokens at once take 1.3 x as long, 64 take 1.8 x
+CPU_BATCH = 8  # what a core's cache holds: 32 texts of 110 tokens at once take 1.3 x as long, 64 1.7 x
 GPU_BATCH = 256
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions are counted from the padding id on
 

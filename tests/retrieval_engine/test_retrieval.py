@@ -1,0 +1,216 @@
+"""From a corpus to retrieved passages with a tiny encoder: resumed, refused, planned, and right against NumPy."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gainRAG.cli import UserError
+from gainRAG.evaluation.recall import has_answer
+from gainRAG.retrieval_engine import passage_embed, retrieval
+from gainRAG.retrieval_engine.modeling import Encoder
+from gainRAG.retrieval_engine.normalize import TextOptions, normalize_text
+
+PASSAGES = [
+    {"id": f"p{i}", "title": title, "text": text}
+    for i, (title, text) in enumerate(
+        [
+            ("Paris", "Paris is the capital of France."),
+            ("Berlin", "Berlin is the capital of Germany, a country in central Europe."),
+            ("Nile", "The Nile is a river in Africa."),
+            ("Curie", "Marie Curie won the Nobel Prize in physics in 1903 and in chemistry in 1911."),
+            ("Hamlet", "William Shakespeare wrote Hamlet around 1600."),
+            ("Everest", "Mount Everest is the highest mountain on Earth."),
+            ("Paris", "Paris is the capital of France."),
+        ]
+    )
+]
+QUESTIONS = [
+    {"id": "q1", "question": "what is the capital of France?", "answers": ["Paris"], "level": "easy"},
+    {"id": "q2", "question": "who wrote Hamlet?", "answer": "Shakespeare"},
+    {"id": "q3", "question": "highest mountain?", "golden_answers": ["Mount Everest", "Everest"]},
+]
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Runs a stage's main() with arguments."""
+
+    def run(stage, *arguments):
+        monkeypatch.setattr("sys.argv", ["stage", *map(str, arguments)])
+        stage.main()
+
+    return run
+
+
+@pytest.fixture
+def setting(tmp_path, tiny_encoder, write_jsonl, call):
+    """Corpus, questions and embeddings; gives the flags of a retrieval over them."""
+
+    def make(*embed_flags, embeddings="emb"):
+        corpus = write_jsonl("corpus.jsonl", PASSAGES)
+        common = ["--model_name_or_path", tiny_encoder, "--passages", corpus, "--device", "cpu", "--dtype", "float32"]
+        call(passage_embed, *common, "--output_dir", tmp_path / embeddings, "--shard_size", 3, *embed_flags)
+        questions = write_jsonl("questions.jsonl", QUESTIONS)
+        return [*common, "--passages_embeddings", tmp_path / embeddings, "--data_path", questions,
+                "--output_dir", tmp_path / "out"]  # fmt: skip
+
+    return make
+
+
+def test_embedding_goes_on_at_the_next_shard(tmp_path, setting, monkeypatch):
+    encode, calls = Encoder.encode, []
+
+    def dies_at_the_third(self, *arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(Encoder, "encode", dies_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        setting()
+    assert not (tmp_path / "emb/shards.jsonl").exists()
+    setting()
+    assert len(calls) == 4  # the third shard alone
+    setting()
+    assert len(calls) == 4
+    with pytest.raises(UserError, match="normalize: False then, True now"):
+        setting("--normalize")
+    setting(embeddings="whole")
+    for number in range(3):
+        resumed, whole = (np.load(tmp_path / folder / f"passages_0000{number}.npy") for folder in ("emb", "whole"))
+        assert np.array_equal(resumed, whole)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_vectors_against_one_text_at_a_time(tiny_encoder, pooling, normalize):
+    texts = [passage["text"] * (1 + i % 3) for i, passage in enumerate(PASSAGES)]
+    encoder = Encoder(str(tiny_encoder), pooling, normalize, batch_size=3, device="cpu", dtype="float32")
+    vectors = encoder.encode(texts)
+    for text, vector in zip(texts, vectors, strict=True):
+        with torch.no_grad():
+            hidden = encoder.model(**encoder.tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy()
+        wanted = hidden.mean(0) if pooling == "mean" else hidden[0]
+        np.testing.assert_allclose(vector, wanted / np.linalg.norm(wanted) if normalize else wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("normalize", [[], ["--normalize"]])
+def test_retrieval_equals_brute_force(tmp_path, setting, call, read_jsonl, tiny_encoder, normalize):
+    flags = setting(*normalize)
+    call(retrieval, *flags, "--n_docs", 5)
+    encoder = Encoder(str(tiny_encoder), "mean", bool(normalize), device="cpu", dtype="float32")
+    vectors = encoder.encode([TextOptions().passage(passage) for passage in PASSAGES])
+    scores = encoder.encode([question["question"] for question in QUESTIONS]) @ vectors.T
+    records = read_jsonl(tmp_path / "out/questions.jsonl")
+    for record, question, row in zip(records, QUESTIONS, scores, strict=True):
+        assert {key: record[key] for key in question} == question
+        found = [int(ctx["id"].removeprefix("p")) for ctx in record["ctxs"]]
+        assert len(set(found)) == 5
+        # float16 keeps 11 bits; two equal texts may change places, as they were encoded in different batches
+        np.testing.assert_allclose([ctx["score"] for ctx in record["ctxs"]], -np.sort(-row)[:5], rtol=2e-3, atol=2e-3)
+        np.testing.assert_allclose(row[found], -np.sort(-row)[:5], rtol=2e-3, atol=2e-3)
+        for ctx in record["ctxs"]:
+            assert {key: ctx[key] for key in ("id", "title", "text")} in PASSAGES
+            assert ctx["hasanswer"] == has_answer(ctx["text"], record["answers"])
+    first = np.mean([any(ctx["hasanswer"] for ctx in record["ctxs"][:1]) for record in records])
+    recall = json.loads((tmp_path / "out/recall.json").read_text())["questions.jsonl"]
+    assert list(recall) == ["1", "5"]
+    assert recall["1"] == pytest.approx(first)
+
+
+def test_finished_work_is_not_done_again_and_other_settings_are_refused(setting, call, monkeypatch):
+    flags = setting()
+    call(retrieval, *flags, "--n_docs", 3)
+    monkeypatch.setattr(retrieval, "search", None)
+    call(retrieval, *flags, "--n_docs", 3)
+    with pytest.raises(UserError, match="n_docs: 3 then, 4 now"):
+        call(retrieval, *flags, "--n_docs", 4)
+
+
+def test_several_files_in_one_search(tmp_path, setting, call, write_jsonl, read_jsonl):
+    flags = setting()
+    call(retrieval, *flags, "--n_docs", 3)
+    (tmp_path / "sets").mkdir()
+    for number, question in enumerate(QUESTIONS):
+        write_jsonl(f"sets/{number}.jsonl", [question])
+    call(retrieval, *flags, "--data_path", tmp_path / "sets", "--n_docs", 3)
+    single = [read_jsonl(tmp_path / f"out/{number}.jsonl")[0] for number in range(3)]
+    for one, together in zip(single, read_jsonl(tmp_path / "out/questions.jsonl"), strict=True):
+        assert [ctx["id"] for ctx in one["ctxs"]] == [ctx["id"] for ctx in together["ctxs"]]
+
+
+def test_an_index_and_bm25_give_the_same_shape(tmp_path, setting, call, read_jsonl):
+    flags = setting()
+    call(retrieval, *flags, "--n_docs", 3)
+    exact = read_jsonl(tmp_path / "out/questions.jsonl")
+    for _ in range(2):  # made, then found: its file in the embeddings' folder changes nothing
+        call(retrieval, *flags, "--n_docs", 3, "--index_type", "SQfp16", "--output_dir", tmp_path / "index")
+    assert [record["ctxs"][0]["text"] for record in read_jsonl(tmp_path / "index/questions.jsonl")] == [
+        record["ctxs"][0]["text"] for record in exact
+    ]
+    pytest.importorskip("bm25s")
+    call(retrieval, *flags, "--n_docs", 3, "--retriever", "bm25", "--output_dir", tmp_path / "words")
+    words = read_jsonl(tmp_path / "words/questions.jsonl")
+    assert [ctx["id"] for ctx in words[0]["ctxs"][:2]] == ["p0", "p6"]  # equal texts in the order of the corpus
+    assert [record["ctxs"][0]["id"] for record in words[1:]] == ["p4", "p5"]
+    assert all(ctx["score"] > 0 for record in words for ctx in record["ctxs"])
+
+
+@pytest.mark.parametrize("more", [[], ["--index_type", "IVF2,Flat"], ["--retriever", "bm25"]])
+def test_the_plan_is_printed_and_nothing_else_done(tmp_path, setting, call, capsys, more):
+    flags = setting()
+    capsys.readouterr()
+    call(retrieval, *flags, "--plan", *more)
+    printed = capsys.readouterr().out
+    assert printed.startswith("passages     7\n")
+    assert "RAM" in printed
+    assert "disk" in printed
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--normalize"], "--normalize True: the passages in .*emb were embedded with False"),
+        (["--pooling", "cls"], "--pooling cls: the passages in .*emb were embedded with mean"),
+        (["--data_path", "nowhere/*.jsonl"], "--data_path nowhere/.*: no such file"),
+        (["--passages_embeddings", "nowhere"], "nowhere: no such folder of passage embeddings"),
+        (["--model_name_or_path", "no-such-model"], "no-such-model: neither a model folder"),
+        (["--index_path", "nowhere.faiss", "--passages_embeddings", ""], "nowhere.faiss: no such index"),
+    ],
+)
+def test_mistakes_are_named_before_any_search(setting, call, more, message):
+    flags = setting()
+    with pytest.raises(UserError, match=message):
+        call(retrieval, *flags, *more)
+
+
+def test_outputs_that_would_collide(tmp_path, setting, call, write_jsonl):
+    flags = setting()
+    with pytest.raises(UserError, match="would replace its own input"):
+        call(retrieval, *flags, "--output_dir", tmp_path)
+    (tmp_path / "more").mkdir()
+    other = write_jsonl("more/questions.jsonl", QUESTIONS)
+    with pytest.raises(UserError, match=r"two files are named questions.jsonl"):
+        call(retrieval, *flags, "--data_path", tmp_path / "questions.jsonl", other)
+
+
+def test_text_options():
+    passage = {"title": "The Title", "text": "“A” – B…"}
+    assert TextOptions().passage(passage) == "The Title “A” – B…"
+    assert TextOptions(lowercase=True, normalize_text=True).passage(passage) == 'the title "a" - b...'
+    assert TextOptions(no_title=True, passage_prefix="passage: ").passage(passage) == "passage: “A” – B…"
+    assert TextOptions(lowercase=True, query_prefix="query: ").query("Who?") == "query: who?"
+    assert normalize_text("a\u00adb\x01 x \u2033 \u2215 \u301c . . . ") == "ab x '' / ~ ... "
+
+
+@pytest.mark.parametrize("module", ["passage_embed", "retrieval"])
+def test_help_in_both_forms(run_python, module):
+    long, short = ["-m", f"gainRAG.retrieval_engine.{module}"], [f"{module}.py"]
+    for arguments, folder in ((long, "."), (short, "gainRAG/retrieval_engine")):
+        result = run_python(*arguments, "--help", folder=folder)
+        assert result.returncode == 0, result.stderr
+        assert "--passages" in result.stdout
