@@ -118,6 +118,7 @@ def test_sampling_repeats_by_seed_whatever_runs_beside(engine, monkeypatch):
 
 @needs_vllm
 def test_closing_ends_the_process(engine):
+    engine.generate(PROMPTS[:1], 1)
     assert engine_processes()
     engine.close()
     assert not engine_processes()
