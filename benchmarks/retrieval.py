@@ -1,0 +1,125 @@
+"""Exact search: time and peak memory of the passage store with streamed shards, against the way it is mostly done
+(a list of dicts, all vectors in one faiss.IndexFlatIP).
+
+    python benchmarks/retrieval.py --passages 1000000 --dim 384
+
+Both start from the same files on disk, in processes of their own, and must find the same passages. Time is what it
+takes to load and search, the store and the shards being there; the system's file cache is warm for both.
+"""
+
+import argparse
+import json
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+
+from gainRAG.cli import positive_float, positive_int, run_stage, stage_parser
+from gainRAG.records import write_records
+from gainRAG.retrieval_engine.index import search_shards
+from gainRAG.retrieval_engine.passages import open_store
+from gainRAG.retrieval_engine.vectors import open_shards, save_shard
+
+SHARD = 100_000
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--passages", type=positive_int, default=1_000_000, help="synthetic, about 100 words each")
+    parser.add_argument("--dim", type=positive_int, default=384, help="dimensions of a vector")
+    parser.add_argument("--questions", type=positive_int, default=500, help="queries searched at once")
+    parser.add_argument("--n_docs", type=positive_int, default=100, help="passages a question")
+    parser.add_argument("--max_memory_mb", type=positive_float, default=256, help="MB for the streamed search")
+    parser.add_argument("--repeats", type=positive_int, default=3, help="runs of each way; the quickest counts")
+    parser.add_argument("--folder", help="where the files go; default: a temporary folder")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir=args.folder) as name:
+        folder = Path(name)
+        prepare(folder, args)
+        base = in_process(nothing, folder, args)["peak"]
+        runs = [(in_process(usual, folder, args), in_process(ours, folder, args)) for _ in range(args.repeats)]
+        same = np.mean(np.load(folder / "usual.npy") == np.load(folder / "ours.npy"))
+    print(f"{args.passages:,} passages, {args.dim} dimensions, {args.questions} questions, top {args.n_docs}; "
+          f"same passage in {100 * same:.3f} % of places")  # fmt: skip
+    print(f"{'':<10}{'search s':>10}{'load s':>10}{'peak MB':>10}")
+    best = []
+    for title, ways in zip(("usual", "ours"), zip(*runs, strict=True), strict=True):
+        figures = {key: min(way[key] for way in ways) for key in ("search", "load", "peak")}
+        figures["peak"] -= base
+        best.append(figures)
+        print(f"{title:<10}{figures['search']:>10.2f}{figures['load']:>10.2f}{figures['peak']:>10.0f}")
+    ratios = {key: best[1][key] / best[0][key] for key in ("search", "load", "peak")}
+    print(f"{'ratio':<10}{ratios['search']:>10.2f}{ratios['load']:>10.2f}{ratios['peak']:>10.2f}")
+
+
+def prepare(folder: Path, args: argparse.Namespace) -> None:
+    random = np.random.default_rng(0)
+    text = " ".join(f"word{number}" for number in range(100))
+    passages = ({"id": str(i), "title": f"Title {i}", "text": f"{i} {text}"} for i in range(args.passages))
+    write_records(folder / "corpus.jsonl", passages)
+    open_store(folder / "corpus.jsonl")
+    lines = []
+    for number, start in enumerate(range(0, args.passages, SHARD)):
+        ids = [str(i) for i in range(start, min(start + SHARD, args.passages))]
+        vectors = random.standard_normal((len(ids), args.dim), "float32")
+        lines.append(save_shard(folder, number, ids, vectors))
+    write_records(folder / "shards.jsonl", lines)
+    np.save(folder / "queries.npy", random.standard_normal((args.questions, args.dim), "float32"))
+
+
+def nothing(folder: Path, args: argparse.Namespace) -> dict:
+    import faiss
+
+    np.load(folder / "queries.npy")
+    return {"search": 0.0, "load": 0.0, "version": faiss.__version__}
+
+
+def usual(folder: Path, args: argparse.Namespace) -> dict:
+    import faiss
+
+    start = time.perf_counter()
+    with (folder / "corpus.jsonl").open() as file:
+        passages = [json.loads(line) for line in file]
+    by_id = {passage["id"]: passage for passage in passages}
+    index = faiss.IndexFlatIP(args.dim)
+    vectors = np.concatenate([np.load(shard.path) for shard in open_shards(folder)]).astype("float32")
+    index.add(vectors)
+    loaded = time.perf_counter()
+    _, positions = index.search(np.load(folder / "queries.npy"), args.n_docs)
+    assert all(len(by_id[str(position)]["text"]) for position in positions.ravel())
+    np.save(folder / "usual.npy", positions)
+    return {"load": loaded - start, "search": time.perf_counter() - loaded}
+
+
+def ours(folder: Path, args: argparse.Namespace) -> dict:
+    start = time.perf_counter()
+    store = open_store(folder / "corpus.jsonl")
+    shards = open_shards(folder)
+    loaded = time.perf_counter()
+    queries = np.load(folder / "queries.npy")
+    best = search_shards(queries, shards, store, args.n_docs, args.max_memory_mb * 1e6)
+    assert all(len(store[position]["text"]) for position in best.positions.ravel().tolist())
+    np.save(folder / "ours.npy", best.positions)
+    return {"load": loaded - start, "search": time.perf_counter() - loaded}
+
+
+def in_process(function, folder: Path, args: argparse.Namespace) -> dict:
+    """What the function returns, and the peak resident memory (MB) of the fresh process that ran it."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found = pool.apply(_measured, (function, folder, args))
+        pool.close()
+        pool.join()
+    return found
+
+
+def _measured(function, folder: Path, args: argparse.Namespace) -> dict:
+    found = function(folder, args)
+    status = Path("/proc/self/status").read_text()
+    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+    return {**found, "peak": peak / 1024}
+
+
+if __name__ == "__main__":
+    run_stage(main)
