@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from gainRAG.cli import UserError, positive_int
@@ -49,14 +49,20 @@ def read_backgrounds(path: str | Path, questions: Sequence[Record]) -> list[str]
     Raises:
         UserError: a question has none, by `id` and wording.
     """
+    return list(map(background_lookup(path), questions))
+
+
+def background_lookup(path: str | Path) -> Callable[[Record], str]:
+    """From a question to its background in a file; the question is told from others by `id` and wording."""
     known = {(str(record.get("id")), record.get("question")): record.get("background") for record in read_records(path)}
-    found = []
-    for question in questions:
+
+    def background_of(question: Record) -> str:
         text = known.get((str(question.get("id")), question["question"]))
         if not isinstance(text, str):
             raise UserError(f"{path}: no background for id {question.get('id')!r} ({question['question']:.60})")
-        found.append(text)
-    return found
+        return text
+
+    return background_of
 
 
 def background_file(path: Path, questions: Sequence[Record], args: argparse.Namespace, data_path: Path) -> list[str]:

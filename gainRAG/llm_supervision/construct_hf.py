@@ -1,7 +1,7 @@
 """The gain of every candidate passage: how much it helps the LLM produce the gold answer.
 
 For each question the LLM writes a pseudo-passage and answers from every candidate; then the same LLM scores the gold
-answers with and without each candidate (PPL_CD, retrieved_ppl; DESIGN: lower is better). Retrieval output in,
+answers with and without each candidate (PPL_CD, retrieved_ppl: lower is better). Retrieval output in,
 supervision records out. What the LLM wrote stands in OUT.generated.jsonl until the gains are complete. A run that
 was stopped goes on with the same command.
 
@@ -20,8 +20,8 @@ from gainRAG.evaluation.answers import cover_exact_match, f1_score
 from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.llm_inference.background import (
     add_background_arguments,
+    background_lookup,
     pseudo_passage,
-    read_backgrounds,
     write_backgrounds,
 )
 from gainRAG.llm_inference.engine import (
@@ -77,11 +77,16 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def questions_of(args: argparse.Namespace) -> Iterator[Record]:
-    """The input's questions, each with its first `num_passages` candidates as supervision records name them."""
+    """The input's questions, each with its first `num_passages` candidates as supervision records name them, and the
+    pseudo-passage of --background_path."""
+    background_of = background_lookup(args.background_path) if args.background_path and not args.no_pseudo else None
     for record in itertools.islice(read_records(args.data_path, as_retrieved), args.limit):
         matcher = AnswerMatcher(record["answers"])
         passages = [candidate(passage, matcher) for passage in record["ctxs"][: args.num_passages]]
-        yield {**{name: value for name, value in record.items() if name != "ctxs"}, "passages": passages}
+        question = {**{name: value for name, value in record.items() if name != "ctxs"}, "passages": passages}
+        if background_of:
+            add_pseudo_passage(question, background_of(question))
+        yield question
 
 
 def candidate(passage: Record, matcher: AnswerMatcher) -> Record:
@@ -101,7 +106,7 @@ def check_input(args: argparse.Namespace) -> int:
     short = total = 0
     for record in questions_of(args):
         total += 1
-        short += len(record["passages"]) < args.num_passages
+        short += sum(not passage["is_pseudo"] for passage in record["passages"]) < args.num_passages
     if short:
         logger.info(
             "%d of %d questions have fewer than %d candidates and use what they have", short, total, args.num_passages
@@ -144,17 +149,19 @@ def generate(args: argparse.Namespace, path: Path, total: int) -> None:
 
 
 def add_pseudo_passages(args: argparse.Namespace, engine, builder, chunk: list[Record]) -> None:
-    """Appends the LLM's own passage to every question's candidates (none where it knows nothing)."""
-    if args.no_pseudo:
+    """Appends the LLM's own passage to every question's candidates, where the questions do not bring it along."""
+    if args.no_pseudo or args.background_path:
         return
-    if args.background_path:
-        texts = read_backgrounds(args.background_path, chunk)
-    else:
-        texts = write_backgrounds(engine, builder, chunk, args.background_tokens)
+    texts = write_backgrounds(engine, builder, chunk, args.background_tokens)
     for record, text in zip(chunk, texts, strict=True):
-        pseudo = pseudo_passage(text)
-        if pseudo:
-            record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"])))
+        add_pseudo_passage(record, text)
+
+
+def add_pseudo_passage(record: Record, background: str) -> None:
+    """Appends a background to the candidates; none where the LLM knew nothing."""
+    pseudo = pseudo_passage(background)
+    if pseudo:
+        record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"])))
 
 
 def add_predictions(engine, builder, chunk: list[Record], max_new_tokens: int) -> None:
@@ -202,11 +209,10 @@ def main() -> None:
     weights_path(args.lm_type)  # a server may write the texts, the gains need the LLM here
     total = check_input(args)
     with StageWriter(args.output_path, settings(args, "construct_hf", alpha=args.alpha), args.overwrite) as writer:
-        if writer.complete:
-            return
         generated = Path(args.output_path).with_suffix(".generated.jsonl")
-        generate(args, generated, total)
-        score(args, generated, writer, total)
+        if not writer.complete:
+            generate(args, generated, total)
+            score(args, generated, writer, total)
     remove_output(generated)  # all of it stands in the finished file
 
 

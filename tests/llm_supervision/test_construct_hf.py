@@ -1,0 +1,301 @@
+"""construct_hf end to end on a tiny LLM: fields, values, bad input before any model, and death at random moments."""
+
+import contextlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+from conftest import REPOSITORY, SENTENCES, causal_tokenizer
+from transformers import AutoModelForCausalLM
+
+from gainRAG.cli import UserError
+from gainRAG.evaluation.answers import cover_exact_match, f1_score
+from gainRAG.llm_inference.background import pseudo_passage
+from gainRAG.llm_inference.build_prompts import PromptBuilder
+from gainRAG.llm_inference.inference_hf import HFEngine
+from gainRAG.llm_supervision import construct_hf
+from gainRAG.prompts import Prompts
+from gainRAG.records import StageWriter
+
+FORKING = """
+import contextlib, importlib, json, os, sys, time
+import torch
+from gainRAG.llm_supervision import construct_hf
+construct_hf.CHUNK = 2
+append = construct_hf.StageWriter.append
+def slow(*arguments):  # the tiny model takes no time: without this, hardly a death would fall into the work
+    append(*arguments)
+    time.sleep(0.1)
+construct_hf.StageWriter.append = slow
+runs = json.loads(sys.argv[1])
+def live(arguments):
+    code, sys.argv = 1, arguments
+    try:
+        construct_hf.main()
+        print(*sys.modules, sep=chr(10), file=open(runs[0][4] + ".modules", "w"))
+        code = 0
+    finally:
+        os._exit(code)
+def end(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+for arguments in runs[:2]:  # the first shows what to import, the second how long it takes then
+    started = time.monotonic()
+    assert end(os.fork() or live(arguments)) == 0
+    duration = time.monotonic() - started
+    for name in open(runs[0][4] + ".modules").read().split():
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
+print(duration, flush=True)
+for line in sys.stdin:
+    child = os.fork() or live(runs[2])
+    print(child, flush=True)
+    print(end(child), flush=True)
+"""
+FIELDS = {"id", "title", "text", "has_answer", "retrieval_score", "is_pseudo"}
+FIELDS |= {"prediction", "EM_with_retrieval", "F1_with_retrieval", "PPL_CD", "retrieved_ppl"}
+
+
+def made_questions(count: int = 5) -> list[dict]:
+    questions = []
+    for number in range(count):
+        texts = [SENTENCES[(number + rank) % 8] for rank in range(2 + number % 3)]
+        ctxs = [
+            {"id": f"{number}-{rank}", "title": f"T{rank}", "text": text, "score": -1.0 * rank, "hasanswer": rank == 1}
+            for rank, text in enumerate(texts)
+        ]
+        answers = ["Paris", "the Nile", "Paris"][: 1 + number % 3]
+        question = {"id": number, "question": f"Which, {number}?", "answers": answers, "level": "x"}
+        questions.append({**question, "ctxs": ctxs})
+    return questions
+
+
+@pytest.fixture
+def retrieved(write_jsonl):
+    return write_jsonl("retrieved.jsonl", made_questions())
+
+
+@pytest.fixture
+def flags(tiny_llama):
+    fixed = ["--task", "HotpotQA", "--lm_type", tiny_llama, "--device", "cpu", "--background_tokens", 8]
+    return [*map(str, fixed), "--max_new_tokens", "6"]
+
+
+@pytest.fixture
+def construct(monkeypatch, flags, tmp_path):
+    """Runs the stage in this process and gives the output's path."""
+
+    def run(data_path, *more, output="gains.jsonl"):
+        path = tmp_path / output
+        arguments = ["--data_path", data_path, "--output_path", path, *flags, *more]
+        monkeypatch.setattr(sys, "argv", ["construct_hf", *map(str, arguments)])
+        construct_hf.main()
+        return path
+
+    return run
+
+
+@torch.no_grad()
+def defined_gain(model, tokenizer, question_prompt, passage_prompt, answers, alpha):
+    """(PPL_CD, retrieved_ppl) as the paper writes them: all logits of a forward an answer and context."""
+    found = []
+    for answer in answers:
+        answer_ids = tokenizer(answer, add_special_tokens=False).input_ids
+        logits = []
+        for prompt in (passage_prompt, question_prompt):
+            ids = tokenizer(prompt, add_special_tokens=False).input_ids + answer_ids
+            logits.append(model(torch.tensor([ids])).logits[0, -len(answer_ids) - 1 : -1].double())
+        contrast = (1 + alpha) * logits[0] - alpha * logits[1]
+        values = [z.log_softmax(-1)[range(len(answer_ids)), answer_ids].mean() for z in (contrast, logits[0])]
+        found.append([torch.exp(-value).item() for value in values])
+    return [min(column) for column in zip(*found, strict=True)]
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.0])
+def test_every_field_is_what_its_definition_says(construct, retrieved, read_jsonl, tiny_llama, alpha):
+    path = construct(retrieved, "--alpha", alpha)
+    rows = read_jsonl(path)
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    tokenizer, engine = causal_tokenizer(), HFEngine(str(tiny_llama), device="cpu", dtype="float32")
+    builder = PromptBuilder(Prompts(), Prompts().task("HotpotQA"), tokenizer)
+    assert len(rows) == 5
+    assert any(passage["is_pseudo"] for row in rows for passage in row["passages"])
+    for row, question in zip(rows, made_questions(), strict=True):
+        assert {name: row[name] for name in ("id", "question", "answers", "level")} == {
+            name: question[name] for name in ("id", "question", "answers", "level")
+        }
+        assert "ctxs" not in row
+        written = pseudo_passage(engine.generate([builder.background(question)], 8)[0])
+        candidates = question["ctxs"] + ([{**written, "hasanswer": False}] if written else [])
+        for passage, former in zip(row["passages"], candidates, strict=True):
+            names = ("id", "title", "text", "has_answer", "retrieval_score", "is_pseudo")
+            assert [passage[name] for name in names] == [
+                *(former[name] for name in ("id", "title", "text", "hasanswer", "score")),
+                former.get("is_pseudo", False),
+            ]
+        for passage in row["passages"]:
+            assert passage.keys() == FIELDS
+            prompt = builder.with_passages(question, [passage])
+            assert passage["prediction"] == engine.generate([prompt], 6)[0]
+            assert passage["EM_with_retrieval"] == float(cover_exact_match(passage["prediction"], question["answers"]))
+            assert passage["F1_with_retrieval"] == f1_score(passage["prediction"], question["answers"])
+            bare = builder.without_passage(question)
+            expected = defined_gain(model, tokenizer, bare, prompt, question["answers"], alpha)
+            assert [passage["PPL_CD"], passage["retrieved_ppl"]] == pytest.approx(expected, rel=1e-4)
+    assert sorted(file.name for file in path.parent.glob("gains*")) == ["gains.jsonl", "gains.jsonl.settings.json"]
+
+
+def test_candidates_predictions_and_questions_can_be_fewer(construct, retrieved, read_jsonl, caplog):
+    fewer = ["--num_passages", 3, "--limit", 4, "--no_pseudo", "--predictions", "none"]
+    with caplog.at_level("INFO"):
+        rows = read_jsonl(construct(retrieved, *fewer))
+    assert [len(row["passages"]) for row in rows] == [2, 3, 3, 2]
+    assert rows[0]["passages"][0].keys() == FIELDS - {"prediction", "EM_with_retrieval", "F1_with_retrieval"}
+    assert "2 of 4 questions have fewer than 3 candidates and use what they have" in caplog.text
+
+
+def test_backgrounds_may_come_from_a_file(construct, retrieved, write_jsonl, read_jsonl, caplog, monkeypatch):
+    texts = ["The Nile. Paris.", "N/A", " x ", "Paris", "n/a."]
+    rows = [
+        {"id": q["id"], "question": q["question"], "background": text}
+        for q, text in zip(made_questions(), texts, strict=True)
+    ]
+    monkeypatch.setattr(construct_hf, "CHUNK", 2)
+    with caplog.at_level("INFO"):
+        flags = ["--background_path", write_jsonl("backgrounds.jsonl", rows), "--num_passages", 3]
+        found = read_jsonl(construct(retrieved, *flags, "--predictions", "none"))
+    assert "2 of 5 questions have fewer than 3 candidates" in caplog.text
+    pseudo = [[(p["text"], p["has_answer"]) for p in row["passages"] if p["is_pseudo"]] for row in found]
+    assert pseudo == [[("The Nile. Paris.", True)], [], [("x", False)], [("Paris", True)], []]
+
+
+@pytest.fixture
+def no_model(monkeypatch):
+    from gainRAG.llm_inference import inference_hf
+
+    monkeypatch.setattr(inference_hf, "load_causal_lm", lambda *_: pytest.fail("a model was loaded"))
+    monkeypatch.setattr(construct_hf, "load_engine", lambda *_: pytest.fail("an engine was loaded"))
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"answers": []}, "field 'answers'"),
+        ({"answers": ["Paris", ""]}, "field 'answers': '' is not a gold answer"),
+        ({"question": None}, "field 'question'"),
+        ({"ctxs": None}, "field 'ctxs': wanted a list"),
+        ({"ctxs": [{"title": "t"}]}, r"field 'ctxs\[0\]'"),
+    ],
+)
+def test_a_bad_record_ends_the_run_before_any_model_loads(construct, no_model, write_jsonl, tmp_path, change, problem):
+    questions = made_questions()
+    questions[3].update(change)
+    with pytest.raises(UserError, match=rf"bad\.jsonl:4: {problem}"):
+        construct(write_jsonl("bad.jsonl", questions))
+    assert not list(tmp_path.glob("gains*"))
+
+
+def test_other_mistakes_end_the_run_before_any_model_loads(construct, no_model, retrieved, write_jsonl, tmp_path):
+    with pytest.raises(UserError, match="no such file"):
+        construct("gone.jsonl")
+    with pytest.raises(UserError, match="--task HotPot: unknown"):
+        construct(retrieved, "--task", "HotPot")
+    with pytest.raises(UserError, match="neither a model folder"):
+        construct(retrieved, "--lm_type", "nothing")
+    rows = [{"id": 0, "question": "Which, 0?", "background": "x"}]
+    with pytest.raises(UserError, match="backgrounds.jsonl: no background for id 1"):
+        construct(retrieved, "--background_path", write_jsonl("backgrounds.jsonl", rows))
+    for flag, value in [("--alpha", "-1"), ("--alpha", "nan"), ("--num_passages", "0"), ("--backend", "x")]:
+        with pytest.raises(SystemExit) as refused:
+            construct(retrieved, flag, value)
+        assert refused.value.code == 2
+    assert not list(tmp_path.glob("gains*"))
+
+
+def test_an_empty_answer_gives_exit_code_2_and_one_line(run_python, write_jsonl, flags, tmp_path):
+    questions = made_questions()
+    questions[1]["answers"] = [" "]
+    path = write_jsonl("bad.jsonl", questions)
+    output = ["--data_path", path, "--output_path", tmp_path / "gains.jsonl"]
+    done = run_python("-m", "llm_supervision.construct_hf", *output, *flags, folder="gainRAG")
+    assert done.returncode == 2
+    assert done.stderr == f"error: {path}:2: field 'answers': ' ' is not a gold answer; wanted text that is not empty\n"
+
+
+def test_an_unfinished_output_with_other_settings_is_refused(construct, retrieved, monkeypatch, tmp_path):
+    append = StageWriter.append
+
+    def stops(self, record):
+        if "PPL_CD" in record["passages"][0] and record["id"] == 3:
+            raise KeyboardInterrupt
+        append(self, record)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(StageWriter, "append", stops)
+        construct(retrieved)
+    with pytest.raises(UserError, match=r"gains.jsonl has an unfinished run.*alpha: 0\.5 then, 0\.7 now"):
+        construct(retrieved, "--alpha", 0.7)
+    whole = construct(retrieved, "--alpha", 0.7, output="whole.jsonl")
+    overwritten = construct(retrieved, "--alpha", 0.7, "--overwrite")
+    assert overwritten.read_bytes() == whole.read_bytes()
+    assert not list(tmp_path.glob("*generated*"))
+
+
+def test_what_was_generated_is_removed_even_after_a_death_at_the_end(construct, retrieved, monkeypatch, tmp_path):
+    with monkeypatch.context() as patch:
+        patch.setattr(construct_hf, "remove_output", lambda path: None)
+        construct(retrieved)
+    assert (tmp_path / "gains.generated.jsonl").exists()
+    construct(retrieved)
+    assert not list(tmp_path.glob("*generated*"))
+
+
+def test_killed_at_ten_random_moments_the_output_is_the_same(retrieved, flags, tmp_path):
+    """Real processes, really killed: forked from one that has only imported, and never computed (a fork would hang on
+    its threads' locks), so that each starts at once."""
+    warm, whole, path = (tmp_path / f"{name}.jsonl" for name in ("warm", "whole", "gains"))
+    runs = [
+        ["construct_hf", "--data_path", str(retrieved), "--output_path", str(output), *flags]
+        for output in (warm, whole, path)
+    ]
+    with subprocess.Popen(
+        [sys.executable, "-c", FORKING, json.dumps(runs)],
+        cwd=REPOSITORY,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as nanny:
+        duration = float(nanny.stdout.readline())
+        deaths, resumed, rng = 0, 0, random.Random(0)
+        while deaths < 10:
+            resumed += any(file.stat().st_size for file in tmp_path.glob("gains*") if "settings" not in file.name)
+            code = _one_life(nanny, rng.uniform(0.1, 0.9) * duration)
+            if code == 0:  # it got through: begin again, so that ten deaths are ten deaths
+                assert path.read_bytes() == whole.read_bytes()
+                for file in tmp_path.glob("gains*"):
+                    file.unlink()
+            else:
+                assert code == -signal.SIGKILL
+                deaths += 1
+        assert _one_life(nanny, None) == 0
+    assert resumed  # some of them died with work done
+    assert path.read_bytes() == whole.read_bytes() == warm.read_bytes()
+    assert sorted(file.name for file in tmp_path.glob("gains*")) == ["gains.jsonl", "gains.jsonl.settings.json"]
+
+
+def _one_life(nanny, seconds: float | None) -> int:
+    """Starts a run, kills it after some seconds (None: never) and gives its exit code."""
+    nanny.stdin.write("go\n")
+    nanny.stdin.flush()
+    child = int(nanny.stdout.readline())
+    if seconds is not None:
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+    return int(nanny.stdout.readline())
