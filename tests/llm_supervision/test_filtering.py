@@ -1,0 +1,130 @@
+"""The filter: by stored predictions, and by answering afresh."""
+
+import json
+import sys
+from collections import Counter
+
+import pytest
+from conftest import SENTENCES
+
+from gainRAG.cli import UserError
+from gainRAG.evaluation.answers import cover_exact_match, f1_score
+from gainRAG.llm_inference.inference_hf import HFEngine
+from gainRAG.llm_supervision import filtering
+from gainRAG.llm_supervision.filtering import best_passage, keep_answered, report
+
+
+def passage(ppl: float, right: float | None = None, text: str = "x", **more) -> dict:
+    stored = {} if right is None else {"EM_with_retrieval": right}
+    return {"id": 1, "title": "T", "text": text, "PPL_CD": ppl, "retrieved_ppl": 100 - ppl, **stored, **more}
+
+
+def question(number: int, *passages: dict) -> dict:
+    return {"id": number, "question": f"Where, {number}?", "answers": ["Paris"], "passages": list(passages)}
+
+
+def test_the_best_passage_has_the_lowest_perplexity_and_the_first_of_equals_wins():
+    record = question(0, passage(3, text="a"), passage(2, text="b"), passage(2, text="c"))
+    assert best_passage(record)["text"] == "b"
+    assert best_passage(record, "retrieved_ppl")["text"] == "a"
+
+
+def test_questions_are_kept_by_the_answer_from_their_best_passage():
+    records = [
+        question(0, passage(1, 1.0), passage(2, 0.0)),
+        question(1, passage(1, 0.0, has_answer=True), passage(2, 1.0)),
+        question(2, passage(1, 0.0)),
+        question(3, passage(9, 0.0), passage(1, 1.0, is_pseudo=True)),
+        question(4),
+    ]
+    counts = Counter()
+    assert [record["id"] for record in keep_answered(records, "PPL_CD", counts)] == [0, 3]
+    assert report(counts) == (
+        "kept 2 of 5 questions (1 kept, best passage is the LLM's own; 1 answered wrongly, best passage holds the "
+        "answer; 1 answered wrongly, best passage lacks the answer; 1 without any candidate)"
+    )
+    by_plain = [record["id"] for record in keep_answered(records, "retrieved_ppl", Counter())]
+    assert by_plain == [1]
+
+
+@pytest.fixture
+def answer_afresh(monkeypatch, tiny_llama, tmp_path):
+    def run(data_path, *more):
+        path = tmp_path / "kept.jsonl"
+        arguments = ["--data_path", data_path, "--output_path", path, "--task", "HotpotQA", "--lm_type", tiny_llama,
+                     "--dtype", "float32", "--device", "cpu", "--max_new_tokens", 5, *more]
+        monkeypatch.setattr(sys, "argv", ["filtering", *map(str, arguments)])
+        filtering.main()
+        return path
+
+    return run
+
+
+@pytest.fixture
+def gains(write_jsonl, tiny_llama):
+    """Questions without predictions; the gold answer of every other is what the LLM says from the best passage."""
+    from conftest import causal_tokenizer
+
+    from gainRAG.llm_inference.build_prompts import PromptBuilder
+    from gainRAG.prompts import Prompts
+
+    builder = PromptBuilder(Prompts(), Prompts().task("HotpotQA"), causal_tokenizer())
+    engine = HFEngine(str(tiny_llama), device="cpu", dtype="float32")
+    records = [question(n, passage(5, text=SENTENCES[n]), passage(2, text=SENTENCES[n + 1])) for n in range(6)]
+    for record in records:
+        record["answers"] = ["Quixotry"]
+    said = engine.generate([builder.with_passages(record, record["passages"][1:]) for record in records], 5)
+    for record, text in list(zip(records, said, strict=True))[::2]:
+        record["answers"] = ["nothing like it", text]
+    assert [cover_exact_match(text, record["answers"]) for record, text in zip(records, said, strict=True)] == [
+        True, False] * 3
+    return write_jsonl("gains.jsonl", [*records, question(6)])
+
+
+def test_answering_afresh_keeps_what_the_llm_gets_right(answer_afresh, gains, read_jsonl, caplog, monkeypatch):
+    monkeypatch.setattr(filtering, "CHUNK", 4)
+    with caplog.at_level("INFO"):
+        path = answer_afresh(gains)
+    kept = read_jsonl(path)
+    assert [record["id"] for record in kept] == [0, 2, 4]
+    assert "kept 3 of 7 questions (3 answered wrongly, best passage lacks the answer; 1 without any" in caplog.text
+    for record in kept:
+        other, best = record["passages"]
+        assert "prediction" not in other
+        assert best["EM_with_retrieval"] == 1.0
+        assert best["F1_with_retrieval"] == f1_score(best["prediction"], record["answers"])
+    former = path.read_bytes()
+    monkeypatch.setattr(filtering, "load_engine", lambda *_: pytest.fail("the LLM was loaded again"))
+    assert answer_afresh(gains).read_bytes() == former
+    with pytest.raises(UserError, match="max_new_tokens: 5 then, 6 now"):
+        answer_afresh(gains, "--max_new_tokens", 6)
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(answer_afresh, gains, tmp_path, monkeypatch):
+    monkeypatch.setattr(filtering, "CHUNK", 2)
+    whole = answer_afresh(gains).read_bytes()
+    for file in tmp_path.glob("kept*"):
+        file.unlink()
+    append = filtering.StageWriter.append
+
+    def stops(self, record):
+        if record["id"] == 3:
+            raise KeyboardInterrupt
+        append(self, record)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(filtering.StageWriter, "append", stops)
+        answer_afresh(gains)
+    assert not (tmp_path / "kept.jsonl").exists()
+    assert answer_afresh(gains).read_bytes() == whole
+
+
+def test_mistakes_are_named_before_any_model_loads(answer_afresh, write_jsonl, monkeypatch):
+    monkeypatch.setattr(filtering, "load_engine", lambda *_: pytest.fail("the LLM was loaded"))
+    good = question(0, passage(1))
+    bare = json.loads(json.dumps(good))
+    del bare["passages"][0]["PPL_CD"]
+    with pytest.raises(UserError, match=r"a\.jsonl:2: field 'passages\[0\]\.PPL_CD': missing"):
+        answer_afresh(write_jsonl("a.jsonl", [good, bare]))
+    with pytest.raises(UserError, match="neither a model folder"):
+        answer_afresh(write_jsonl("b.jsonl", [good]), "--lm_type", "nothing")

@@ -1,0 +1,169 @@
+"""The methods side by side: what each one picks, the columns by hand, shared prompts, resumption, and mistakes."""
+
+import json
+import math
+import sys
+
+import pytest
+
+from gainRAG.cli import UserError
+from gainRAG.llm_inference.inference_hf import HFEngine
+from gainRAG.rag_workflow import rag_generation, run_baselines
+
+TEXTS = ["Paris lies on the Seine.", "Berlin lies on the Spree.", "The Nile is long.", "It is Paris, I think."]
+PPLS = [3.0, 7.0, 15.0, 1.0]
+
+
+def passage(rank: int) -> dict:
+    if rank == 3:
+        return {"id": "pseudo", "title": "", "text": TEXTS[3], "score": None, "is_pseudo": True}
+    return {"id": rank, "title": f"T{rank}", "text": TEXTS[rank], "score": -rank, "is_pseudo": False}
+
+
+def made(count: int, *ranks: int) -> list[dict]:
+    """Questions with passages in this order."""
+    return [
+        {"id": n, "question": f"Which, {n}?", "answers": ["Paris"], "ctxs": [passage(rank) for rank in ranks]}
+        for n in range(count)
+    ]
+
+
+def gains(count: int) -> list[dict]:
+    """Passage `rank` of question n has PPL_CD PPLS[rank] + n."""
+
+    def scored(n):
+        return [{**passage(rank), "PPL_CD": PPLS[rank] + n, "retrieved_ppl": 2.0} for rank in range(4)]
+
+    return [
+        {"id": n, "question": f"Which, {n}?", "answers": ["Paris"], "passages": scored(n)} for n in range(count)
+    ]
+
+
+@pytest.fixture
+def files(write_jsonl):
+    """The flags that name data, gains and selections of four questions."""
+    selections = {"rerank": [1], "gainrag_no_pseudo": [0], "gainrag": [3, 0]}
+    named = [f"{name}={write_jsonl(f'{name}.jsonl', made(4, *ranks)[::-1])}" for name, ranks in selections.items()]
+    return ["--data_path", write_jsonl("retrieved.jsonl", made(4, 0, 1, 2)), "--gains_path",
+            write_jsonl("gains.jsonl", gains(4)), "--selections", *named]
+
+
+@pytest.fixture
+def run(monkeypatch, tiny_llama, tmp_path):
+    def run(flags, *more, output="out"):
+        arguments = [*flags, "--output_dir", tmp_path / output, "--task", "NaturalQA", "--lm_type", tiny_llama,
+                     "--device", "cpu", "--dtype", "float32", "--max_new_tokens", 5, *more]
+        monkeypatch.setattr(sys, "argv", ["run_baselines", *map(str, arguments)])
+        run_baselines.main()
+        return tmp_path / output
+
+    return run
+
+
+def test_columns_are_what_one_computes_by_hand(run, files, read_jsonl, capsys):
+    folder = run(files)
+    results = json.loads((folder / "results.json").read_text())
+    picks = {"standard_rag": 0, "rerank": 1, "gainrag_no_pseudo": 0, "gainrag": 3, "best_by_gain": 3}
+    assert list(results) == ["no_retrieval", "standard_rag", "rerank", "gainrag_no_pseudo", "gainrag", "best_by_gain"]
+    assert results["no_retrieval"]["picks"] == {}
+    for method, rank in picks.items():
+        found = results[method]["picks"]
+        assert found["hit_at_1"]["mean"] == float("Paris" in TEXTS[rank])
+        assert found["pseudo_share"]["mean"] == float(rank == 3)
+        expected = sum(-math.log(PPLS[rank] + n + 1) for n in range(4)) / 4
+        assert found["pick_gain"]["mean"] == pytest.approx(expected)
+        rows = read_jsonl(folder / f"{method}.jsonl")
+        assert [row["id"] for row in rows] == [0, 1, 2, 3]
+        assert all(TEXTS[rank] in row["prompt"] for row in rows)
+        for name in ("cover_em", "em", "f1"):
+            assert results[method]["metrics"][name]["mean"] == pytest.approx(sum(row[name] for row in rows) / 4)
+    assert not any(text in row["prompt"] for row in read_jsonl(folder / "no_retrieval.jsonl") for text in TEXTS)
+    shown = capsys.readouterr().out
+    assert shown.strip() == (folder / "results.md").read_text().strip()
+    assert all(run_baselines.METHODS[method] in shown for method in results)
+    assert "Selector trained on plain perplexity" not in shown
+
+
+def test_a_shared_prompt_is_answered_once(run, files, monkeypatch, read_jsonl):
+    asked, generate = [], HFEngine.generate
+
+    def spied(self, prompts, max_new_tokens):
+        asked.extend(prompts)
+        return generate(self, prompts, max_new_tokens)
+
+    monkeypatch.setattr(HFEngine, "generate", spied)
+    folder = run(files)
+    prompts = {row["prompt"] for file in folder.glob("*.jsonl") for row in read_jsonl(file)}
+    assert len(asked) == len(prompts) == 4 * 4  # no passage, the first, the second, the pseudo-passage
+    assert set(asked) == prompts
+
+
+def test_methods_read_the_same_prompt_with_k_passages(run, files, read_jsonl):
+    folder = run(files, "--K_docs", 2, "--methods", "gainrag", "standard_rag")
+    [gainrag, *_], [standard, *_] = (read_jsonl(folder / f"{name}.jsonl") for name in ("gainrag", "standard_rag"))
+    assert f"[1] \n{TEXTS[3]}\n\n[2] T0\n{TEXTS[0]}" in gainrag["prompt"]
+    assert f"[1] T0\n{TEXTS[0]}\n\n[2] T1\n{TEXTS[1]}" in standard["prompt"]
+    assert list(json.loads((folder / "results.json").read_text())) == ["gainrag", "standard_rag"]
+
+
+def test_picks_that_were_not_scored_leave_the_gain_out(run, files, write_jsonl, caplog):
+    few = gains(4)
+    del few[2]["passages"][1]
+    changed = [*files[:3], write_jsonl("few.jsonl", few), *files[4:]]
+    results = json.loads((run(changed, "--methods", "rerank", "standard_rag") / "results.json").read_text())
+    assert results["rerank"]["picks"]["pick_gain"] is None
+    assert results["standard_rag"]["picks"]["pick_gain"]["mean"] < 0
+    assert "rerank: 1 picks are not among the scored passages" in caplog.text
+
+
+def test_an_interrupted_run_ends_with_the_same_bytes(run, files, monkeypatch, tmp_path):
+    for module in (rag_generation, run_baselines):
+        monkeypatch.setattr(module, "CHUNK", 2)
+    whole = run(files, output="whole")
+    append, count = run_baselines.StageWriter.append, [0]
+
+    def stops(self, record):
+        count[0] += 1
+        if count[0] % 8 == 7:
+            raise KeyboardInterrupt
+        append(self, record)
+
+    interruptions = 0
+    monkeypatch.setattr(run_baselines.StageWriter, "append", stops)
+    while not (tmp_path / "out" / "results.md").exists():
+        try:
+            run(files)
+        except KeyboardInterrupt:
+            interruptions += 1
+    assert interruptions >= 3
+    for file in whole.glob("*"):
+        assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
+
+
+def test_mistakes_are_named_before_any_model_loads(run, files, write_jsonl, monkeypatch):
+    monkeypatch.setattr(run_baselines, "load", lambda *_: pytest.fail("the LLM was loaded"))
+
+    def refused(problem, data=files[1], gains_path=files[3], selections=files[5:], more=()):
+        with pytest.raises(UserError, match=problem):
+            run(["--data_path", data, "--gains_path", gains_path, "--selections", *selections], *more)
+
+    def selection(records):
+        return [f"gainrag={write_jsonl('selected.jsonl', records)}"]
+
+    refused("--methods plain_ppl needs --selections plain_ppl=FILE", more=["--methods", "plain_ppl"])
+    refused("wanted METHOD=FILE with METHOD among rerank", selections=["gain=x.jsonl"])
+    refused("wanted METHOD=FILE", selections=["gainrag"])
+    refused("gone.jsonl: no such file", selections=["gainrag=gone.jsonl"])
+    refused("selected.jsonl: lacks 1 questions of --data_path, the first is id '3'", selections=selection(made(3, 1)))
+    refused("selected.jsonl: field 'id': there twice", selections=selection([*made(4, 1), *made(1, 1)]))
+    refused(r"selected.jsonl:1: field 'ctxs': missing", selections=selection(gains(4)))
+    refused(r"nameless.jsonl: field 'id': missing", data=write_jsonl("nameless.jsonl", [
+        {**record, "id": None} for record in made(2, 0)]))
+    refused(r"retrieved.jsonl:1: field 'passages': missing", gains_path=files[1])
+    unscored = gains(4)
+    del unscored[1]["passages"][2]["PPL_CD"]
+    no_gain = write_jsonl("unscored.jsonl", unscored)
+    refused(r"unscored.jsonl:2: field 'passages\[2\].PPL_CD': missing", gains_path=no_gain)
+    refused("--task Hot: unknown", more=["--task", "Hot"])
+    with pytest.raises(UserError, match="--methods best_by_gain needs --gains_path"):
+        run(files[:2], "--methods", "best_by_gain")
