@@ -64,7 +64,8 @@ class DistilledCrossEncoder(CrossEncoderModel):
         """
         if state_dict is not None:
             state_dict = {name.removeprefix("model."): tensor for name, tensor in state_dict.items()}
-        self.model.save_pretrained(folder, state_dict=state_dict)
+        # loaded under ZeRO 3, transformers would write the LayerNorms under names of the TensorFlow days
+        self.model.save_pretrained(folder, state_dict=state_dict, save_original_format=state_dict is None)
         self.tokenizer.save_pretrained(folder)
 
 
