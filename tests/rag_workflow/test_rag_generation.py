@@ -7,6 +7,7 @@ import pytest
 from conftest import SENTENCES, causal_tokenizer
 
 from gainRAG.cli import UserError
+from gainRAG.evaluation import results
 from gainRAG.evaluation.answers import score_prediction
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.inference_hf import HFEngine
@@ -99,6 +100,7 @@ def test_the_output_stands_beside_the_input_by_default(generate, write_jsonl, tm
 
 @pytest.mark.parametrize("stop", [0, 1, 3, 5])
 def test_an_interrupted_run_ends_with_the_same_bytes(generate, write_jsonl, monkeypatch, tmp_path, stop):
+    monkeypatch.setattr(results, "git_commit", lambda: "0")  # someone may commit meanwhile
     monkeypatch.setattr(rag_generation, "CHUNK", 2)
     data = write_jsonl("selected.jsonl", made_selection())
     whole = generate(data, output="whole.jsonl")

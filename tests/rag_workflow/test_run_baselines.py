@@ -7,6 +7,7 @@ import sys
 import pytest
 
 from gainRAG.cli import UserError
+from gainRAG.evaluation import results
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.rag_workflow import rag_generation, run_baselines
 
@@ -117,6 +118,7 @@ def test_picks_that_were_not_scored_leave_the_gain_out(run, files, write_jsonl, 
 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(run, files, monkeypatch, tmp_path):
+    monkeypatch.setattr(results, "git_commit", lambda: "0")  # someone may commit meanwhile
     for module in (rag_generation, run_baselines):
         monkeypatch.setattr(module, "CHUNK", 2)
     whole = run(files, output="whole")
