@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 BUFFERED = 1 << 18  # passages whose offsets wait in memory while a store is made: 6 MB
-MAPPED_READS = 4096  # a read maps up to 64 KB around it; after so many the pages are given back
+MAPPED_READS = 1024  # a read maps up to 64 KB around it; after so many the pages are given back
 
 
 class PassageStore(Sequence):

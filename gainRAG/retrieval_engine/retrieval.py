@@ -102,7 +102,7 @@ def settle_encoding(args: argparse.Namespace) -> None:
     if not place:
         raise UserError("--passages_embeddings FOLDER (passage_embed makes it) or --index_path FILE is needed")
     if not args.passages_embeddings and not Path(args.index_path).exists():
-        raise UserError(f"{args.index_path}: no such index; with --passages_embeddings and --index_type it is made there")
+        raise UserError(f"{args.index_path}: no such index; --passages_embeddings and --index_type make one there")
     made_with = embedding_settings(place)
     passages = made_with["flags"] if made_with else SHARED
     for option in SHARED:
