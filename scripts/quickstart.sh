@@ -34,9 +34,9 @@ for split in dev test; do
   fi
 done
 prepare prepare_sample.py "$QUESTIONS/pool_train.jsonl" --data_path "$QUESTIONS"/{NaturalQA,TriviaQA}_dev.jsonl \
-  --only_questions "$REPO/data/selector_start/questions.json" held_out --max_answers 30
+  --only_questions "$REPO/data/selector_start/questions.json" held_out --max_answers 12
 prepare prepare_sample.py "$QUESTIONS/pool_test.jsonl" --data_path "$QUESTIONS"/{NaturalQA,TriviaQA}_test.jsonl \
-  --sample 2500 --max_answers 30
+  --sample 2500 --max_answers 12
 bash "$REPO/scripts/retrieval.sh" pool_train pool_test
 say "questions that this small corpus can answer: a gold answer stands in the first $N_DOCS passages"
 prepare prepare_sample.py "$WORK/retrieved/demo_train.jsonl" --data_path "$WORK/retrieved/pool_train.jsonl" \

@@ -11,7 +11,8 @@ select_passages() { # method selector name extra-flags...
   # shellcheck disable=SC2046,SC2086
   python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
     --data_path "$WORK/retrieved/$name.jsonl" --output_path "$WORK/selected/$method/$name.jsonl" \
-    --K_docs "$K_DOCS" --n_candidates "$N_DOCS" --lm_type "$LLM" $LLM_FLAGS $(limit_flag) "$@"
+    --K_docs "$K_DOCS" --n_candidates "$N_DOCS" --lm_type "$LLM" $LLM_FLAGS $SELECTION_FLAGS \
+    $(limit_flag) "$@"
 }
 
 for name in "$@"; do

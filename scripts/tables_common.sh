@@ -64,7 +64,7 @@ pick() {
   # shellcheck disable=SC2046,SC2086
   python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
     --data_path "$RUN/retrieved/$name.jsonl" --output_path "$output" --K_docs "$k" --n_candidates "$N_DOCS" \
-    --lm_type "$LLM" $LLM_FLAGS $(limit_flag) "$@" >/dev/null
+    --lm_type "$LLM" $LLM_FLAGS $SELECTION_FLAGS $(limit_flag) "$@" >/dev/null
 }
 
 # answer K NAME OUTPUT_DIR METHOD=FILE... : the methods given, and standard_rag where WITH_STANDARD is set
