@@ -192,8 +192,10 @@ def main() -> None:
     }
     if args.output_path:
         write_json(args.output_path, {**about, "results": rows})
-    print(f"{model} on {about['device']}: {len(groups)} x {args.candidates} pairs of {tokens['mean']:.0f} tokens "
-          f"(5 % under {tokens['p5']:.0f}, 5 % over {tokens['p95']:.0f})\n")
+    print(
+        f"{model} on {about['device']}: {len(groups)} x {args.candidates} pairs of {tokens['mean']:.0f} tokens "
+        f"(5 % under {tokens['p5']:.0f}, 5 % over {tokens['p95']:.0f})\n"
+    )
     print(markdown_table(list(rows[0]), [list(row.values()) for row in rows]))
 
 

@@ -28,7 +28,7 @@ ALIKE = "--query_max_len 512 --passage_max_len 512 --learning_rate 6e-5 --weight
 SETTINGS = {
     "published": "--fp16 --gradient_checkpointing --pad_to_multiple_of 8 --logging_steps 1",
     "fastest": "--bf16 --train_sampling_strategy group_by_length --pad_to_multiple_of 32 --logging_steps 50 "
-               "--dataloader_num_workers 4",
+    "--dataloader_num_workers 4",
 }
 ON_GPU = {"published": "", "fastest": "--torch_compile --tf32 True"}
 
@@ -55,8 +55,15 @@ def training_groups(passages: list[str], questions: int, group_size: int) -> lis
     for pairs in make_pairs(asked, passages, group_size):
         scores = sorted((-np.log1p(draw.lognormal(2.0, 1.5, group_size))).tolist(), reverse=True)
         texts = [text for _, text in pairs]
-        groups.append({"query": pairs[0][0], "pos": texts[:1], "neg": texts[1:],
-                       "pos_scores": scores[:1], "neg_scores": scores[1:]})
+        groups.append(
+            {
+                "query": pairs[0][0],
+                "pos": texts[:1],
+                "neg": texts[1:],
+                "pos_scores": scores[:1],
+                "neg_scores": scores[1:],
+            }
+        )
     return groups
 
 
@@ -76,9 +83,25 @@ def questions_a_second(model: str, data: Path, folder: Path, flags: str, batch_s
 
     clock = Clock()
     clock.seen = [time.perf_counter()]
-    sys.argv = ["training", "--model_name_or_path", model, "--train_data", str(data), "--output_dir", str(folder),
-                "--per_device_train_batch_size", str(batch_size), "--num_train_epochs", "1", "--save_strategy", "no",
-                "--disable_tqdm", "True", *shlex.split(ALIKE), *shlex.split(flags)]
+    sys.argv = [
+        "training",
+        "--model_name_or_path",
+        model,
+        "--train_data",
+        str(data),
+        "--output_dir",
+        str(folder),
+        "--per_device_train_batch_size",
+        str(batch_size),
+        "--num_train_epochs",
+        "1",
+        "--save_strategy",
+        "no",
+        "--disable_tqdm",
+        "True",
+        *shlex.split(ALIKE),
+        *shlex.split(flags),
+    ]
     trainer = SelectorRunner(*parse_arguments()).trainer
     trainer.add_callback(clock)
     if torch.cuda.is_available():

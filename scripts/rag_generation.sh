@@ -20,7 +20,7 @@ for name in "$@"; do
   say "answers to $name by $LLM"
   # shellcheck disable=SC2046,SC2086
   python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/$name.jsonl" --task "$task" --lm_type "$LLM" \
-    --output_dir "$WORK/answers/$name" --K_docs "$K_DOCS" ${gains[@]+"${gains[@]}"} $LLM_FLAGS $(limit_flag) \
+    --output_dir "$WORK/answers/$name" --K_docs "$K_DOCS" ${gains[@]+"${gains[@]}"} $LLM_FLAGS $GENERATION_FLAGS $(limit_flag) \
     --selections gainrag="$WORK/selected/gainrag/$name.jsonl" rerank="$WORK/selected/rerank/$name.jsonl" \
     gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/$name.jsonl"
 done

@@ -77,7 +77,7 @@ answer() {
   # shellcheck disable=SC2046,SC2086
   python -m gainRAG.rag_workflow.run_baselines --data_path "$RUN/retrieved/$name.jsonl" --task "$(task_of "$name")" \
     --lm_type "$LLM" --output_dir "$output" --K_docs "$k" --methods "${methods[@]}" --selections "$@" \
-    $LLM_FLAGS $(limit_flag) >/dev/null
+    $LLM_FLAGS $GENERATION_FLAGS $(limit_flag) >/dev/null
 }
 
 # write_table KIND NAME ANSWERS_DIR...

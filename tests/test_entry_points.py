@@ -49,9 +49,16 @@ def run_all(run_python, cases) -> list:
 
 
 def test_the_promised_stages_are_among_them():
-    assert {"retrieval_engine.retrieval", "retrieval_engine.passage_embed", "llm_supervision.construct_hf",
-            "llm_supervision.filtering", "selector_finetune", "selector_engine.selector_gainRag",
-            "rag_workflow.rag_generation", "rag_workflow.run_baselines"} <= set(MODULES)
+    assert {
+        "retrieval_engine.retrieval",
+        "retrieval_engine.passage_embed",
+        "llm_supervision.construct_hf",
+        "llm_supervision.filtering",
+        "selector_finetune",
+        "selector_engine.selector_gainRag",
+        "rag_workflow.rag_generation",
+        "rag_workflow.run_baselines",
+    } <= set(MODULES)
     assert {"data_filter.py", "data2selector.py", "prepare_questions.py", "prepare_corpus.py"} <= set(SCRIPTS)
 
 

@@ -75,8 +75,18 @@ def test_all_stages_in_a_row(pipeline, tiny_encoder, tiny_llama, tiny_reranker):
     lm = ["--task", "HotpotQA", "--lm_type", tiny_llama, "--device", "cpu", "--dtype", "float32"]
 
     pipeline.stage("retrieval_engine.passage_embed", *encoder, "--output_dir", at / "embeddings")
-    pipeline.stage("retrieval_engine.retrieval", *encoder, "--passages_embeddings", at / "embeddings", "--data_path",
-                   at / "questions.jsonl", "--output_dir", at / "retrieved", "--n_docs", 6)
+    pipeline.stage(
+        "retrieval_engine.retrieval",
+        *encoder,
+        "--passages_embeddings",
+        at / "embeddings",
+        "--data_path",
+        at / "questions.jsonl",
+        "--output_dir",
+        at / "retrieved",
+        "--n_docs",
+        6,
+    )
     retrieved = pipeline.records("retrieved/questions.jsonl")
     assert [record["id"] for record in retrieved] == [f"q{n}" for n in range(len(QUESTIONS))]
     assert all(len(record["ctxs"]) == 6 for record in retrieved)
@@ -84,8 +94,17 @@ def test_all_stages_in_a_row(pipeline, tiny_encoder, tiny_llama, tiny_reranker):
     assert all(passage["text"] in texts for record in retrieved for passage in record["ctxs"])
 
     data = ["--data_path", at / "retrieved" / "questions.jsonl"]
-    pipeline.stage("llm_supervision.construct_hf", *data, "--output_path", at / "gains.jsonl", "--num_passages", 5,
-                   "--background_tokens", 12, *lm)
+    pipeline.stage(
+        "llm_supervision.construct_hf",
+        *data,
+        "--output_path",
+        at / "gains.jsonl",
+        "--num_passages",
+        5,
+        "--background_tokens",
+        12,
+        *lm,
+    )
     gains = pipeline.records("gains.jsonl")
     assert all(sum(not passage["is_pseudo"] for passage in record["passages"]) == 5 for record in gains)
     pipeline.tool("data_filter.py", "--data_path", at / "gains.jsonl", "--output_path", at / "kept.jsonl")
@@ -93,28 +112,91 @@ def test_all_stages_in_a_row(pipeline, tiny_encoder, tiny_llama, tiny_reranker):
     pipeline.tool("data2selector.py", "--data_path", at / "kept.jsonl", "--output_path", at / "train.jsonl")
 
     torchrun = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", 1, "-m"]
-    pipeline.run([
-        *torchrun, "selector_finetune", "--model_name_or_path", tiny_reranker, "--train_data", at / "train.jsonl",
-        "--output_dir", at / "selector", "--overwrite_output_dir", "--train_group_size", 4, "--knowledge_distillation",
-        "True", "--query_max_len", 64, "--passage_max_len", 64, "--pad_to_multiple_of", 8, "--learning_rate", "6e-5",
-        "--num_train_epochs", 2, "--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1,
-        "--dataloader_drop_last", "True", "--warmup_ratio", 0.1, "--weight_decay", 0.01, "--logging_steps", 1,
-        "--save_steps", 1000, "--use_cpu", "True",
-    ])
+    pipeline.run(
+        [
+            *torchrun,
+            "selector_finetune",
+            "--model_name_or_path",
+            tiny_reranker,
+            "--train_data",
+            at / "train.jsonl",
+            "--output_dir",
+            at / "selector",
+            "--overwrite_output_dir",
+            "--train_group_size",
+            4,
+            "--knowledge_distillation",
+            "True",
+            "--query_max_len",
+            64,
+            "--passage_max_len",
+            64,
+            "--pad_to_multiple_of",
+            8,
+            "--learning_rate",
+            "6e-5",
+            "--num_train_epochs",
+            2,
+            "--per_device_train_batch_size",
+            2,
+            "--gradient_accumulation_steps",
+            1,
+            "--dataloader_drop_last",
+            "True",
+            "--warmup_ratio",
+            0.1,
+            "--weight_decay",
+            0.01,
+            "--logging_steps",
+            1,
+            "--save_steps",
+            1000,
+            "--use_cpu",
+            "True",
+        ]
+    )
     assert (at / "selector" / "model.safetensors").read_bytes() != (tiny_reranker / "model.safetensors").read_bytes()
 
-    pipeline.stage("selector_engine.selector_gainRag", "--model_name_or_path", at / "selector", *data, "--output_path",
-                   at / "selected.jsonl", "--K_docs", 1, "--background_tokens", 12, *lm[2:])
+    pipeline.stage(
+        "selector_engine.selector_gainRag",
+        "--model_name_or_path",
+        at / "selector",
+        *data,
+        "--output_path",
+        at / "selected.jsonl",
+        "--K_docs",
+        1,
+        "--background_tokens",
+        12,
+        *lm[2:],
+    )
     selected = pipeline.records("selected.jsonl")
     assert all(len(record["ctxs"]) == 1 and "selector_score" in record["ctxs"][0] for record in selected)
-    shown = pipeline.stage("rag_workflow.rag_generation", "--data_path", at / "selected.jsonl", "--K_docs", 1,
-                           "--output_path", at / "answers.jsonl", *lm)
+    shown = pipeline.stage(
+        "rag_workflow.rag_generation",
+        "--data_path",
+        at / "selected.jsonl",
+        "--K_docs",
+        1,
+        "--output_path",
+        at / "answers.jsonl",
+        *lm,
+    )
     assert f"HotpotQA: {len(QUESTIONS)} questions" in shown
     answers = pipeline.records("answers.jsonl")
     assert all(record["ctxs"][0]["text"] in answer["prompt"] for record, answer in zip(selected, answers, strict=True))
 
-    shown = pipeline.stage("rag_workflow.run_baselines", *data, "--output_dir", at / "table", "--gains_path",
-                           at / "gains.jsonl", "--selections", f"gainrag={at / 'selected.jsonl'}", *lm)
+    shown = pipeline.stage(
+        "rag_workflow.run_baselines",
+        *data,
+        "--output_dir",
+        at / "table",
+        "--gains_path",
+        at / "gains.jsonl",
+        "--selections",
+        f"gainrag={at / 'selected.jsonl'}",
+        *lm,
+    )
     for method in ("No retrieval", "Standard RAG", "GainRAG", "Best by gain"):
         assert f"| {method}" in shown
     assert (at / "table" / "gainrag.jsonl").read_bytes() == (at / "answers.jsonl").read_bytes()

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 WINDOW_BATCHES = 8  # batches' worth of tokens that are sorted by length together
 SLICE_LOGITS = 4096  # float32 logits held at once for each token of the budget: 256 MiB at 16384 tokens
+LARGEST_NLL = 700.0  # nats; its exponential still is a finite float64, which JSON can hold
 SHORTEST_PREFIX = 16  # tokens; a shorter common start costs more in bookkeeping than it saves
 
 
@@ -127,7 +128,9 @@ class GainScorer:
             states = [(next(without), torch.stack([*islice(given, count)])) for _ in encoded.trees]
             nll = [self._fitting_nll(tree, *pair) for tree, pair in zip(encoded.trees, states, strict=True)]
             lowest = torch.cat(nll, dim=2).amin(dim=2).tolist()
-            yield [PassageGain(math.exp(contrast), math.exp(plain)) for contrast, plain in zip(*lowest, strict=True)]
+            yield [
+                PassageGain(_perplexity(contrast), _perplexity(plain)) for contrast, plain in zip(*lowest, strict=True)
+            ]
 
     def _hidden_states(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """States of each row, from batches of like length, longest first, rows without forks apart from the others."""
@@ -203,6 +206,10 @@ class GainScorer:
                 found[0, part, here] = _log_likelihood(z, nodes[here] - low, targets[here])
         lengths = [len(answer) for answer in tree.answers]
         return torch.stack([-part.double().mean(dim=2) for part in found.split(lengths, dim=2)], dim=2)
+
+
+def _perplexity(nll: float) -> float:
+    return math.exp(min(nll, LARGEST_NLL))
 
 
 def _log_likelihood(logits: torch.Tensor, nodes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -31,7 +31,15 @@ from gainRAG.rag_workflow.rag_generation import (
     metrics_of,
     selected,
 )
-from gainRAG.records import Record, StageWriter, as_retrieved, as_supervised, read_records, write_json
+from gainRAG.records import (
+    Record,
+    StageWriter,
+    appears_when_whole,
+    as_retrieved,
+    as_supervised,
+    read_records,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -257,7 +265,8 @@ def main() -> None:
         "percent with 95 % intervals, gain as -log(PPL_CD + 1)"
     )
     text = f"{title}\n\n{table(results)}"
-    (folder / "results.md").write_text(text, "utf-8")
+    with appears_when_whole(folder / "results.md") as file:
+        file.write(text)
     print(text)
 
 

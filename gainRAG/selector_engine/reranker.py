@@ -1,7 +1,7 @@
 """The selector at work: a cross-encoder's scores for (question, passage) pairs, many questions at a time.
 
-    from gainRAG.selector_engine.reranker import Selector
-    best = Selector("BAAI/bge-reranker-base").select(question, passages, k=1)
+from gainRAG.selector_engine.reranker import Selector
+best = Selector("BAAI/bge-reranker-base").select(question, passages, k=1)
 """
 
 import logging

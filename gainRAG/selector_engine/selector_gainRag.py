@@ -53,10 +53,18 @@ def parse_arguments() -> argparse.Namespace:
     add("--K_docs", type=positive_int, default=1, help="passages kept a question")
     add("--n_candidates", type=positive_int, default=100, help="retrieved passages considered a question")
     add("--max_length", type=positive_int, default=512, help="tokens of question and passage; the passage is cut")
-    add("--batch_tokens", type=positive_int, default=None,
-        help="tokens (padding included) in one of the selector's batches; None goes by the device")
-    add("--selector_dtype", choices=("auto", *DTYPES), default=None,
-        help="number format of the selector's weights; None: float16 on a GPU, float32 on a CPU")
+    add(
+        "--batch_tokens",
+        type=positive_int,
+        default=None,
+        help="tokens (padding included) in one of the selector's batches; None goes by the device",
+    )
+    add(
+        "--selector_dtype",
+        choices=("auto", *DTYPES),
+        default=None,
+        help="number format of the selector's weights; None: float16 on a GPU, float32 on a CPU",
+    )
     add("--limit", type=positive_int, default=None, help="only the first questions")
     add("--overwrite", action="store_true", help="start afresh, pseudo-passages written here included")
     add_background_arguments(parser)
@@ -67,8 +75,10 @@ def parse_arguments() -> argparse.Namespace:
         raise UserError(f"--output_path {args.output_path}: its name ends in .jsonl or .json")
     candidates = args.n_candidates + (not args.no_pseudo)
     if args.K_docs > candidates:
-        raise UserError(f"--K_docs {args.K_docs}: a question has at most {candidates} candidates; "
-                        "take fewer, or a higher --n_candidates")
+        raise UserError(
+            f"--K_docs {args.K_docs}: a question has at most {candidates} candidates; "
+            "take fewer, or a higher --n_candidates"
+        )
     if args.no_pseudo and args.background_path:
         raise UserError("--no_pseudo leaves out what --background_path brings in; give one of them")
     return args
@@ -98,8 +108,12 @@ def check_input(args: argparse.Namespace) -> tuple[list[Record], list[Record]]:
         hits.append({"ctxs": [{"hasanswer": passage["hasanswer"]} for passage in record["ctxs"]]})
     short = sum(len(record["ctxs"]) < args.n_candidates for record in hits)
     if short:
-        logger.info("%d of %d questions have fewer than %d retrieved passages and use what they have",
-                    short, len(hits), args.n_candidates)
+        logger.info(
+            "%d of %d questions have fewer than %d retrieved passages and use what they have",
+            short,
+            len(hits),
+            args.n_candidates,
+        )
     return questions, hits
 
 
@@ -175,8 +189,10 @@ def metrics_of(
 
 def report(metrics: Record) -> None:
     """Prints the metrics, shares in percent."""
-    print(f"questions {metrics['questions']}, with a pseudo-passage {metrics['pseudo_passages']}, "
-          f"won by it {metrics['pseudo_won']:.1%}")
+    print(
+        f"questions {metrics['questions']}, with a pseudo-passage {metrics['pseudo_passages']}, "
+        f"won by it {metrics['pseudo_won']:.1%}"
+    )
     for name, before in metrics["recall_before"].items():
         print(f"recall {name.replace('_', ' ')}: retrieved {before:.1%}, selected {metrics['recall_after'][name]:.1%}")
     print(f"recall of all candidates retrieved: {metrics['recall_of_all_retrieved']:.1%}")
@@ -195,8 +211,10 @@ def main() -> None:
     settings = stage_settings(
         "selector_gainRag",
         {"model_name_or_path": selector_path, "data_path": args.data_path, "background_path": background_path},
-        **{name: getattr(args, name) for name in (
-            "K_docs", "n_candidates", "no_pseudo", "max_length", "batch_tokens", "selector_dtype", "limit")},
+        **{
+            name: getattr(args, name)
+            for name in ("K_docs", "n_candidates", "no_pseudo", "max_length", "batch_tokens", "selector_dtype", "limit")
+        },
         device=device.type,
     )
     with StageWriter(args.output_path, settings, args.overwrite) as writer:

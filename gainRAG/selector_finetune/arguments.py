@@ -45,18 +45,24 @@ class DataArguments(AbsRerankerDataArguments):
     )
     eval_data: str | None = field(
         default=None,
-        metadata={"help": "Held-out groups in the same format, measured each epoch by default: "
-                  "top1_agreement, gain_lost, ndcg@10, over all passages of a question."},
+        metadata={
+            "help": "Held-out groups in the same format, measured each epoch by default: "
+            "top1_agreement, gain_lost, ndcg@10, over all passages of a question."
+        },
     )
     train_group_size: int = field(
         default=16,
-        metadata={"help": "Passages a group: a positive one and sampled negatives. A question with fewer has a smaller "
-                  "group; none is repeated."},
+        metadata={
+            "help": "Passages a group: a positive one and sampled negatives. A question with fewer has a smaller "
+            "group; none is repeated."
+        },
     )
     query_max_len: int = field(
         default=512,
-        metadata={"help": "Tokens; a pair is cut to query_max_len + passage_max_len, or to what the model can read if "
-                  "that is less. The passage is cut, not the question."},
+        metadata={
+            "help": "Tokens; a pair is cut to query_max_len + passage_max_len, or to what the model can read if "
+            "that is less. The passage is cut, not the question."
+        },
     )
     passage_max_len: int = field(default=512, metadata={"help": "Tokens; see --query_max_len."})
     knowledge_distillation: bool = field(
@@ -64,8 +70,11 @@ class DataArguments(AbsRerankerDataArguments):
     )
     group_sampling: str = field(
         default="epoch",
-        metadata={"help": "epoch: each epoch draws its own negatives, the same for any number of workers, restarts and "
-                  "GPUs. fixed: every epoch sees the first epoch's.", "choices": ["epoch", "fixed"]},
+        metadata={
+            "help": "epoch: each epoch draws its own negatives, the same for any number of workers, restarts and "
+            "GPUs. fixed: every epoch sees the first epoch's.",
+            "choices": ["epoch", "fixed"],
+        },
     )
 
     def __post_init__(self) -> None:

@@ -52,7 +52,12 @@ class GroupDataset(Dataset):
     """
 
     def __init__(
-        self, groups: list[Record], tokenizer, max_length: int, seed: int, group_size: int | None = None,
+        self,
+        groups: list[Record],
+        tokenizer,
+        max_length: int,
+        seed: int,
+        group_size: int | None = None,
         resample: bool = True,
     ) -> None:
         self.groups = groups
@@ -97,7 +102,9 @@ class GroupDataset(Dataset):
         room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
         too_long = len(self.tokenizer(query, add_special_tokens=False, verbose=False)["input_ids"]) >= room
         encoded = self.tokenizer(
-            [query] * len(texts), texts, truncation="longest_first" if too_long else "only_second",
+            [query] * len(texts),
+            texts,
+            truncation="longest_first" if too_long else "only_second",
             max_length=self.max_length,
         )
         return [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]

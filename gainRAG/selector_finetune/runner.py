@@ -63,8 +63,11 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
         wanted = args.query_max_len + args.passage_max_len
         self.max_length = min(wanted, usable_positions(self.model.model, self.tokenizer))
         if self.max_length < wanted:
-            logger.info("pairs are cut to the %d tokens that the model can read; query_max_len + passage_max_len is %d",
-                        self.max_length, wanted)
+            logger.info(
+                "pairs are cut to the %d tokens that the model can read; query_max_len + passage_max_len is %d",
+                self.max_length,
+                wanted,
+            )
         resample = args.group_sampling == "epoch"
         return self._dataset(self.train_groups, group_size=args.train_group_size, resample=resample)
 
@@ -118,7 +121,10 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments]
     formatter = stage_parser(__doc__).formatter_class
     parser = HfArgumentParser(
         (ModelArguments, DataArguments, TrainingArguments),
-        prog="selector_finetune", description=__doc__, formatter_class=formatter, allow_abbrev=False,
+        prog="selector_finetune",
+        description=__doc__,
+        formatter_class=formatter,
+        allow_abbrev=False,
     )
     try:
         model_args, data_args, training_args = parser.parse_args_into_dataclasses()

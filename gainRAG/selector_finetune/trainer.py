@@ -81,7 +81,9 @@ class SelectorTrainer(EncoderOnlyRerankerTrainer):
         if "loss" in logs and self._spread is not None and not self._spread > COLLAPSED_SPREAD:
             logger.warning(
                 "step %d: all scores are one value (spread %.1e), so the model tells no passage from another; "
-                "a lower --learning_rate or a longer warm-up usually prevents it", self.state.global_step, self._spread,
+                "a lower --learning_rate or a longer warm-up usually prevents it",
+                self.state.global_step,
+                self._spread,
             )
         if not math.isfinite(logs.get("loss", 0.0)):
             logger.warning("step %d: the loss is %s", self.state.global_step, logs["loss"])

@@ -30,8 +30,14 @@ def run_tool(monkeypatch, tmp_path):
 
 def made_record(number: int, *perplexities: float, right: float | None = 1.0, pseudo: bool = False) -> dict:
     passages = [
-        {"id": rank, "title": f"T{rank}" if rank else "", "text": f"text {rank}", "PPL_CD": ppl,
-         "retrieved_ppl": abs(50 - ppl), "is_pseudo": pseudo and rank == len(perplexities) - 1}
+        {
+            "id": rank,
+            "title": f"T{rank}" if rank else "",
+            "text": f"text {rank}",
+            "PPL_CD": ppl,
+            "retrieved_ppl": abs(50 - ppl),
+            "is_pseudo": pseudo and rank == len(perplexities) - 1,
+        }
         for rank, ppl in enumerate(perplexities)
     ]
     if right is not None:
@@ -65,12 +71,17 @@ def test_outliers_and_pseudo_passages_may_be_left_out(run_tool, write_jsonl, rea
     with caplog.at_level("INFO"):
         rows = read_jsonl(run_tool("data2selector", "--data_path", write_jsonl("k.jsonl", records), "--max_ppl", 1e4))
     assert [(row["id"], row["pos"], len(row["neg"])) for row in rows] == [
-        (0, ["T2\ntext 2"], 1), (1, ["T1\ntext 1"], 2)]
+        (0, ["T2\ntext 2"], 1),
+        (1, ["T1\ntext 1"], 2),
+    ]
     assert "2 passages with PPL_CD above 10000" in caplog.text
     assert "1 questions with fewer than two candidates" in caplog.text
     rows = read_jsonl(run_tool("data2selector", "--data_path", write_jsonl("k.jsonl", records), "--no_pseudo"))
     assert [(row["id"], row["pos"], len(row["neg"])) for row in rows] == [
-        (0, ["text 0"], 1), (1, ["T1\ntext 1"], 2), (2, ["text 0"], 1)]
+        (0, ["text 0"], 1),
+        (1, ["T1\ntext 1"], 2),
+        (2, ["text 0"], 1),
+    ]
 
 
 def test_samples_are_drawn_over_all_files_and_by_the_seed(run_tool, write_jsonl, read_jsonl):
@@ -137,6 +148,7 @@ def test_flags_that_cannot_be_are_refused(run_tool, write_jsonl, flags):
 
 def retrieved(count: int) -> list[dict]:
     """Question n has its answer in passage n % 5 of 4: in none for every fifth."""
+
     def passages(right):
         return [{"id": n, "text": "an x" if n == right else "y", "hasanswer": n == right} for n in range(4)]
 

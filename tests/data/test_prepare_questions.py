@@ -150,8 +150,8 @@ def test_byte_order_mark_and_blank_lines():
 def test_dpr_quoting():
     """Quotation marks doubled by CSV, a line break inside a quoted field, and a question that was quoted twice."""
     content = (
-        "\"What is \"\"H2O\"\"?\"\t\"[\"\"Earth's water\"\", 'ice']\"\r\n"
-        '"Two\r\nlines?"\t[\'yes\']\r\n'
+        '"What is ""H2O""?"\t"[""Earth\'s water"", \'ice\']"\r\n'
+        "\"Two\r\nlines?\"\t['yes']\r\n"
         '"""Who sang """"Help!""""?"""\t[\'The Beatles\']\r\n'
     )
     first, second, third = questions(content)

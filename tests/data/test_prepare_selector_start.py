@@ -62,7 +62,7 @@ def test_corpus_groups_hold_the_right_passage_first_and_only_neighbours():
 
 
 def test_question_groups():
-    (query, passages), = start.question_groups([question(1)], 8, random.Random(0))
+    ((query, passages),) = start.question_groups([question(1)], 8, random.Random(0))
     towns = [int(text.split()[1]) for text in passages]
     assert query == "Which town, number 1?" and towns[0] < 2 and all(town >= 2 for town in towns[1:])
     assert len(set(towns)) == 8

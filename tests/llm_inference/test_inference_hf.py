@@ -152,7 +152,10 @@ def test_weights_that_cannot_be_had_are_named(tiny_llama, tmp_path):
     (broken / "config.json").write_text("{not json")
     for folder, load in [
         (bare, lambda name: load_tokenizer(name)),
-        *((folder, lambda name: load_causal_lm(name, torch.device("cpu"), "float32")) for folder in (bare, torn, broken)),
+        *(
+            (folder, lambda name: load_causal_lm(name, torch.device("cpu"), "float32"))
+            for folder in (bare, torn, broken)
+        ),
     ]:
         with pytest.raises(UserError, match=f"^{folder}: its weights cannot be loaded: .") as refused:
             load(str(folder))

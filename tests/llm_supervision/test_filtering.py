@@ -51,8 +51,23 @@ def test_questions_are_kept_by_the_answer_from_their_best_passage():
 def answer_afresh(monkeypatch, tiny_llama, tmp_path):
     def run(data_path, *more):
         path = tmp_path / "kept.jsonl"
-        arguments = ["--data_path", data_path, "--output_path", path, "--task", "HotpotQA", "--lm_type", tiny_llama,
-                     "--dtype", "float32", "--device", "cpu", "--max_new_tokens", 5, *more]
+        arguments = [
+            "--data_path",
+            data_path,
+            "--output_path",
+            path,
+            "--task",
+            "HotpotQA",
+            "--lm_type",
+            tiny_llama,
+            "--dtype",
+            "float32",
+            "--device",
+            "cpu",
+            "--max_new_tokens",
+            5,
+            *more,
+        ]
         monkeypatch.setattr(sys, "argv", ["filtering", *map(str, arguments)])
         filtering.main()
         return path
@@ -77,7 +92,9 @@ def gains(write_jsonl, tiny_llama):
     for record, text in list(zip(records, said, strict=True))[::2]:
         record["answers"] = ["nothing like it", text]
     assert [cover_exact_match(text, record["answers"]) for record, text in zip(records, said, strict=True)] == [
-        True, False] * 3
+        True,
+        False,
+    ] * 3
     return write_jsonl("gains.jsonl", [*records, question(6)])
 
 

@@ -26,8 +26,21 @@ def made_selection(count: int = 6, **more) -> list[dict]:
 @pytest.fixture
 def generate(monkeypatch, tiny_llama, tmp_path):
     def run(data_path, *more, output="predictions.jsonl", task="HotpotQA"):
-        arguments = ["--data_path", data_path, "--task", task, "--lm_type", tiny_llama, "--device", "cpu",
-                     "--dtype", "float32", "--max_new_tokens", 6, *more]
+        arguments = [
+            "--data_path",
+            data_path,
+            "--task",
+            task,
+            "--lm_type",
+            tiny_llama,
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--max_new_tokens",
+            6,
+            *more,
+        ]
         if output:
             arguments += ["--output_path", tmp_path / output]
         monkeypatch.setattr(sys, "argv", ["rag_generation", *map(str, arguments)])

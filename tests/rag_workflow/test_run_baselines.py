@@ -35,9 +35,7 @@ def gains(count: int) -> list[dict]:
     def scored(n):
         return [{**passage(rank), "PPL_CD": PPLS[rank] + n, "retrieved_ppl": 2.0} for rank in range(4)]
 
-    return [
-        {"id": n, "question": f"Which, {n}?", "answers": ["Paris"], "passages": scored(n)} for n in range(count)
-    ]
+    return [{"id": n, "question": f"Which, {n}?", "answers": ["Paris"], "passages": scored(n)} for n in range(count)]
 
 
 @pytest.fixture
@@ -45,15 +43,35 @@ def files(write_jsonl):
     """The flags that name data, gains and selections of four questions."""
     selections = {"rerank": [1], "gainrag_no_pseudo": [0], "gainrag": [3, 0]}
     named = [f"{name}={write_jsonl(f'{name}.jsonl', made(4, *ranks)[::-1])}" for name, ranks in selections.items()]
-    return ["--data_path", write_jsonl("retrieved.jsonl", made(4, 0, 1, 2)), "--gains_path",
-            write_jsonl("gains.jsonl", gains(4)), "--selections", *named]
+    return [
+        "--data_path",
+        write_jsonl("retrieved.jsonl", made(4, 0, 1, 2)),
+        "--gains_path",
+        write_jsonl("gains.jsonl", gains(4)),
+        "--selections",
+        *named,
+    ]
 
 
 @pytest.fixture
 def run(monkeypatch, tiny_llama, tmp_path):
     def run(flags, *more, output="out"):
-        arguments = [*flags, "--output_dir", tmp_path / output, "--task", "NaturalQA", "--lm_type", tiny_llama,
-                     "--device", "cpu", "--dtype", "float32", "--max_new_tokens", 5, *more]
+        arguments = [
+            *flags,
+            "--output_dir",
+            tmp_path / output,
+            "--task",
+            "NaturalQA",
+            "--lm_type",
+            tiny_llama,
+            "--device",
+            "cpu",
+            "--dtype",
+            "float32",
+            "--max_new_tokens",
+            5,
+            *more,
+        ]
         monkeypatch.setattr(sys, "argv", ["run_baselines", *map(str, arguments)])
         run_baselines.main()
         return tmp_path / output
@@ -159,8 +177,10 @@ def test_mistakes_are_named_before_any_model_loads(run, files, write_jsonl, monk
     refused("selected.jsonl: lacks 1 questions of --data_path, the first is id '3'", selections=selection(made(3, 1)))
     refused("selected.jsonl: field 'id': there twice", selections=selection([*made(4, 1), *made(1, 1)]))
     refused(r"selected.jsonl:1: field 'ctxs': missing", selections=selection(gains(4)))
-    refused(r"nameless.jsonl: field 'id': missing", data=write_jsonl("nameless.jsonl", [
-        {**record, "id": None} for record in made(2, 0)]))
+    refused(
+        r"nameless.jsonl: field 'id': missing",
+        data=write_jsonl("nameless.jsonl", [{**record, "id": None} for record in made(2, 0)]),
+    )
     refused(r"retrieved.jsonl:1: field 'passages': missing", gains_path=files[1])
     unscored = gains(4)
     del unscored[1]["passages"][2]["PPL_CD"]

@@ -79,8 +79,9 @@ def test_keeps_the_best_of_retrieved_and_pseudo(select, retrieved, backgrounds, 
         passages = [{**passage, "is_pseudo": False} for passage in question["ctxs"]]
         if texts[row["id"]] != "N/A":
             text = texts[row["id"]]
-            passages.append({"id": "pseudo", "title": "", "text": text, "score": None, "is_pseudo": True,
-                             "hasanswer": True})
+            passages.append(
+                {"id": "pseudo", "title": "", "text": text, "score": None, "is_pseudo": True, "hasanswer": True}
+            )
         expected = selector.select(question["question"], passages, k=2)
         for found, wanted in zip(row["ctxs"], expected, strict=True):
             assert found.pop("selector_score") == pytest.approx(wanted.pop("selector_score"), abs=1e-5)
@@ -128,8 +129,13 @@ def test_ties_go_to_the_earlier_and_to_the_retrieved(select, write_jsonl, read_j
     same = {"title": "", "text": SENTENCES[0]}
     question = {"id": "q", "question": "Where?", "answers": ["x"], "ctxs": [{"id": "a", **same}, {"id": "b", **same}]}
     background = {"id": "q", "question": "Where?", "background": SENTENCES[0]}
-    path = select(write_jsonl("tie.jsonl", [question]), "--K_docs", 3, "--background_path",
-                  write_jsonl("tied.jsonl", [background]))
+    path = select(
+        write_jsonl("tie.jsonl", [question]),
+        "--K_docs",
+        3,
+        "--background_path",
+        write_jsonl("tied.jsonl", [background]),
+    )
     assert [passage["id"] for passage in read_jsonl(path)[0]["ctxs"]] == ["a", "b", "pseudo"]
 
 
@@ -180,9 +186,20 @@ def test_killed_and_resumed_gives_the_same_bytes(select, retrieved, backgrounds,
     flags = ["--background_path", backgrounds, "--K_docs", 2]
     whole = select(retrieved, *flags, output="whole.jsonl")
     killed = tmp_path / "killed.jsonl"
-    dead = run_python("-c", KILLED_AT_RECORD_11, "--model_name_or_path", tiny_reranker, "--data_path", retrieved,
-                      "--output_path", killed, "--device", "cpu", *flags,
-                      env={"OMP_NUM_THREADS": str(torch.get_num_threads())})
+    dead = run_python(
+        "-c",
+        KILLED_AT_RECORD_11,
+        "--model_name_or_path",
+        tiny_reranker,
+        "--data_path",
+        retrieved,
+        "--output_path",
+        killed,
+        "--device",
+        "cpu",
+        *flags,
+        env={"OMP_NUM_THREADS": str(torch.get_num_threads())},
+    )
     assert dead.returncode == -9, dead.stderr
     assert not killed.exists()
     assert len((tmp_path / "killed.jsonl.unfinished").read_text().splitlines()) == 10
@@ -244,8 +261,18 @@ def test_flags_that_cannot_be_are_refused(select, retrieved, backgrounds, tiny_e
 
 
 def test_mistakes_end_with_one_line(run_python, retrieved, tmp_path):
-    done = run_python("-m", "selector_engine.selector_gainRag", "--model_name_or_path", "nothing", "--no_pseudo",
-                      "--data_path", retrieved, "--output_path", tmp_path / "s.json", folder="gainRAG")
+    done = run_python(
+        "-m",
+        "selector_engine.selector_gainRag",
+        "--model_name_or_path",
+        "nothing",
+        "--no_pseudo",
+        "--data_path",
+        retrieved,
+        "--output_path",
+        tmp_path / "s.json",
+        folder="gainRAG",
+    )
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith("error: nothing:")
     assert "Traceback" not in done.stderr

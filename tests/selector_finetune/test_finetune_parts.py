@@ -24,8 +24,10 @@ def group(query: str, scores: list[float]) -> dict:
 
 def groups_of(*sizes: int) -> list[dict]:
     draw = random.Random(0)
-    return [group(f"question {i}", sorted((-draw.uniform(0.7, 6) for _ in range(size)), reverse=True))
-            for i, size in enumerate(sizes)]
+    return [
+        group(f"question {i}", sorted((-draw.uniform(0.7, 6) for _ in range(size)), reverse=True))
+        for i, size in enumerate(sizes)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -19,9 +19,25 @@ from gainRAG.selector_finetune import runner
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
 PUBLISHED = [
-    "--overwrite_output_dir", "--knowledge_distillation", "True", "--query_max_len", 512, "--passage_max_len", 512,
-    "--pad_to_multiple_of", 8, "--fp16", "--gradient_accumulation_steps", 1, "--dataloader_drop_last", "True",
-    "--warmup_ratio", 0.1, "--gradient_checkpointing", "--weight_decay", 0.01,
+    "--overwrite_output_dir",
+    "--knowledge_distillation",
+    "True",
+    "--query_max_len",
+    512,
+    "--passage_max_len",
+    512,
+    "--pad_to_multiple_of",
+    8,
+    "--fp16",
+    "--gradient_accumulation_steps",
+    1,
+    "--dataloader_drop_last",
+    "True",
+    "--warmup_ratio",
+    0.1,
+    "--gradient_checkpointing",
+    "--weight_decay",
+    0.01,
 ]
 NOWHERE = "nobody/no-such-model"
 
@@ -43,8 +59,15 @@ def records(count: int, passages: int = 6, seed: int = 0) -> list[dict]:
     for _ in range(count):
         scores = sorted((-draw.uniform(0.7, 6) for _ in range(passages)), reverse=True)
         texts = [" ".join([first, *draw.choices(WORDS, k=3)]) for first in draw.sample(WORDS, passages)]
-        made.append({"query": " ".join(draw.choices(WORDS, k=3)), "pos": texts[:1], "neg": texts[1:],
-                     "pos_scores": scores[:1], "neg_scores": scores[1:]})
+        made.append(
+            {
+                "query": " ".join(draw.choices(WORDS, k=3)),
+                "pos": texts[:1],
+                "neg": texts[1:],
+                "pos_scores": scores[:1],
+                "neg_scores": scores[1:],
+            }
+        )
     return made
 
 
@@ -54,9 +77,28 @@ def train(monkeypatch, tiny_reranker, write_jsonl, tmp_path):
 
     def run(*flags, output: str = "out", data: list[dict] | None = None) -> Path:
         path = write_jsonl("train.jsonl", data or records(10))
-        standard = ["--model_name_or_path", tiny_reranker, "--train_data", path, "--output_dir", tmp_path / output,
-                    "--train_group_size", 4, "--per_device_train_batch_size", 4, "--learning_rate", "1e-3",
-                    "--num_train_epochs", 2, "--logging_steps", 1, "--disable_tqdm", "True", "--save_strategy", "no"]
+        standard = [
+            "--model_name_or_path",
+            tiny_reranker,
+            "--train_data",
+            path,
+            "--output_dir",
+            tmp_path / output,
+            "--train_group_size",
+            4,
+            "--per_device_train_batch_size",
+            4,
+            "--learning_rate",
+            "1e-3",
+            "--num_train_epochs",
+            2,
+            "--logging_steps",
+            1,
+            "--disable_tqdm",
+            "True",
+            "--save_strategy",
+            "no",
+        ]
         monkeypatch.setattr(sys, "argv", ["selector_finetune", *map(str, [*standard, *flags])])
         runner.main()
         return tmp_path / output
@@ -90,8 +132,9 @@ def test_last_batch_smaller_than_the_rest_counts_by_its_own_groups(train, steady
     means = []
     for size, sizes in ((4, [4, 4, 2]), (5, [5, 5])):
         flags = ["--learning_rate", "1e-12", "--train_group_size", 99, "--num_train_epochs", 1]
-        folder = train("--model_name_or_path", steady_reranker, "--per_device_train_batch_size", size, *flags,
-                       output=f"out{size}")
+        folder = train(
+            "--model_name_or_path", steady_reranker, "--per_device_train_batch_size", size, *flags, output=f"out{size}"
+        )
         assert len(losses(folder)) == len(sizes)
         means.append(np.average(losses(folder), weights=sizes))
     assert means[0] == pytest.approx(means[1], rel=1e-3)
@@ -142,10 +185,25 @@ def test_saved_folder_scores_alike_in_flagembedding_and_sentence_transformers(tr
 @pytest.mark.parametrize(("metric", "best"), [("top1_agreement", max), ("gain_lost", min), ("loss", min)])
 def test_best_epoch_is_the_one_that_is_kept(train, write_jsonl, metric, best):
     held_out = write_jsonl("eval.jsonl", records(7, seed=3))
-    folder = train("--eval_data", held_out, "--eval_strategy", "epoch", "--save_strategy", "epoch",
-                   "--num_train_epochs", 3, "--learning_rate", "2e-2", "--load_best_model_at_end",
-                   "--metric_for_best_model", metric,
-                   "--dataloader_drop_last", "True", "--per_device_eval_batch_size", 5)
+    folder = train(
+        "--eval_data",
+        held_out,
+        "--eval_strategy",
+        "epoch",
+        "--save_strategy",
+        "epoch",
+        "--num_train_epochs",
+        3,
+        "--learning_rate",
+        "2e-2",
+        "--load_best_model_at_end",
+        "--metric_for_best_model",
+        metric,
+        "--dataloader_drop_last",
+        "True",
+        "--per_device_eval_batch_size",
+        5,
+    )
     state = json.loads((folder / "trainer_state.json").read_text())
     found = [entry[f"eval_{metric}"] for entry in state["log_history"] if f"eval_{metric}" in entry]
     assert state["best_metric"] == best(found)
@@ -171,26 +229,38 @@ def test_collapsed_scores_are_warned_of(train, tiny_reranker, tmp_path, caplog):
 def test_lengths_grouped_and_half_precision_checkpoints_train_as_well(train, tiny_reranker, tmp_path):
     AutoModelForSequenceClassification.from_pretrained(tiny_reranker).half().save_pretrained(tmp_path / "half")
     AutoTokenizer.from_pretrained(tiny_reranker).save_pretrained(tmp_path / "half")
-    folder = train("--model_name_or_path", tmp_path / "half", "--train_sampling_strategy", "group_by_length", "--bf16",
-                   "--dataloader_num_workers", 1, "--num_train_epochs", 1)
+    folder = train(
+        "--model_name_or_path",
+        tmp_path / "half",
+        "--train_sampling_strategy",
+        "group_by_length",
+        "--bf16",
+        "--dataloader_num_workers",
+        1,
+        "--num_train_epochs",
+        1,
+    )
     assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(("flags", "problem"), [
-    (["--knowledge_distillation", "False"], "--knowledge_distillation False: without the teacher's scores"),
-    (["--train_group_size", "1"], "--train_group_size 1: wanted a whole number from 2"),
-    (["--shuffle_ratio", "0.5"], "--shuffle_ratio does nothing"),
-    (["--model_type", "decoder"], "--model_type decoder"),
-    (["--warmup_ratio", "1.5"], "--warmup_ratio 1.5"),
-    (["--teacher_temperature", "0"], "--teacher_temperature 0"),
-    (["--no_such_flag", "1"], "--no_such_flag"),
-    (["--train_data", "missing.jsonl"], "missing.jsonl"),
-    (["--eval_strategy", "epoch"], "--eval_strategy epoch needs --eval_data"),
-    (["--resume_from_checkpoint", "True"], "holds no checkpoint"),
-    (["--resume_from_checkpoint", "nowhere"], "nowhere: holds no trainer_state.json"),
-    (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "11"], "holds 10 questions"),
-    (["--deepspeed", "missing.json"], "--deepspeed"),
-])
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (["--knowledge_distillation", "False"], "--knowledge_distillation False: without the teacher's scores"),
+        (["--train_group_size", "1"], "--train_group_size 1: wanted a whole number from 2"),
+        (["--shuffle_ratio", "0.5"], "--shuffle_ratio does nothing"),
+        (["--model_type", "decoder"], "--model_type decoder"),
+        (["--warmup_ratio", "1.5"], "--warmup_ratio 1.5"),
+        (["--teacher_temperature", "0"], "--teacher_temperature 0"),
+        (["--no_such_flag", "1"], "--no_such_flag"),
+        (["--train_data", "missing.jsonl"], "missing.jsonl"),
+        (["--eval_strategy", "epoch"], "--eval_strategy epoch needs --eval_data"),
+        (["--resume_from_checkpoint", "True"], "holds no checkpoint"),
+        (["--resume_from_checkpoint", "nowhere"], "nowhere: holds no trainer_state.json"),
+        (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "11"], "holds 10 questions"),
+        (["--deepspeed", "missing.json"], "--deepspeed"),
+    ],
+)
 def test_mistakes_are_named_before_a_model_loads(train, flags, problem):
     with pytest.raises(UserError, match=problem):
         train("--model_name_or_path", NOWHERE, *flags)
@@ -224,9 +294,24 @@ def torchrun(run_python, tmp_path):
     def run(processes: int, *flags, output: str = "out") -> Path:
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         done = run_python(
-            "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes, "-m", "selector_finetune",
-            "--output_dir", tmp_path / output, "--overwrite_output_dir", "--logging_steps", 1, "--disable_tqdm", "True",
-            *flags, folder="gainRAG", env={"PATH": path}, timeout=1800,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node",
+            processes,
+            "-m",
+            "selector_finetune",
+            "--output_dir",
+            tmp_path / output,
+            "--overwrite_output_dir",
+            "--logging_steps",
+            1,
+            "--disable_tqdm",
+            "True",
+            *flags,
+            folder="gainRAG",
+            env={"PATH": path},
+            timeout=1800,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         return tmp_path / output
@@ -239,10 +324,30 @@ def test_published_command_overfits_twenty_groups(torchrun, steady_reranker, wri
     groups = [{**record, "pos_scores": [-0.1]} for record in records(20)]  # no second passage is nearly as good
     data = write_jsonl("train.jsonl", groups)
     folder = torchrun(
-        1, "--model_name_or_path", steady_reranker, "--train_data", data, "--deepspeed", "../deepspeed/ds_stage0.json",
-        *PUBLISHED, "--train_group_size", 16, "--per_device_train_batch_size", 8, "--save_steps", 1000,
-        "--learning_rate", "5e-3", "--num_train_epochs", 30,
-        "--eval_data", data, "--eval_strategy", "steps", "--eval_steps", 1000,
+        1,
+        "--model_name_or_path",
+        steady_reranker,
+        "--train_data",
+        data,
+        "--deepspeed",
+        "../deepspeed/ds_stage0.json",
+        *PUBLISHED,
+        "--train_group_size",
+        16,
+        "--per_device_train_batch_size",
+        8,
+        "--save_steps",
+        1000,
+        "--learning_rate",
+        "5e-3",
+        "--num_train_epochs",
+        30,
+        "--eval_data",
+        data,
+        "--eval_strategy",
+        "steps",
+        "--eval_steps",
+        1000,
     )
     results = json.loads((folder / "eval_results.json").read_text())
     assert results["eval_top1_agreement"] > 0.95
@@ -253,8 +358,18 @@ def test_published_command_overfits_twenty_groups(torchrun, steady_reranker, wri
 @pytest.fixture(scope="module")
 def same_run():
     """Flags of runs to compare: 8 questions an update, however they are spread."""
-    return ["--train_group_size", 4, "--learning_rate", "1e-3", "--num_train_epochs", 2, "--save_strategy", "no",
-            "--dataloader_drop_last", "True"]
+    return [
+        "--train_group_size",
+        4,
+        "--learning_rate",
+        "1e-3",
+        "--num_train_epochs",
+        2,
+        "--save_strategy",
+        "no",
+        "--dataloader_drop_last",
+        "True",
+    ]
 
 
 @needs_deepspeed
@@ -262,11 +377,28 @@ def same_run():
 def test_zero_stages_learn_as_one_plain_process_and_save_whole_weights(
     stage, processes, torchrun, train, steady_reranker, write_jsonl, same_run
 ):
-    expected = train("--model_name_or_path", steady_reranker, "--per_device_train_batch_size", 8, *same_run,
-                     data=records(17), output="plain")
+    expected = train(
+        "--model_name_or_path",
+        steady_reranker,
+        "--per_device_train_batch_size",
+        8,
+        *same_run,
+        data=records(17),
+        output="plain",
+    )
     data = write_jsonl("train.jsonl", records(17))
-    folder = torchrun(processes, "--model_name_or_path", steady_reranker, "--train_data", data, "--deepspeed",
-                      f"../deepspeed/ds_stage{stage}.json", "--per_device_train_batch_size", 8 // processes, *same_run)
+    folder = torchrun(
+        processes,
+        "--model_name_or_path",
+        steady_reranker,
+        "--train_data",
+        data,
+        "--deepspeed",
+        f"../deepspeed/ds_stage{stage}.json",
+        "--per_device_train_batch_size",
+        8 // processes,
+        *same_run,
+    )
     assert len(losses(folder)) == 4
     assert losses(folder) == pytest.approx(losses(expected), abs=1e-3)
     plain = weights(expected)
@@ -276,9 +408,17 @@ def test_zero_stages_learn_as_one_plain_process_and_save_whole_weights(
 
 
 def test_two_processes_without_deepspeed_learn_as_one(torchrun, train, steady_reranker, write_jsonl, same_run):
-    expected = train("--model_name_or_path", steady_reranker, "--per_device_train_batch_size", 8, *same_run,
-                     data=records(17), output="plain")
+    expected = train(
+        "--model_name_or_path",
+        steady_reranker,
+        "--per_device_train_batch_size",
+        8,
+        *same_run,
+        data=records(17),
+        output="plain",
+    )
     data = write_jsonl("train.jsonl", records(17))
-    folder = torchrun(2, "--model_name_or_path", steady_reranker, "--train_data", data,
-                      "--per_device_train_batch_size", 4, *same_run)
+    folder = torchrun(
+        2, "--model_name_or_path", steady_reranker, "--train_data", data, "--per_device_train_batch_size", 4, *same_run
+    )
     assert losses(folder) == pytest.approx(losses(expected), abs=1e-3)
