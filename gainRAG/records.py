@@ -194,6 +194,11 @@ def _json_items(path: Path) -> Iterator[tuple[str, Any]]:
         yield f"{path}: item {number}", item
 
 
+def cache_folder() -> Path:
+    """Where what is downloaded or made once is kept: GAINRAG_CACHE, or ~/.cache/gainrag."""
+    return Path(os.environ.get("GAINRAG_CACHE", Path.home() / ".cache" / "gainrag"))
+
+
 def parse_json(data: bytes, where: str) -> Any:
     """The JSON value in UTF-8 `data`.
 

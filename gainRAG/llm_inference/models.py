@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from gainRAG.cli import UserError
+from gainRAG.records import cache_folder
 
 logger = logging.getLogger(__name__)
 
@@ -110,7 +111,7 @@ def _packaged(name: str, inside: str) -> Path:
 def _made_once(name: str, origin: Path, make: Callable[[Path], None]) -> str:
     """A folder under the cache, made anew when its origin changes and there only when complete."""
     stat = (origin if origin.is_file() else origin / "adapter_model.safetensors").stat()
-    cache = Path(os.environ.get("GAINRAG_CACHE", Path.home() / ".cache" / "gainrag"))
+    cache = cache_folder()
     folder = cache / f"{name}-{stat.st_size}"
     if not folder.exists():
         partial = cache / f"{folder.name}.{os.getpid()}.partial"
@@ -181,3 +182,14 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
+
+
+def usable_positions(model: torch.nn.Module) -> int | None:
+    """The longest input a transformer takes, in tokens; None where it names no limit.
+
+    RoBERTa's family counts positions from behind its padding index, which takes 2 of XLM-RoBERTa's 514.
+    """
+    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
+    skipped = next((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), 0)
+    positions = getattr(model.config, "max_position_embeddings", None)
+    return positions and positions - skipped

@@ -165,8 +165,17 @@ def add_pseudo_passage(record: Record, background: str) -> None:
 
 
 def add_predictions(engine, builder, chunk: list[Record], max_new_tokens: int) -> None:
-    """Answers from each candidate alone: `prediction`, `EM_with_retrieval` (containment), `F1_with_retrieval`."""
-    cases = [(record, passage) for record in chunk for passage in record["passages"]]
+    """Answers every question of the chunk from each of its candidates alone; see `predict`."""
+    predict(engine, builder, [(record, passage) for record in chunk for passage in record["passages"]], max_new_tokens)
+
+
+def predict(engine, builder, cases: Sequence[tuple[Record, Record]], max_new_tokens: int) -> None:
+    """Answers each question from one passage, and notes with the passage `prediction`, `EM_with_retrieval`
+    (containment) and `F1_with_retrieval`.
+
+    Args:
+        cases: (question, passage) pairs.
+    """
     prompts = [builder.with_passages(record, [passage]) for record, passage in cases]
     for (record, passage), text in zip(cases, engine.generate(prompts, max_new_tokens), strict=True):
         passage["prediction"] = text

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 from gainRAG.cli import positive_int, run_stage, stage_parser
-from gainRAG.evaluation.answers import cover_exact_match, f1_score
 from gainRAG.llm_inference.engine import (
     add_engine_arguments,
     check_engine_arguments,
@@ -23,6 +22,7 @@ from gainRAG.llm_inference.engine import (
     load_engine,
     prompt_builder,
 )
+from gainRAG.llm_supervision.construct_hf import predict
 from gainRAG.records import (
     FieldError,
     Record,
@@ -106,15 +106,8 @@ def main() -> None:
 
             def work(chunk: list[Record]) -> list[Record]:
                 asked = [record for record in chunk if record["passages"]]
-                best = [best_passage(record, args.signal) for record in asked]
-                prompts = [
-                    builder.with_passages(record, [passage]) for record, passage in zip(asked, best, strict=True)
-                ]
-                texts = engine.generate(prompts, args.max_new_tokens)
-                for record, passage, text in zip(asked, best, texts, strict=True):
-                    passage["prediction"] = text
-                    passage["EM_with_retrieval"] = float(cover_exact_match(text, record["answers"]))
-                    passage["F1_with_retrieval"] = f1_score(text, record["answers"])
+                cases = [(record, best_passage(record, args.signal)) for record in asked]
+                predict(engine, builder, cases, args.max_new_tokens)
                 return chunk
 
             write_in_chunks(writer, read_records(args.data_path, supervised), CHUNK, work, "answering", total)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from gainRAG.cli import UserError
-from gainRAG.llm_inference.models import pick_device, pick_dtype, weights_path
+from gainRAG.llm_inference.models import pick_device, pick_dtype, usable_positions, weights_path
 from gainRAG.records import Record, passage_text
 
 logger = logging.getLogger(__name__)
@@ -231,17 +231,6 @@ def check_selector(name: str) -> str:
             "take a reranker (bge-reranker-base) or one that selector_finetune has trained"
         )
     return path
-
-
-def usable_positions(model: torch.nn.Module) -> int | None:
-    """The longest input a transformer takes, in tokens; None where it names no limit.
-
-    RoBERTa's family counts positions from behind its padding index, which takes 2 of XLM-RoBERTa's 514.
-    """
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    skipped = next((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), 0)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return positions and positions - skipped
 
 
 def _characters(pair: Pair) -> int:

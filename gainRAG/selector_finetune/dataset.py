@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from gainRAG.llm_inference.models import usable_positions
 from gainRAG.records import Record, as_training_group, read_records
 
 
@@ -23,15 +24,9 @@ def read_groups(paths: list[str]) -> list[Record]:
     return [group for path in paths for group in read_records(path, as_training_group)]
 
 
-def usable_positions(model: nn.Module, tokenizer) -> int:
-    """Tokens a pair may have: RoBERTa's kind numbers positions from behind its padding index, so it can use fewer
-    than it holds."""
-    longest = min(tokenizer.model_max_length, model.config.max_position_embeddings)
-    for name, module in model.named_modules():
-        if name.endswith("embeddings.position_embeddings") and isinstance(module, nn.Embedding):
-            unused = 0 if module.padding_idx is None else module.padding_idx + 1
-            return min(longest, module.num_embeddings - unused)
-    return longest
+def longest_pair(model: nn.Module, tokenizer) -> int:
+    """Tokens a pair may have: what the tokenizer declares, or the model's positions if those are fewer."""
+    return min(tokenizer.model_max_length, usable_positions(model) or tokenizer.model_max_length)
 
 
 class GroupDataset(Dataset):

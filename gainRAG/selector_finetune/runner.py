@@ -26,7 +26,7 @@ from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
 from gainRAG.cli import UserError, stage_parser
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
-from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups, usable_positions
+from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, longest_pair, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
 from gainRAG.selector_finetune.trainer import SelectorTrainer
 
@@ -61,7 +61,7 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
         """The sampled groups."""
         args = self.data_args
         wanted = args.query_max_len + args.passage_max_len
-        self.max_length = min(wanted, usable_positions(self.model.model, self.tokenizer))
+        self.max_length = min(wanted, longest_pair(self.model.model, self.tokenizer))
         if self.max_length < wanted:
             logger.info(
                 "pairs are cut to the %d tokens that the model can read; query_max_len + passage_max_len is %d",

