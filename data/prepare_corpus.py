@@ -172,7 +172,9 @@ def texts(path: Path, format_name: str | None) -> Iterator[tuple[str, Format, Te
             raise UserError(f"{where}: {problem}") from None
 
 
-def passages(path: Path, tally: Tally, format_name: str | None = None, words: int | None = None) -> Iterator[Record]:
+def passages(
+    path: Path, tally: Tally, format_name: str | None = None, words: int | None = None, only_first: bool = False
+) -> Iterator[Record]:
     """Passages of `path`; `tally` is filled on the way.
 
     A text longer than `words` is cut into disjoint blocks of `words` words under the same title, as DPR cuts
@@ -183,6 +185,7 @@ def passages(path: Path, tally: Tally, format_name: str | None = None, words: in
         tally: counts to add to.
         format_name: key of FORMATS; None detects it.
         words: a passage's greatest length; 0 keeps texts whole; None takes the format's default.
+        only_first: keep a text's first block alone.
 
     Raises:
         UserError: names file, entry and field; or the file holds no text.
@@ -201,6 +204,8 @@ def passages(path: Path, tally: Tally, format_name: str | None = None, words: in
                 kept[title] = text
             blocks = _blocks(text, kind.words if words is None else words)
             tally.cut += len(blocks) > 1
+            if only_first:
+                blocks = blocks[:1]
             for number, block in enumerate(blocks, 1):
                 name = _block_id(identity, number, len(blocks)) or str(len(seen) + 1)
                 if name in seen:
@@ -270,6 +275,9 @@ def parser() -> argparse.ArgumentParser:
         help="greatest length of a passage in words, 0 keeps texts "
         "whole; None is 100 for summaries and 0 for the others, which are passages already",
     )
+    flags.add_argument(
+        "--only_first", action="store_true", help="of a text longer than --words keep the first passage alone, its lead"
+    )
     return flags
 
 
@@ -280,7 +288,7 @@ def main() -> None:
         raise UserError(f"{args.output_path}: a corpus ends in .jsonl or .tsv")
     path = packaged_corpus() if args.from_pip else args.data_path
     tally = Tally()
-    found = tqdm(passages(path, tally, args.format, args.words), desc="passages", unit="")
+    found = tqdm(passages(path, tally, args.format, args.words, args.only_first), desc="passages", unit="")
     write = write_tsv if args.output_path.suffix == ".tsv" else write_records
     count = write(args.output_path, found)
     logger.info(

@@ -92,6 +92,13 @@ def test_other_formats_stay_whole_unless_asked(corpus):
     assert [p["id"] for p in corpus(content, "c.jsonl", words=100)[0]] == ["a-1", "a-2", "b"]
 
 
+def test_only_the_first_passage_of_a_long_text(corpus):
+    content = lines({"id": "a", "title": "T", "text": "one two three"}, {"id": "b", "title": "T", "text": "four"})
+    found, tally = corpus(content, "c.jsonl", words=2, only_first=True)
+    assert [(p["id"], p["text"]) for p in found] == [("a", "one two"), ("b", "four")]
+    assert (tally.texts, tally.cut) == (2, 1)
+
+
 def test_empty_texts_and_repeated_titles_are_left_out_and_counted(corpus):
     content = [
         {"context": [["Nile", ["A river."]], ["Void", [" "]]]},
