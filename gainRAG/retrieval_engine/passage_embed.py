@@ -92,7 +92,7 @@ def parse_args() -> argparse.Namespace:
     add("--normalize_text", action="store_true", help="typographic characters to ASCII, as Contriever's option does")
     add("--no_title", action="store_true", help="leave the title out; default: title, a space, text")
     add("--max_length", type=positive_int, default=512, help="tokens a passage is cut to")
-    add("--batch_size", type=positive_int, help="passages a forward pass; default: 8 on a CPU, 256 on a GPU")
+    add("--batch_size", type=positive_int, help="passages a forward pass; default: 256 on a GPU, 1024 tokens on a CPU")
     add("--shard_size", type=positive_int, default=100_000, help="passages a shard, and lost at most when killed")
     add("--device", help="cpu, cuda or cuda:N; default: the first GPU, or the CPU")
     add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")

@@ -239,7 +239,7 @@ def parse_args() -> argparse.Namespace:
     add("--normalize_text", action="store_const", const=True, help="as in passage_embed; default: as the passages")
     add("--query_prefix", default="", help='put before every question, for example "query: " for E5')
     add("--max_length", type=positive_int, default=512, help="tokens a question is cut to")
-    add("--batch_size", type=positive_int, help="questions a forward pass; default: 8 on a CPU, 256 on a GPU")
+    add("--batch_size", type=positive_int, help="questions a forward pass; default: 256 on a GPU, 1024 tokens on a CPU")
     add("--device", help="cpu, cuda or cuda:N for the encoder; default: the first GPU, or the CPU")
     add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")
     add("--overwrite", action="store_true", help="start afresh instead of going on or refusing")
