@@ -5,7 +5,7 @@
 : "${DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev NaturalQA_test}"
 source "$(dirname "${BASH_SOURCE[0]}")/tables_common.sh"
 
-LARGEST=5
+LARGEST=$((N_DOCS < 5 ? N_DOCS : 5))
 
 need_selector
 need_retrieved
