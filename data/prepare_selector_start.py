@@ -33,7 +33,7 @@ from gainRAG.cli import (
     stage_parser,
 )
 from gainRAG.llm_inference.models import pick_device, weights_path
-from gainRAG.records import FieldError, Record, as_retrieved, passage_text, read_records, write_json
+from gainRAG.records import FieldError, Record, as_retrieved, output_folder, passage_text, read_records, write_json
 
 logger = logging.getLogger("prepare_selector_start")
 
@@ -255,6 +255,7 @@ def main() -> None:
     questions, corpus = usable_questions(args.retrieved, args.group_size), read_corpus(args.corpus, args.group_size)
     if len(questions) <= args.held_out:
         raise UserError(f"{args.retrieved}: {len(questions)} usable questions, --held_out {args.held_out} leaves none")
+    output_folder(args.output_dir)
     rng = random.Random(args.seed)
     rng.shuffle(questions)
     held_out, trained_on = questions[: args.held_out], questions[args.held_out :]
