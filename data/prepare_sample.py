@@ -8,7 +8,6 @@ writes them in input order. The log says how many each condition took.
 """
 
 import argparse
-import json
 import logging
 import random
 from collections import Counter
@@ -16,7 +15,7 @@ from collections.abc import Callable, Iterator
 
 from gainRAG.cli import UserError, input_file, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.evaluation.recall import AnswerMatcher
-from gainRAG.records import Record, as_question, as_retrieved, read_records, write_records
+from gainRAG.records import Record, as_question, as_retrieved, parse_json, read_records, write_records
 
 logger = logging.getLogger("prepare_sample")
 
@@ -27,10 +26,11 @@ def named_questions(path: str, key: str) -> set[str]:
     Raises:
         UserError: the file is not JSON, or has no such list.
     """
-    try:
-        return set(json.loads(input_file(path).read_text("utf-8"))[key])
-    except (ValueError, KeyError, TypeError):
-        raise UserError(f"{path}: wanted JSON with a list of questions under '{key}'") from None
+    content = parse_json(input_file(path).read_bytes(), path)
+    questions = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(questions, list) or not all(isinstance(question, str) for question in questions):
+        raise UserError(f"{path}: wanted JSON with a list of questions under '{key}'")
+    return set(questions)
 
 
 def condition_failed(record: Record, args: argparse.Namespace, only: set[str] | None) -> str | None:

@@ -38,7 +38,7 @@ from gainRAG.cli import (
 from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.llm_inference.background import pseudo_passage
 from gainRAG.llm_inference.models import pick_device, weights_path
-from gainRAG.records import FieldError, Record, as_retrieved, passage_text, read_records, write_json
+from gainRAG.records import FieldError, Record, as_retrieved, output_folder, passage_text, read_records, write_json
 
 logger = logging.getLogger("prepare_selector_start")
 
@@ -305,6 +305,7 @@ def main() -> None:
     corpus = read_corpus(args.corpus, args.group_size) if args.corpus_passes else []
     rng = random.Random(args.seed)
     held_out, trained_on = split(questions, args, rng)
+    output_folder(args.output_dir)
     if args.backgrounds:
         add_own_passages(trained_on, args.backgrounds)
     if args.max_groups:

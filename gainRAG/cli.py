@@ -1,6 +1,7 @@
 """What every entry point shares: the user's mistakes, argument types, logging and the exit code."""
 
 import argparse
+import importlib.util
 import logging
 import math
 import os
@@ -48,13 +49,48 @@ def _number(text: str, kind: type, admits: Callable[[float], bool], wanted: str)
     raise argparse.ArgumentTypeError(f"{text!r:.40} is not {wanted}")
 
 
+class OneLineErrors:
+    """For argument parsers: a wrong flag is one line on standard error and exit code 2, as every user's mistake."""
+
+    def error(self, message: str) -> None:
+        self.exit(2, f"error: {message}; --help lists the flags\n")
+
+
+class _StageParser(OneLineErrors, argparse.ArgumentParser):
+    pass
+
+
 def stage_parser(doc: str) -> argparse.ArgumentParser:
     """A parser whose help shows the entry module's docstring as written, and every default."""
 
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
 
-    return argparse.ArgumentParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
+    return _StageParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
+
+
+# What a stage imports where it uses it -> how to install it.
+OPTIONAL = {
+    "FlagEmbedding": "pip install -e '.[train]'",
+    "deepspeed": "pip install -e '.[train]'",
+    "faiss": "pip install faiss-cpu (or faiss-gpu)",
+    "bm25s": "pip install bm25s",
+    "vllm": "pip install -e '.[vllm]'",
+    "datasets": "pip install -e '.[train]'",
+    "gguf": "pip install -e '.[demo]'",
+    "peft": "pip install -e '.[demo]'",
+    "sentence_transformers": "pip install -e '.[demo]'",
+}
+
+
+def require(package: str) -> None:
+    """Says what to install where an optional package is absent, before anything is computed.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    if importlib.util.find_spec(package) is None:
+        raise UserError(f"the package {package} is not installed: {OPTIONAL[package]}")
 
 
 def input_file(path: str | Path) -> Path:
@@ -70,6 +106,8 @@ def input_file(path: str | Path) -> Path:
         raise UserError(f"{path}: no such file") from None
     except OSError as problem:
         raise UserError(f"{path}: cannot be read ({problem.strerror})") from None
+    except ValueError:
+        raise UserError(f"{str(path)!r:.80}: no file has such a name") from None
     if path.is_dir():
         raise UserError(f"{path}: is a folder, a file is wanted")
     if not os.access(path, os.R_OK):
@@ -87,6 +125,11 @@ def run_stage(main: Callable[[], None]) -> None:
         main()
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as missing:
+        if missing.name not in OPTIONAL:
+            raise
+        print(f"error: the package {missing.name} is not installed: {OPTIONAL[missing.name]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on where it stopped", file=sys.stderr)

@@ -115,8 +115,9 @@ def load_prompts(path: str | Path | None = None) -> Prompts:
     path = input_file(path)
     try:
         given = yaml.safe_load(path.read_text("utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as problem:
-        raise UserError(f"{path}: is not YAML ({' '.join(str(problem).split())})") from None
+    except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as problem:
+        # PyYAML lets through what int(), float(), datetime() and the like say of a value that does not fit its tag
+        raise UserError(f"{path}: is not YAML ({' '.join(str(problem).split()):.200})") from None
     if not isinstance(given, dict):
         raise UserError(f"{path}: wanted a mapping with keys among {', '.join([*PLACEHOLDERS, 'tasks'])}")
     tasks = given.pop("tasks", {})
@@ -129,10 +130,15 @@ def _check_text(path: Path, key: str, text: object) -> None:
     if key not in PLACEHOLDERS:
         raise UserError(f"{path}: unknown key '{key}', wanted one of {', '.join([*PLACEHOLDERS, 'tasks'])}")
     try:
-        found = {name for _, name, _, _ in string.Formatter().parse(text) if name is not None}
+        if not _is_text(text):
+            raise TypeError
+        parts = list(string.Formatter().parse(text))
+        if any(form or conversion for _, _, form, conversion in parts):
+            raise ValueError
+        found = {name for _, name, _, _ in parts if name is not None}
         if found <= PLACEHOLDERS[key]:
             text.format(**{**dict.fromkeys(found, ""), "number": 1})
-    except (TypeError, ValueError, LookupError):
+    except (TypeError, ValueError, LookupError, AttributeError):
         raise UserError(f"{path}: '{key}' is no text with {{placeholders}}; write a literal brace twice") from None
     if found - PLACEHOLDERS[key] or REQUIRED.get(key, set()) - found:
         allowed = ", ".join(f"{{{name}}}" for name in sorted(PLACEHOLDERS[key])) or "none"
@@ -146,11 +152,19 @@ def _tasks(path: Path, given: object) -> dict[str, Task]:
     except (AttributeError, TypeError):
         raise UserError(f"{path}: 'tasks' maps a name to instruction, label and metric") from None
     for name, task in tasks.items():
-        if not all(isinstance(text, str) for text in (name, task.instruction, task.label)):
+        if not all(map(_is_text, (name, task.instruction, task.label))):
             raise UserError(f"{path}: 'tasks' maps a name to instruction, label and metric, all text")
         if task.metric not in ("answers", "accuracy"):
             raise UserError(f"{path}: tasks.{name}.metric is {task.metric!r}, wanted answers or accuracy")
     return tasks
+
+
+def _is_text(value: object) -> bool:
+    try:
+        str.encode(value)
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def question_text(record: Record) -> str:

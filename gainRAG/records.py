@@ -12,8 +12,9 @@ import importlib.metadata
 import itertools
 import json
 import logging
-import math
 import os
+import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 Record = dict[str, Any]
 SYNC_SECONDS = 5.0  # at most this much finished work is lost when the machine itself dies
 FINGERPRINT_BYTES = 1 << 20
+LARGEST = sys.float_info.max  # JSON admits longer whole numbers, which no float holds
 
 
 class FieldError(ValueError):
@@ -109,6 +111,23 @@ def as_training_group(record: Record) -> Record:
     return record
 
 
+def with_unique_ids(shape: Callable[[Record], Record]) -> Callable[[Record], Record]:
+    """`shape` for one pass over one file whose records are found by `id`, a text or a number: none may stand twice."""
+    seen: set[str] = set()
+
+    def unique(record: Record) -> Record:
+        record = shape(record)
+        name = record.get("id")
+        if isinstance(name, bool) or not isinstance(name, str | int):
+            raise FieldError("id", "missing, or neither text nor a number")
+        if str(name) in seen:
+            raise FieldError("id", f"{name!r:.80} is there twice; ids must differ")
+        seen.add(str(name))
+        return record
+
+    return unique
+
+
 def passage_text(passage: Record) -> str:
     """What a cross-encoder reads of a passage: its title, a line break, its text (the text alone if untitled)."""
     title = passage.get("title") or ""
@@ -135,19 +154,22 @@ def _passage(passage: Any, where: str) -> None:
     if not isinstance(passage.get("title", ""), str | None):
         raise FieldError(f"{where}.title", "is not text")
     score = passage.get("score")
-    if isinstance(score, float) and not math.isfinite(score):
-        raise FieldError(f"{where}.score", f"{score!r} is not a finite number")
+    if isinstance(score, int | float):
+        _finite(score, f"{where}.score")
 
 
 def _choices(choices: Any) -> None:
     columns = [choices.get("label"), choices.get("text")] if isinstance(choices, dict) else [None, None]
     if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
         raise FieldError("choices", "wanted an object with the lists 'label' and 'text', equally long")
+    for label in columns[0]:
+        if not isinstance(label, str) or not label.strip():
+            raise FieldError("choices.label", f"{label!r:.80} is not text, or empty")
 
 
 def _finite(value: Any, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise FieldError(where, f"{value!r} is not a finite number")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+        raise FieldError(where, f"{value!r:.80} is not a finite number")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------
@@ -174,6 +196,8 @@ def read_records(path: str | Path, shape: Callable[[Record], Record] | None = No
             yield shape(record) if shape else record
         except FieldError as problem:
             raise UserError(f"{where}: {problem}") from None
+        except RecursionError:
+            raise UserError(f"{where}: lists or objects stand too deep in one another") from None
         count += 1
     if not count:
         raise UserError(f"{path}: holds no records")
@@ -212,7 +236,7 @@ def parse_json(data: bytes, where: str) -> Any:
         return value
     except UnicodeError:
         raise UserError(f"{where}: is not UTF-8 text; save the file as UTF-8") from None
-    except (json.JSONDecodeError, RecursionError) as problem:
+    except (ValueError, RecursionError) as problem:  # ValueError: also a number of more than 4300 digits
         raise UserError(f"{where}: is not JSON ({problem})") from None
 
 
@@ -244,6 +268,37 @@ def write_records(path: str | Path, records: Iterable[Record]) -> int:
 
 def _line(record: Record) -> str:
     return json.dumps(record, ensure_ascii=False)
+
+
+def output_folder(folder: str | Path) -> Path:
+    """`folder` as a Path, made where it is missing: for outputs that are written long after the start.
+
+    Raises:
+        UserError: it is a file, or nothing can be written there.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file, the output is a folder")
+    with _clear_file_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    return folder
+
+
+def output_file(path: str | Path) -> Path:
+    """`path` as a Path: a records file that can be written, its folder made where it is missing.
+
+    Raises:
+        UserError: it is a folder, ends otherwise than in .jsonl or .json, or its folder cannot be written to.
+    """
+    path = Path(path)
+    if path.suffix not in (".jsonl", ".json"):
+        raise UserError(f"{path}: an output's name ends in .jsonl or .json")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, the output is a file")
+    output_folder(path.parent)
+    return path
 
 
 class appears_when_whole:

@@ -31,6 +31,16 @@ SENTENCES = [
 ]
 
 
+class RunsWhenUnpickled:
+    """Unpickled by an ordinary loader, it makes a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.folder),)
+
+
 def byte_level_tokenizer(special_tokens: list[str]) -> Tokenizer:
     """A byte-level BPE tokenizer: no text is unknown to it, whatever the script."""
     tokenizer = Tokenizer(models.BPE())

@@ -17,7 +17,7 @@ from gainRAG.analysis.svg import interval_bars
 from gainRAG.cli import UserError, run_stage, stage_parser
 from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.evaluation.results import markdown_table, mean_with_interval
-from gainRAG.records import Record, write_json
+from gainRAG.records import Record, appears_when_whole, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -129,8 +129,10 @@ def main() -> None:
         raise UserError(f"{args.work}: no answers of {', '.join(args.datasets)}; scripts/rag_generation.sh writes them")
     write_json(args.output_path, {"shares": SHARES, "unit": "percent", "rows": rows})
     text = markdown(rows)
-    args.output_path.with_suffix(".md").write_text(text, "utf-8")
-    args.output_path.with_suffix(".svg").write_text(plot(rows), "utf-8")
+    with appears_when_whole(args.output_path.with_suffix(".md")) as file:
+        file.write(text)
+    with appears_when_whole(args.output_path.with_suffix(".svg")) as file:
+        file.write(plot(rows))
     print(text)
 
 

@@ -20,6 +20,7 @@ from gainRAG.records import Record, appears_when_whole, parse_json
 
 logger = logging.getLogger(__name__)
 
+PAPER_COLUMNS = ("questions", "method", "K", "metric", "paper", "ours", "difference", "n")
 STYLE = """
 body { font: 15px/1.5 sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em }
 table { border-collapse: collapse; margin: 1em 0 }
@@ -176,10 +177,10 @@ def paper_part(work: Path) -> str:
         try:
             rows = [_paper_row(cell) for cell in content["cells"]]
             parts.append(f"<h2>{escape(content['title'])}: the paper and this run</h2>\n")
-        except (AttributeError, KeyError, TypeError):
+            parts.append(html_table(PAPER_COLUMNS, rows))
+            parts += [f'<p class="note">{escape(note)}</p>\n' for note in content.get("notes", [])]
+        except (AttributeError, KeyError, TypeError, ValueError):
             raise UserError(f"{path}: not a table by gainRAG.analysis.tables; write it again or remove it") from None
-        parts.append(html_table(("questions", "method", "K", "metric", "paper", "ours", "difference", "n"), rows))
-        parts += [f'<p class="note">{escape(note)}</p>\n' for note in content.get("notes", [])]
     return "".join(parts)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gainRAG.cli import UserError, input_file
-from gainRAG.records import FieldError, Record, as_retrieved, as_supervised, parse_json, read_records
+from gainRAG.records import LARGEST, FieldError, Record, as_retrieved, as_supervised, parse_json, read_records
 
 
 def as_prediction(record: Record) -> Record:
@@ -50,10 +50,18 @@ def _is_result(result: Any) -> bool:
     if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
         return False
     counts = isinstance(result.get("questions"), int) and isinstance(result.get("K_docs"), int)
-    return counts and all(
-        isinstance(score, dict) and all(isinstance(score.get(name), int | float) for name in ("mean", "low", "high"))
-        for score in result["metrics"].values()
+    picks = result.get("picks", {})
+    if not counts or not isinstance(picks, dict):
+        return False
+    return all(map(_is_score, result["metrics"].values())) and all(
+        score is None or _is_score(score) for score in picks.values()
     )
+
+
+def _is_score(score: Any) -> bool:
+    """A mean with its interval, of a size that can be drawn."""
+    numbers = [score.get(name) for name in ("mean", "low", "high")] if isinstance(score, dict) else [None]
+    return all(isinstance(number, int | float) and abs(number) <= LARGEST for number in numbers)
 
 
 def read_predictions(folder: Path, method: str, questions: int) -> list[Record]:

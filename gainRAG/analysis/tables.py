@@ -15,7 +15,7 @@ from pathlib import Path
 from gainRAG.analysis.runs import read_predictions, read_results
 from gainRAG.cli import UserError, run_stage, stage_parser
 from gainRAG.evaluation.results import markdown_table, mean_with_interval
-from gainRAG.records import Record, write_json
+from gainRAG.records import Record, appears_when_whole, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -277,7 +277,8 @@ def main() -> None:
     content = collect(args.table, args.answers, args.datasets)
     write_json(args.output_path, content)
     text = markdown(content)
-    args.output_path.with_suffix(".md").write_text(text, "utf-8")
+    with appears_when_whole(args.output_path.with_suffix(".md")) as file:
+        file.write(text)
     print(text)
 
 

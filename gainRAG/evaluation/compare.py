@@ -11,7 +11,7 @@ from pathlib import Path
 from gainRAG.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.evaluation.results import markdown_table
 from gainRAG.evaluation.significance import paired_bootstrap, paired_permutation_test
-from gainRAG.records import FieldError, Record, read_records, write_json
+from gainRAG.records import FieldError, Record, read_records, with_unique_ids, write_json
 
 METRICS = ("cover_em", "em", "f1")
 TASK_METRICS = ("accuracy",)  # compared where both files have them
@@ -19,9 +19,7 @@ IDS_SHOWN = 3
 
 
 def as_scored(record: Record) -> Record:
-    """A prediction with its `id` and the scores that are compared, each from 0 to 1."""
-    if not isinstance(record.get("id"), str | int):
-        raise FieldError("id", "missing, or neither text nor a number")
+    """A prediction with the scores that are compared, each from 0 to 1."""
     for metric in (*METRICS, *(name for name in TASK_METRICS if name in record)):
         score = record.get(metric)
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
@@ -50,11 +48,7 @@ def paired_scores(a: str | Path, b: str | Path) -> list[tuple[Record, Record]]:
 
 
 def _by_id(path: str | Path) -> dict[str, Record]:
-    found: dict[str, Record] = {}
-    for record in read_records(path, as_scored):
-        if found.setdefault(str(record["id"]), record) is not record:
-            raise UserError(f"{path}: id {record['id']!r} is there twice")
-    return found
+    return {str(record["id"]): record for record in read_records(path, with_unique_ids(as_scored))}
 
 
 def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed: int = 0) -> list[Record]:

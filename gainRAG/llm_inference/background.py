@@ -8,7 +8,7 @@ from pathlib import Path
 from gainRAG.cli import UserError, positive_int
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import Engine, generation_settings, load_engine, prompt_builder
-from gainRAG.records import Record, StageWriter, fingerprint, read_records, stage_settings, write_in_chunks
+from gainRAG.records import FieldError, Record, StageWriter, fingerprint, read_records, stage_settings, write_in_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -52,13 +52,24 @@ def read_backgrounds(path: str | Path, questions: Sequence[Record]) -> list[str]
     return list(map(background_lookup(path), questions))
 
 
+def as_background(record: Record) -> Record:
+    """`id`, `question` and the `background` that an LLM wrote, which may be empty."""
+    for field in ("question", "background"):
+        if not isinstance(record.get(field), str):
+            raise FieldError(field, "missing, or not text")
+    return record
+
+
 def background_lookup(path: str | Path) -> Callable[[Record], str]:
     """From a question to its background in a file; the question is told from others by `id` and wording."""
-    known = {(str(record.get("id")), record.get("question")): record.get("background") for record in read_records(path)}
+    known = {
+        (str(record.get("id")), record["question"]): record["background"]
+        for record in read_records(path, as_background)
+    }
 
     def background_of(question: Record) -> str:
         text = known.get((str(question.get("id")), question["question"]))
-        if not isinstance(text, str):
+        if text is None:
             raise UserError(f"{path}: no background for id {question.get('id')!r} ({question['question']:.60})")
         return text
 

@@ -11,6 +11,18 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
+def require_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
+    """Checks that chat prompts can be made.
+
+    Raises:
+        UserError: the tokenizer has no chat template.
+    """
+    if not tokenizer.chat_template:
+        raise UserError(
+            f"{tokenizer.name_or_path}: its tokenizer has no chat template; name a chat model, or pass --no_chat"
+        )
+
+
 class PromptBuilder:
     """Builds the prompts of one task for one model.
 
@@ -37,10 +49,8 @@ class PromptBuilder:
         chat: bool = True,
         max_tokens: int | None = None,
     ) -> None:
-        if tokenizer is not None and chat and not tokenizer.chat_template:
-            raise UserError(
-                f"{tokenizer.name_or_path}: its tokenizer has no chat template; name a chat model, or pass --no_chat"
-            )
+        if tokenizer is not None and chat:
+            require_chat_template(tokenizer)
         self.prompts = prompts
         self.task = task
         self.tokenizer = tokenizer

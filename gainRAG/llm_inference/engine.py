@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from gainRAG.cli import UserError, non_negative_float, non_negative_int, positive_float, positive_int, share
-from gainRAG.llm_inference.build_prompts import PromptBuilder
+from gainRAG.llm_inference.build_prompts import PromptBuilder, require_chat_template
 from gainRAG.llm_inference.models import DTYPES, is_chat_model
 from gainRAG.prompts import load_prompts
 
@@ -97,9 +97,9 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
     """Finds the user's mistakes before a model loads.
 
     Raises:
-        UserError: no such weights, device, backend package, server address, task or prompt file.
+        UserError: no such weights, device, backend package, server address, task or prompt file; no chat template.
     """
-    from gainRAG.llm_inference.models import pick_device, weights_path
+    from gainRAG.llm_inference.models import pick_device
 
     load_prompts(args.prompts).task(args.task)
     pick_device(args.device)
@@ -108,11 +108,29 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
 
         check_server_arguments(args.base_url, args.server_model)
         return
-    weights_path(args.lm_type)
     if args.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import require_vllm
 
         require_vllm()
+    check_tokenizer(args)
+
+
+def check_tokenizer(args: argparse.Namespace) -> None:
+    """Finds out, in about a second, whether the LLM of the flags can be given prompts: loads its tokenizer alone.
+
+    Raises:
+        UserError: no such weights, no usable tokenizer, or a chat model whose tokenizer has no chat template.
+    """
+    from gainRAG.llm_inference.inference_hf import load_tokenizer
+
+    tokenizer = load_tokenizer(args.lm_type)
+    if uses_chat(args):
+        require_chat_template(tokenizer)
+
+
+def uses_chat(args: argparse.Namespace) -> bool:
+    """Whether prompts go through the chat template of the LLM of the flags."""
+    return is_chat_model(args.lm_type) and not args.no_chat
 
 
 def load_engine(args: argparse.Namespace) -> Engine:
@@ -164,8 +182,7 @@ def prompt_builder(
     limit = None if context_length is None else context_length - room
     if limit is not None and limit < 1:
         raise UserError(f"{args.lm_type}: its context of {context_length} tokens leaves no room beside {room} new ones")
-    chat = is_chat_model(args.lm_type) and not args.no_chat
-    return PromptBuilder(prompts, prompts.task(args.task), tokenizer, chat, limit)
+    return PromptBuilder(prompts, prompts.task(args.task), tokenizer, uses_chat(args), limit)
 
 
 def model_name(args: argparse.Namespace) -> str:

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from gainRAG.cli import UserError
-from gainRAG.llm_inference.models import pick_device, pick_dtype, weights_path
+from gainRAG.llm_inference.models import clear_load_errors, pick_device, pick_dtype, weights_path
 
 logger = logging.getLogger(__name__)
 
@@ -17,12 +17,16 @@ def load_tokenizer(lm_type: str):
     """The LLM's tokenizer, with a padding token.
 
     Raises:
-        UserError: unknown name, or weights that cannot be had.
+        UserError: unknown name, a tokenizer that cannot be had, or one that cannot pad.
     """
     from transformers import AutoTokenizer
 
-    with _clear_load_errors(lm_type):
-        tokenizer = AutoTokenizer.from_pretrained(weights_path(lm_type))
+    with clear_load_errors(lm_type):
+        tokenizer = AutoTokenizer.from_pretrained(weights_path(lm_type), trust_remote_code=False)
+    if tokenizer.pad_token is None and tokenizer.eos_token is None:
+        raise UserError(
+            f"{lm_type}: its tokenizer has neither a padding nor an end token; name one in its tokenizer's files"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -36,29 +40,16 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     """
     from transformers import AutoModelForCausalLM
 
-    with _clear_load_errors(lm_type):
-        model = AutoModelForCausalLM.from_pretrained(weights_path(lm_type), dtype=pick_dtype(dtype, device))
+    with clear_load_errors(lm_type):
+        model = AutoModelForCausalLM.from_pretrained(
+            weights_path(lm_type), dtype=pick_dtype(dtype, device), trust_remote_code=False
+        )
     return model.to(device).eval()
 
 
 def context_length(config) -> int | None:
     """The model's positions, or None where its configuration names none."""
     return getattr(config, "max_position_embeddings", None)
-
-
-class _clear_load_errors:
-    def __init__(self, lm_type: str) -> None:
-        self.lm_type = lm_type
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, value, traceback) -> None:
-        from safetensors import SafetensorError
-
-        if isinstance(value, OSError | ValueError | SafetensorError) and not isinstance(value, UnicodeError):
-            reason = str(value).strip().splitlines()[0]
-            raise UserError(f"{self.lm_type}: its weights cannot be loaded: {reason}") from value
 
 
 class HFEngine:

@@ -70,7 +70,7 @@ class VLLMEngine:
 
         self.lm_type = lm_type
         self.tokenizer = load_tokenizer(lm_type)
-        self._config = AutoConfig.from_pretrained(weights_path(lm_type))
+        self._config = AutoConfig.from_pretrained(weights_path(lm_type), trust_remote_code=False)
         self.context_length = context_length(self._config)
         self.dtype = dtype
         self.temperature = temperature

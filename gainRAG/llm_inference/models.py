@@ -2,14 +2,16 @@
 
 A stage is given a name of the table, a folder, or a Hugging Face hub id. GAINRAG_MODELS names a folder that holds
 weights under the last part of their hub id; it is looked into before the hub. GAINRAG_CACHE holds what is made once
-from packaged weights (default: ~/.cache/gainrag).
+from packaged weights (default: ~/.cache/gainrag). No model folder's own Python code is ever run: every loader says
+trust_remote_code=False, for left unsaid transformers would ask on the terminal.
 """
 
 import importlib.util
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,16 +59,23 @@ MODELS = {
 }
 
 
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+
+
 def weights_path(name: str) -> str:
     """What `from_pretrained` takes for a name of the table, a folder or a hub id.
 
     Raises:
-        UserError: no such name or folder, or the package or adapter that holds the weights is missing.
+        UserError: no such name or folder, a folder without weights, or the package or adapter that holds them is
+            missing.
     """
     if Path(name).is_dir():
-        if not (Path(name) / "config.json").exists():
-            raise UserError(f"{name}: holds no config.json, so it is no model folder")
-        return name
+        return _model_folder(name)
     weights = MODELS.get(name)
     if weights is None:
         if name.count("/") == 1 and not name.startswith((".", "/", "~")):
@@ -85,6 +94,15 @@ def weights_path(name: str) -> str:
     return str(packaged)
 
 
+def _model_folder(name: str) -> str:
+    folder = Path(name)
+    if not (folder / "config.json").exists():
+        raise UserError(f"{name}: holds no config.json, so it is no model folder")
+    if not any((folder / file).exists() for file in WEIGHT_FILES):
+        raise UserError(f"{name}: holds no weights; wanted one of {', '.join(WEIGHT_FILES)}")
+    return name
+
+
 def is_chat_model(name: str) -> bool:
     """Whether prompts go through the tokenizer's chat template (those of a folder or hub id do)."""
     return MODELS[name].chat if name in MODELS else True
@@ -93,7 +111,7 @@ def is_chat_model(name: str) -> bool:
 def _local_or_hub(hub_id: str) -> str:
     root = os.environ.get("GAINRAG_MODELS")
     local = Path(root) / hub_id.split("/")[-1] if root else None
-    return str(local) if local and local.is_dir() else hub_id
+    return _model_folder(str(local)) if local and local.is_dir() else hub_id
 
 
 def _packaged(name: str, inside: str) -> Path:
@@ -130,9 +148,13 @@ def _from_gguf(gguf: Path, folder: Path) -> None:
     """A safetensors copy: loading from GGUF takes the better part of a minute, from the copy well under a second."""
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
+    tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        gguf.parent,
+        gguf_file=gguf.name,
+        quantization_config=GgufConfig(dequantize=True),
+        dtype=torch.float32,
+        trust_remote_code=False,
     )
     ids = tokenizer.convert_tokens_to_ids
     tokenizer.eos_token = "<|im_end|>"
@@ -148,9 +170,25 @@ def _merged_adapter(base: Path, adapter: Path, folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1)
+    model = AutoModelForSequenceClassification.from_pretrained(base, num_labels=1, trust_remote_code=False)
     PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(folder)
-    AutoTokenizer.from_pretrained(base).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(base, trust_remote_code=False).save_pretrained(folder)
+
+
+@contextmanager
+def clear_load_errors(name: str) -> Iterator[None]:
+    """Turns what transformers says of a configuration, tokenizer or weights it cannot use into one line.
+
+    Raises:
+        UserError: in place of the loader's exception.
+    """
+    try:
+        yield
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as problem:  # damaged files give almost any class; a broken tokenizer.json gives this one
+        reason = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
+        raise UserError(f"{name}: cannot be loaded: {reason}") from problem
 
 
 def pick_device(name: str | None = None) -> torch.device:

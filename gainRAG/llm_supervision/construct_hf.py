@@ -28,11 +28,12 @@ from gainRAG.llm_inference.engine import (
     BACKENDS,
     add_engine_arguments,
     check_engine_arguments,
+    check_tokenizer,
     generation_settings,
     load_engine,
     prompt_builder,
 )
-from gainRAG.llm_inference.models import pick_device, weights_path
+from gainRAG.llm_inference.models import pick_device
 from gainRAG.records import (
     Record,
     StageWriter,
@@ -215,7 +216,8 @@ def score(args: argparse.Namespace, generated: Path, writer: StageWriter, total:
 def main() -> None:
     args = parse_arguments()
     check_engine_arguments(args)
-    weights_path(args.lm_type)  # a server may write the texts, the gains need the LLM here
+    if args.backend == "openai":
+        check_tokenizer(args)  # the server writes the texts, the gains need the LLM here
     total = check_input(args)
     with StageWriter(args.output_path, settings(args, "construct_hf", alpha=args.alpha), args.overwrite) as writer:
         generated = Path(args.output_path).with_suffix(".generated.jsonl")

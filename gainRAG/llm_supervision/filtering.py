@@ -28,6 +28,7 @@ from gainRAG.records import (
     Record,
     StageWriter,
     as_supervised,
+    output_file,
     read_records,
     stage_settings,
     write_in_chunks,
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever stands there")
     add_engine_arguments(parser)
     args = parser.parse_args()
+    output_file(args.output_path)
     check_engine_arguments(args)
     supervised = partial(as_supervised, signal=args.signal)
     total = sum(1 for _ in read_records(args.data_path, supervised))

@@ -13,7 +13,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.cli import positive_int, run_stage, stage_parser
 from gainRAG.evaluation.answers import accuracy, score_prediction
 from gainRAG.evaluation.results import markdown_table, summarize
 from gainRAG.llm_inference.build_prompts import PromptBuilder
@@ -28,6 +28,7 @@ from gainRAG.llm_inference.engine import (
 )
 from gainRAG.prompts import Task
 from gainRAG.records import (
+    FieldError,
     Record,
     StageWriter,
     as_retrieved,
@@ -87,8 +88,16 @@ def answer(
 
 
 def selected(args: argparse.Namespace, path: str | Path) -> Iterator[Record]:
-    """The questions of a selection or retrieval file, as far as --limit goes."""
-    return itertools.islice(read_records(path, as_retrieved), args.limit)
+    """The questions of a selection or retrieval file, as far as --limit goes, each with a passage at least."""
+    return itertools.islice(read_records(path, as_answerable), args.limit)
+
+
+def as_answerable(record: Record) -> Record:
+    """A question with `ctxs`, at least one."""
+    record = as_retrieved(record)
+    if not record["ctxs"]:
+        raise FieldError("ctxs", "empty; wanted at least one passage")
+    return record
 
 
 def count_usable(args: argparse.Namespace, path: str | Path) -> int:
@@ -101,8 +110,6 @@ def count_usable(args: argparse.Namespace, path: str | Path) -> int:
     for record in selected(args, path):
         total += 1
         fewer += len(record["ctxs"]) < args.K_docs
-        if not record["ctxs"]:
-            raise UserError(f"{path}: question {record.get('id')!r} has no passage in 'ctxs'")
     if fewer:
         logger.info("%d of %d questions have fewer than K_docs=%d passages", fewer, total, args.K_docs)
     return total

@@ -11,9 +11,10 @@ an upper bound and no method.
 """
 
 import argparse
+import itertools
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -25,11 +26,11 @@ from gainRAG.rag_workflow.rag_generation import (
     CHUNK,
     add_generation_arguments,
     answer,
+    as_answerable,
     count_usable,
     load,
     make_writer,
     metrics_of,
-    selected,
 )
 from gainRAG.records import (
     Record,
@@ -38,6 +39,7 @@ from gainRAG.records import (
     as_retrieved,
     as_supervised,
     read_records,
+    with_unique_ids,
     write_json,
 )
 
@@ -104,12 +106,12 @@ class Picks:
 
     def __init__(self, args: argparse.Namespace) -> None:
         self.k = args.K_docs
-        questions = _by_id(args.data_path, selected(args, args.data_path))
+        questions = dict(itertools.islice(_by_id(args.data_path, as_answerable), args.limit))
         self.questions = list(questions.values())
         shape = partial(as_supervised, signal="PPL_CD")
-        self.gains = _by_id(args.gains_path, read_records(args.gains_path, shape)) if args.gains_path else {}
+        self.gains = dict(_by_id(args.gains_path, shape)) if args.gains_path else {}
         self.selections = {
-            name: {key: record["ctxs"] for key, record in _by_id(path, read_records(path, as_retrieved)).items()}
+            name: {key: record["ctxs"] for key, record in _by_id(path, as_retrieved)}
             for name, path in args.selections.items()
         }
         for name, path in [*args.selections.items(), *([("gains", args.gains_path)] if self.gains else [])]:
@@ -140,15 +142,10 @@ class Picks:
         return None
 
 
-def _by_id(path: str, records: Iterable[Record]) -> dict[str, Record]:
-    found: dict[str, Record] = {}
-    for record in records:
-        key = str(record.get("id"))
-        if record.get("id") is None or key in found:
-            problem = "there twice" if key in found else "missing"
-            raise UserError(f"{path}: field 'id': {problem} (id {key}); the methods' files are matched by it")
-        found[key] = record
-    return found
+def _by_id(path: str, shape: Callable[[Record], Record]) -> Iterator[tuple[str, Record]]:
+    """(id, record) of a file whose records are matched with other files' by it."""
+    for record in read_records(path, with_unique_ids(shape)):
+        yield str(record["id"]), record
 
 
 def _hits(record: Record, passages: list[Record]) -> list[bool]:

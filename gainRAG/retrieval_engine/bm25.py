@@ -29,7 +29,7 @@ def search_bm25(questions: list[str], store: PassageStore, k: int) -> Best:
     """The k best passages (title and text) of each question; passages that share no word with it are left out.
 
     Raises:
-        UserError: bm25s is not installed.
+        UserError: the index is damaged.
     """
     index = _index(store)
     best = Best(len(questions), min(k, len(store)))
@@ -49,14 +49,15 @@ def _keep(best: Best, row: int, scores: np.ndarray) -> None:
 
 
 def _index(store: PassageStore):
-    try:
-        import bm25s
-    except ModuleNotFoundError:
-        raise UserError("--retriever bm25 needs the package bm25s: pip install bm25s") from None
+    import bm25s
+
     folder = store.folder / "bm25"
     if not folder.exists():
         _make(bm25s, store, folder)
-    return bm25s.BM25.load(folder, mmap=True)
+    try:
+        return bm25s.BM25.load(folder, mmap=True)  # reads JSON, and arrays without pickles
+    except Exception:  # another package's reader: damaged files give almost any class
+        raise UserError(f"{folder}: the BM25 index is damaged; delete the folder, and it is made again") from None
 
 
 def _make(bm25s, store: PassageStore, folder: Path) -> None:

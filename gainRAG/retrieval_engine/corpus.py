@@ -72,7 +72,7 @@ def _json_rows(corpus: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
             continue
         try:
             record = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as problem:
+        except (ValueError, RecursionError) as problem:  # ValueError: also a number of more than 4300 digits
             raise UserError(f"{corpus}:{number}: is not JSON ({problem})") from None
         yield number, *_json_passage(f"{corpus}:{number}", record)
 
@@ -102,9 +102,10 @@ def _table_rows(corpus: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]
     csv.field_size_limit(MAX_FIELD_BYTES)
     feed = _Feed(lines)
     reader = csv.reader(feed, delimiter="\t")
-    places = _columns(corpus, next(reader, []))
-    start = feed.number + 1
+    start = 1
     try:
+        places = _columns(corpus, next(reader, []))
+        start = feed.number + 1
         for row in reader:
             if feed.ended or any("\n" in field and "\t" in field for field in row):
                 raise UserError(f"{corpus}:{start}: a field opens with a quotation mark that is not closed")

@@ -4,14 +4,13 @@ The vector of the passage at position p of the corpus has the number p.
 """
 
 import argparse
-import json
 import logging
 from pathlib import Path
 
 import numpy as np
 
 from gainRAG.cli import UserError
-from gainRAG.records import Record, write_json
+from gainRAG.records import Record, output_folder, parse_json, write_json
 from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, Best, shard_chunks, with_progress
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, embedding_settings, shards_fingerprint
@@ -51,7 +50,7 @@ def _settings_path(path: Path) -> Path:
 
 
 def _read_settings(path: Path) -> Record:
-    return json.loads(_settings_path(path).read_text("utf-8"))
+    return parse_json(_settings_path(path).read_bytes(), str(_settings_path(path)))
 
 
 def build_index(
@@ -66,6 +65,7 @@ def build_index(
     """
     import faiss
 
+    output_folder(path.parent)
     index = factory_index(factory, dim)
     rows = max(1, min(CHUNK_ROWS, int(max_bytes // (16 * dim))))
     if not index.is_trained:
@@ -74,7 +74,6 @@ def build_index(
         if positions[0] != index.ntotal or not (np.diff(positions) == 1).all():
             raise UserError(f"--index_type {factory}: needs the embeddings in the order of the corpus; embed it again")
         index.add(vectors)
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     try:
         faiss.write_index(index, str(partial))
@@ -138,8 +137,8 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
         raise UserError(f"{path}: no such index; --index_type with --passages_embeddings makes one there")
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
-    except RuntimeError as problem:
-        reason = str(problem).split("Error: ")[-1].splitlines()[0]
+    except (RuntimeError, MemoryError) as problem:
+        reason = next(iter(str(problem).split("Error: ")[-1].splitlines()), "out of memory")
         raise UserError(f"{path}: is no FAISS index, or damaged ({reason})") from None
     if index.d != dim:
         raise UserError(f"{path}: an index of {index.d} dimensions, the encoder makes {dim}")

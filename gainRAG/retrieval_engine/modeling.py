@@ -10,8 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from gainRAG.cli import UserError
-from gainRAG.llm_inference.models import pick_device, pick_dtype, weights_path
+from gainRAG.llm_inference.models import clear_load_errors, pick_device, pick_dtype, weights_path
 
 logger = logging.getLogger(__name__)
 
@@ -126,32 +125,18 @@ def encoder_dim(model_name_or_path: str) -> int:
     """Components of the encoder's vectors, from its configuration alone."""
     from transformers import AutoConfig
 
-    with _ClearLoadErrors(model_name_or_path):
-        return AutoConfig.from_pretrained(weights_path(model_name_or_path)).hidden_size
+    with clear_load_errors(model_name_or_path):
+        return AutoConfig.from_pretrained(weights_path(model_name_or_path), trust_remote_code=False).hidden_size
 
 
 def _load(name: str, device: torch.device, dtype: torch.dtype):
     from transformers import AutoModel, AutoTokenizer
 
     path = weights_path(name)
-    with _ClearLoadErrors(name):
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model = AutoModel.from_pretrained(path, dtype=dtype)
+    with clear_load_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model = AutoModel.from_pretrained(path, dtype=dtype, trust_remote_code=False)
     return tokenizer, model.to(device).eval()
-
-
-class _ClearLoadErrors:
-    """Turns the loader's refusals into one line that names the model."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind, value, traceback) -> None:
-        if isinstance(value, OSError | ValueError) and not isinstance(value, UnicodeError):
-            raise UserError(f"{self.name}: cannot be loaded: {str(value).strip().splitlines()[0]}") from value
 
 
 def _longest(config, tokenizer) -> int:

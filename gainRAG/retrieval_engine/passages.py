@@ -13,6 +13,7 @@ All of it is memory-mapped, so that a process holds only the pages that it has j
 
 import fcntl
 import hashlib
+import itertools
 import json
 import logging
 import mmap
@@ -42,17 +43,25 @@ class PassageStore(Sequence):
 
     Attributes:
         digest: identifies the passages and their order, whatever file they came from.
+
+    Raises:
+        UserError: the store is damaged; one that is damaged inside a passage says so when it is read.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        meta = json.loads((folder / "meta.json").read_text("utf-8"))
-        self.count, self.digest = meta["count"], meta["digest"]
-        self._offsets = np.memmap(folder / "offsets.bin", "<i8", "r")
-        self._hashes = np.memmap(folder / "hashes.bin", "<u8", "r")
-        self._order = np.memmap(folder / "order.bin", "<i8", "r")
-        with (folder / "passages.bin").open("rb") as file:
-            self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        meta = _meta(folder) or {}
+        try:
+            self.count, self.digest = int(meta["count"]), str(meta["digest"])
+            self._offsets = _numbers(folder / "offsets.bin", "<i8", 3 * self.count + 1)
+            self._hashes = _numbers(folder / "hashes.bin", "<u8", self.count)
+            self._order = _numbers(folder / "order.bin", "<i8", self.count)
+            with (folder / "passages.bin").open("rb") as file:
+                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            if len(self._bytes) != self._offsets[-1]:
+                raise ValueError
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
+            raise self._damaged() from None
         self._reads = 0
 
     def __len__(self) -> int:
@@ -63,20 +72,27 @@ class PassageStore(Sequence):
         if not -self.count <= position < self.count:
             raise IndexError(f"passage {position} of {self.count}")
         first = 3 * (position % self.count)
-        start, title, text, end = self._offsets[first : first + 4].tolist()
-        data = self._bytes[start:end]
+        ends = self._offsets[first : first + 4].tolist()
+        pieces = [self._text(start, end) for start, end in itertools.pairwise(ends)]
         self._give_back_pages()
-        return {
-            "id": data[: title - start].decode(),
-            "title": data[title - start : text - start].decode(),
-            "text": data[text - start :].decode(),
-        }
+        return dict(zip(("id", "title", "text"), pieces, strict=True))
+
+    def _text(self, start: int, end: int) -> str:
+        try:
+            if 0 <= start <= end <= len(self._bytes):
+                return self._bytes[start:end].decode()
+        except UnicodeDecodeError:
+            pass
+        raise self._damaged()
+
+    def _damaged(self) -> UserError:
+        return UserError(f"{self.folder}: the passage store is damaged; delete the folder, and it is made again")
 
     def id(self, position: int) -> str:
         """The id of the passage at `position`."""
         start, end = self._offsets[3 * position : 3 * position + 2].tolist()
         self._give_back_pages()
-        return self._bytes[start:end].decode()
+        return self._text(start, end)
 
     def _give_back_pages(self) -> None:
         self._reads += 1
@@ -103,9 +119,26 @@ class PassageStore(Sequence):
         if not found.all():
             raise KeyError(ids[int(np.argmin(found))])
         positions = np.take(self._order, places)
+        if len(positions) and not (positions.min() >= 0 and positions.max() < self.count):
+            raise self._damaged()
         if len(ids) == 1 and self.id(int(positions[0])) != ids[0]:
             raise KeyError(ids[0])
         return positions
+
+
+def _meta(store: Path) -> Record | None:
+    """The store's description; None where there is none, or it is no such thing."""
+    try:
+        meta = json.loads((store / "meta.json").read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return meta if isinstance(meta, dict) else None
+
+
+def _numbers(path: Path, kind: str, count: int) -> np.ndarray:
+    if path.stat().st_size != count * np.dtype(kind).itemsize:
+        raise ValueError
+    return np.memmap(path, kind, "r")
 
 
 def id_hashes(ids: Iterable[str]) -> np.ndarray:
@@ -150,8 +183,8 @@ def open_store(corpus: str | Path, folder: str | Path | None = None) -> PassageS
 
 def is_current(store: Path, corpus: Path) -> bool:
     """Whether `store` is there and was made from the corpus file as it is now."""
-    meta = store / "meta.json"
-    return meta.exists() and json.loads(meta.read_text("utf-8"))["source"] == _source(corpus)
+    meta = _meta(store)
+    return meta is not None and meta.get("source") == _source(corpus)
 
 
 def _source(corpus: Path) -> Record:

@@ -10,7 +10,6 @@ printed and kept in recall.json. --plan says what the settings need, and stops.
 
 import argparse
 import glob
-import json
 import logging
 from collections.abc import Iterable
 from pathlib import Path
@@ -18,13 +17,22 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gainRAG.cli import UserError, positive_float, positive_int, run_stage, stage_parser
+from gainRAG.cli import UserError, positive_float, positive_int, require, run_stage, stage_parser
 from gainRAG.evaluation.recall import KS, AnswerMatcher, recall_at
 from gainRAG.llm_inference.models import DTYPES, pick_device, pick_dtype, weights_path
-from gainRAG.records import Record, StageWriter, as_question, fingerprint, read_records, stage_settings, write_json
+from gainRAG.records import (
+    Record,
+    StageWriter,
+    as_question,
+    fingerprint,
+    parse_json,
+    read_records,
+    stage_settings,
+    write_json,
+)
 from gainRAG.retrieval_engine.faiss_index import index_path, load_or_build_index, search_index
-from gainRAG.retrieval_engine.index import GB, GPU_K, Best, gpu_count, search_shards
-from gainRAG.retrieval_engine.modeling import POOLINGS, Encoder
+from gainRAG.retrieval_engine.index import GB, GPU_K, Best, chunk_rows, gpu_count, search_shards
+from gainRAG.retrieval_engine.modeling import POOLINGS, Encoder, encoder_dim
 from gainRAG.retrieval_engine.normalize import TextOptions
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
 from gainRAG.retrieval_engine.plan import print_plan
@@ -32,12 +40,15 @@ from gainRAG.retrieval_engine.vectors import check_shards, embedding_settings, o
 
 logger = logging.getLogger(__name__)
 
+RECALLS = "recall.json"
+
 # What passages and questions must share, and what it is where the embeddings do not say (Contriever's).
 SHARED = {"pooling": "mean", "normalize": False, "lowercase": False, "normalize_text": False}
 
 
 def main() -> None:
     args = parse_args()
+    require("bm25s" if args.retriever == "bm25" else "faiss")
     if args.retriever == "dense":
         settle_encoding(args)
         weights_path(args.model_name_or_path)
@@ -45,6 +56,7 @@ def main() -> None:
         print_plan(args)
         return
     outputs = output_files(question_files(args.data_path), Path(args.output_dir))
+    former_recalls(Path(args.output_dir))
     store = open_store(args.passages, args.passages_store)
     settings = retrieval_settings(args, store)
     writers = {}
@@ -165,6 +177,21 @@ def search(args: argparse.Namespace, store: PassageStore, questions: list[str]) 
         from gainRAG.retrieval_engine.bm25 import search_bm25
 
         return search_bm25(questions, store, args.n_docs)
+    dim = encoder_dim(args.model_name_or_path)
+    shards = open_shards(args.passages_embeddings) if args.passages_embeddings else []
+    check_shards(shards, dim, store, args.embedded_corpus == store.digest)
+    if path := index_path(args.index_type, args.index_path, args.passages_embeddings):
+        index = load_or_build_index(args, path, shards, store, dim)
+        return search_index(encoded(args, questions), index, args.n_docs)
+    if gpu_count() and args.n_docs >= GPU_K:
+        raise UserError(f"--n_docs {args.n_docs}: FAISS finds fewer than {GPU_K} on a GPU")
+    max_bytes = args.max_memory * GB
+    chunk_rows(np.broadcast_to(np.float32(0), (len(questions), dim)), min(args.n_docs, len(store)), max_bytes)
+    return search_shards(encoded(args, questions), shards, store, args.n_docs, max_bytes)
+
+
+def encoded(args: argparse.Namespace, questions: list[str]) -> np.ndarray:
+    """The questions' vectors, float32, (questions, dim)."""
     encoder = Encoder(
         args.model_name_or_path,
         args.pooling,
@@ -176,18 +203,6 @@ def search(args: argparse.Namespace, store: PassageStore, questions: list[str]) 
     )
     options = TextOptions(args.lowercase, args.normalize_text, query_prefix=args.query_prefix)
     texts = [options.query(question) for question in questions]
-    shards = open_shards(args.passages_embeddings) if args.passages_embeddings else []
-    check_shards(shards, encoder.dim, store, args.embedded_corpus == store.digest)
-    if path := index_path(args.index_type, args.index_path, args.passages_embeddings):
-        index = load_or_build_index(args, path, shards, store, encoder.dim)
-        return search_index(encoded(encoder, texts), index, args.n_docs)
-    if gpu_count() and args.n_docs >= GPU_K:
-        raise UserError(f"--n_docs {args.n_docs}: FAISS finds fewer than {GPU_K} on a GPU")
-    return search_shards(encoded(encoder, texts), shards, store, args.n_docs, args.max_memory * GB)
-
-
-def encoded(encoder: Encoder, texts: list[str]) -> np.ndarray:
-    """The questions' vectors, float32, (questions, dim)."""
     with tqdm(total=len(texts), desc="questions", unit="question") as bar:
         return encoder.encode(texts, bar.update)
 
@@ -206,15 +221,27 @@ def contexts(store: PassageStore, record: Record, scores: np.ndarray, positions:
 def report(results: dict[str, Iterable[Record]], folder: Path, n_docs: int) -> None:
     """Prints Recall@k, for k up to `n_docs`, of each file as a table, and adds it to recall.json."""
     ks = [k for k in KS if k <= n_docs]
-    path = folder / "recall.json"
-    recalls = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    recalls = former_recalls(folder)
     width = max(map(len, [*results, "Recall@k, %"]))
     print(f"{'Recall@k, %':{width}}" + "".join(f"{k:>8}" for k in ks))
     for name, records in results.items():
         recall = recall_at(records, ks)
         recalls[name] = {str(k): share for k, share in recall.items()}
         print(f"{name:{width}}" + "".join(f"{100 * share:8.2f}" for share in recall.values()))
-    write_json(path, recalls)
+    write_json(folder / RECALLS, recalls)
+
+
+def former_recalls(folder: Path) -> Record:
+    """The Recall@k that earlier runs left in the folder, by file.
+
+    Raises:
+        UserError: their file is no such thing.
+    """
+    path = folder / RECALLS
+    recalls = parse_json(path.read_bytes(), str(path)) if path.exists() else {}
+    if not isinstance(recalls, dict):
+        raise UserError(f"{path}: wanted an object of Recall@k by file; remove it")
+    return recalls
 
 
 def parse_args() -> argparse.Namespace:

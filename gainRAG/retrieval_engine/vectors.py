@@ -6,20 +6,23 @@ A folder of Contriever's holds `passages_00`, ...: pickles of (list of ids, arra
 """
 
 import hashlib
-import json
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
+from typing import Any
 
 import numpy as np
 
 from gainRAG.cli import UserError
-from gainRAG.records import Record, fingerprint, read_records
+from gainRAG.records import FieldError, Record, fingerprint, parse_json, read_records
 from gainRAG.retrieval_engine.passages import PassageStore
 
 MANIFEST = "shards.jsonl"
 PUBLISHED = "passages_[0-9]*"
+SETTLED = {"passages", "pooling", "normalize", "lowercase", "normalize_text"}  # what retrieval takes from the settings
+ENCODER = "model_name_or_path"
 FLOATS = ("f2", "f4", "f8")
 
 
@@ -46,8 +49,10 @@ class Shard:
         """
         if self.ids_path is None:
             return read_published(self.path)
-        ids = [passage_id.decode() for passage_id in _array(self.ids_path).tolist()]
+        ids = _ids(self.ids_path)
         vectors = _array(self.path)
+        if vectors.dtype.str not in ("<f2", "<f4"):
+            raise UserError(f"{self.path}: holds {vectors.dtype}, wanted float16; embed the passages again")
         if vectors.shape != (len(ids), self.dim) or len(ids) != self.count:
             raise UserError(f"{self.path}: {vectors.shape} vectors for {len(ids)} ids; embed the passages again")
         return ids, vectors
@@ -55,9 +60,20 @@ class Shard:
 
 def _array(path: Path) -> np.ndarray:
     try:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as problem:
-        raise UserError(f"{path}: cannot be read ({problem}); embed the passages again") from None
+        return np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError, EOFError, OverflowError, SyntaxError, TokenError, TypeError) as problem:
+        reason = " ".join(str(problem).split())
+        raise UserError(f"{path}: cannot be read ({reason:.200}); embed the passages again") from None
+
+
+def _ids(path: Path) -> list[str]:
+    ids = _array(path)
+    if ids.dtype.kind != "S" or ids.ndim != 1:
+        raise UserError(f"{path}: holds {ids.ndim} dimensions of {ids.dtype}, wanted ids; embed the passages again")
+    try:
+        return [passage_id.decode() for passage_id in ids.tolist()]
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: an id is not UTF-8 text; embed the passages again") from None
 
 
 def save_shard(folder: Path, number: int, ids: list[str], vectors: np.ndarray) -> Record:
@@ -80,6 +96,17 @@ def _save(path: Path, values: np.ndarray) -> None:
         partial.unlink(missing_ok=True)
 
 
+def as_shard(record: Record) -> Record:
+    """A line of the manifest: `vectors`, `ids` (names of files beside it), `count`, `dim`."""
+    for field, kind in (("vectors", str), ("ids", str), ("count", int), ("dim", int)):
+        value = record.get(field)
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise FieldError(field, "missing or of another type; passage_embed writes it")
+        if kind is str and (Path(value).name != value or "\0" in value):
+            raise FieldError(field, f"{value!r:.80} is not the name of a file beside it")
+    return record
+
+
 def open_shards(folder: str | Path) -> list[Shard]:
     """The shards of an embeddings folder, in order.
 
@@ -92,7 +119,7 @@ def open_shards(folder: str | Path) -> list[Shard]:
     if (folder / MANIFEST).exists():
         return [
             Shard(folder / line["vectors"], folder / line["ids"], line["count"], line["dim"])
-            for line in read_records(folder / MANIFEST)
+            for line in read_records(folder / MANIFEST, as_shard)
         ]
     if (folder / f"{MANIFEST}.unfinished").exists():
         raise UserError(f"{folder}: its embeddings are unfinished; run the same passage_embed command again")
@@ -138,13 +165,26 @@ def shards_fingerprint(shards: list[Shard]) -> str:
 
 
 def embedding_settings(place: str | Path) -> Record | None:
-    """The settings that an embeddings folder, or the vectors of an index, were made with; None if nothing says."""
+    """The settings that an embeddings folder, or the vectors of an index, were made with; None if nothing says.
+
+    Raises:
+        UserError: the file that says it is damaged.
+    """
     place = Path(place)
     path = place / f"{MANIFEST}.settings.json" if place.is_dir() else place.with_name(f"{place.name}.settings.json")
     if not path.exists():
         return None
-    settings = json.loads(path.read_text("utf-8"))
-    return settings if place.is_dir() else settings["made_with"]
+    settings = parse_json(path.read_bytes(), str(path))
+    if not place.is_dir() and isinstance(settings, dict):
+        settings = settings.get("made_with")
+    if settings is not None and not _is_settings(settings):
+        raise UserError(f"{path}: not the settings that passage_embed writes; embed the passages again")
+    return settings
+
+
+def _is_settings(settings: Any) -> bool:
+    flags, inputs = (settings.get(name) if isinstance(settings, dict) else None for name in ("flags", "inputs"))
+    return isinstance(flags, dict) and isinstance(inputs, dict) and flags.keys() >= SETTLED and ENCODER in inputs
 
 
 # --- pickles, without running them ------------------------------------------------------------------------------
@@ -164,22 +204,35 @@ class _PickledDtype:
 
 
 class _PickledArray:
-    """Stands in for numpy.ndarray: keeps shape and bytes, and becomes an array when both are checked."""
+    """Stands in for numpy.ndarray: keeps shape and bytes, and becomes an array when both are checked.
+
+    Like all that a pickle is given here it is a class: a pickle can change the attributes of a function.
+    """
+
+    def __init__(self, *_) -> None:
+        self.values = None
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
         self.values = _checked_array(data, dtype, shape, "F" if fortran else "C")
 
 
-def _checked_array(data: bytes, dtype: _PickledDtype, shape: tuple, order: str = "C") -> np.ndarray:
+class _PickledBuffer(_PickledArray):
+    """Stands in for what protocol 5 calls to make an array."""
+
+    def __init__(self, data: bytes, dtype: _PickledDtype, shape: tuple, order: str) -> None:
+        self.values = _checked_array(data, dtype, shape, order)
+
+
+def _checked_array(data: bytes, dtype: _PickledDtype, shape: tuple, order: str) -> np.ndarray:
     if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes | bytearray):
         raise pickle.UnpicklingError("an array that is not plain floats")
     return np.frombuffer(data, f"<{dtype.code}").reshape(shape, order=order)
 
 
 _ADMITTED = {
-    ("multiarray", "_reconstruct"): lambda *_: _PickledArray(),
-    ("numeric", "_frombuffer"): _checked_array,
+    ("multiarray", "_reconstruct"): _PickledArray,
+    ("numeric", "_frombuffer"): _PickledBuffer,
     ("numpy", "ndarray"): _PickledArray,
     ("numpy", "dtype"): _PickledDtype,
 }
@@ -207,8 +260,8 @@ def read_published(path: Path) -> tuple[list[str], np.ndarray]:
             content = _FloatsAndIds(file).load()
     except pickle.UnpicklingError as problem:
         raise UserError(f"{path}: refused: a pickle of ids and vectors holds no {problem}") from None
-    except (EOFError, ValueError, TypeError, AttributeError, IndexError, KeyError, UnicodeError) as problem:
-        raise UserError(f"{path}: is not a pickle of (ids, vectors), or damaged ({problem})") from None
+    except (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RecursionError, TypeError, ValueError):
+        raise UserError(f"{path}: is not a pickle of (ids, vectors), or damaged") from None
     ids, vectors = content if isinstance(content, tuple | list) and len(content) == 2 else (None, None)
     vectors = getattr(vectors, "values", vectors)
     shape = vectors.shape if isinstance(vectors, np.ndarray) else ()
@@ -226,7 +279,7 @@ def as_float32(vectors: np.ndarray, chunk: int) -> Iterator[tuple[int, np.ndarra
     """
     for start in range(0, len(vectors), chunk):
         if isinstance(vectors, np.memmap):
-            part = np.load(vectors.filename, mmap_mode="r")[start : start + chunk]
+            part = np.load(vectors.filename, mmap_mode="r", allow_pickle=False)[start : start + chunk]
         else:
             part = vectors[start : start + chunk]
         yield start, part.astype("float32")

@@ -8,14 +8,13 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from gainRAG.cli import UserError
-from gainRAG.llm_inference.models import pick_device, pick_dtype, usable_positions, weights_path
+from gainRAG.llm_inference.models import clear_load_errors, pick_device, pick_dtype, usable_positions, weights_path
 from gainRAG.records import Record, passage_text
 
 logger = logging.getLogger(__name__)
@@ -223,8 +222,8 @@ def check_selector(name: str) -> str:
     from transformers import AutoConfig
 
     path = weights_path(name)
-    with _clear_load_errors(name):
-        labels = AutoConfig.from_pretrained(path).num_labels
+    with clear_load_errors(name):
+        labels = AutoConfig.from_pretrained(path, trust_remote_code=False).num_labels
     if labels != 1:
         raise UserError(
             f"{name}: a selector is a cross-encoder with 1 output label, this model has {labels}; "
@@ -237,22 +236,16 @@ def _characters(pair: Pair) -> int:
     return len(pair[0]) + len(pair[1])
 
 
-@contextmanager
-def _clear_load_errors(name: str) -> Iterator[None]:
-    try:
-        yield
-    except (OSError, ValueError) as problem:
-        raise UserError(f"{name}: cannot be loaded as a cross-encoder: {str(problem).splitlines()[0]}") from problem
-
-
 def _load(name: str, device: torch.device, dtype: torch.dtype):
     """The model (eval, on the device) and its tokenizer."""
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     path = check_selector(name)
-    with _clear_load_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(path)
-        model, report = AutoModelForSequenceClassification.from_pretrained(path, dtype=dtype, output_loading_info=True)
+    with clear_load_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=dtype, output_loading_info=True, trust_remote_code=False
+        )
     if not tokenizer.is_fast:
         raise UserError(f"{name}: its tokenizer has no fast form (tokenizer.json); save one with AutoTokenizer")
     missing = ", ".join(sorted(report["missing_keys"]))

@@ -31,6 +31,7 @@ from gainRAG.records import (
     Record,
     StageWriter,
     as_retrieved,
+    output_file,
     passage_text,
     read_records,
     stage_settings,
@@ -71,8 +72,6 @@ def parse_arguments() -> argparse.Namespace:
     add_engine_arguments(parser)
     parser.set_defaults(task=next(iter(TASKS)))  # the wording for pseudo-passages is the same for every task
     args = parser.parse_args()
-    if Path(args.output_path).suffix not in (".json", ".jsonl"):
-        raise UserError(f"--output_path {args.output_path}: its name ends in .jsonl or .json")
     candidates = args.n_candidates + (not args.no_pseudo)
     if args.K_docs > candidates:
         raise UserError(
@@ -200,6 +199,7 @@ def report(metrics: Record) -> None:
 
 def main() -> None:
     args = parse_arguments()
+    output_file(args.output_path)
     questions, before = check_input(args)
     from gainRAG.selector_engine.reranker import check_selector
 

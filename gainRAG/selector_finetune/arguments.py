@@ -127,6 +127,9 @@ class TrainingArguments(transformers.TrainingArguments):
     def _check(self) -> None:
         if not self.output_dir:
             raise UserError("--output_dir is missing; name the folder the trained selector goes to")
+        for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise UserError(f"--{name} {getattr(self, name)}: wanted a finite number above 0")
         if not 0 <= self.warmup_ratio < 1:
             raise UserError(f"--warmup_ratio {self.warmup_ratio}: wanted a share from 0 to below 1")
         if self.warmup_ratio and self.warmup_steps:

@@ -14,6 +14,7 @@ losses) and, given --eval_data, eval_results.json beside the weights. --deepspee
 
 import logging
 import os
+import pickle
 import shutil
 import warnings
 from pathlib import Path
@@ -24,7 +25,9 @@ from transformers import HfArgumentParser
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
 
-from gainRAG.cli import UserError, stage_parser
+from gainRAG.cli import OneLineErrors, UserError, stage_parser
+from gainRAG.llm_inference.models import clear_load_errors
+from gainRAG.records import output_folder
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, longest_pair, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
@@ -53,7 +56,8 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
             import deepspeed
 
             deepspeed.init_distributed()  # ZeRO 3 shards weights as they load, so it must know of all processes by then
-        tokenizer, loaded = super().load_tokenizer_and_model()
+        with clear_load_errors(self.model_args.model_name_or_path):
+            tokenizer, loaded = super().load_tokenizer_and_model()
         base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
         return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)
 
@@ -91,12 +95,21 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
 
     def run(self) -> None:
         """Trains, saves the selector, measures it if there is something to measure it on."""
-        result = self.trainer.train(resume_from_checkpoint=self.training_args.resume_from_checkpoint)
+        result = self._train()
         self.trainer.save_model()
         self.trainer.save_metrics("train", result.metrics)
         self.trainer.save_state()
         if self.eval_groups:
             self.trainer.save_metrics("eval", self.trainer.evaluate())
+
+    def _train(self):
+        checkpoint = self.training_args.resume_from_checkpoint
+        try:
+            return self.trainer.train(resume_from_checkpoint=checkpoint)
+        except pickle.UnpicklingError as problem:  # transformers reads a checkpoint's tensors, and runs nothing of it
+            if not checkpoint:
+                raise
+            raise UserError(f"{checkpoint}: the checkpoint is damaged, or holds more than tensors") from problem
 
 
 def main() -> None:
@@ -112,6 +125,10 @@ def main() -> None:
         torch.distributed.destroy_process_group()
 
 
+class _Parser(OneLineErrors, HfArgumentParser):
+    pass
+
+
 def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments]:
     """The command line as FlagEmbedding's three sets of arguments.
 
@@ -119,7 +136,7 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments]
         UserError: a flag is unknown, or its value wrong.
     """
     formatter = stage_parser(__doc__).formatter_class
-    parser = HfArgumentParser(
+    parser = _Parser(
         (ModelArguments, DataArguments, TrainingArguments),
         prog="selector_finetune",
         description=__doc__,
@@ -147,11 +164,11 @@ def _check_batches(questions: int, args: TrainingArguments) -> None:
 
 
 def _prepare_output(args: TrainingArguments) -> None:
-    folder = Path(args.output_dir)
+    folder = output_folder(args.output_dir)
     if args.resume_from_checkpoint:
         args.resume_from_checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
         return
-    stale = sorted(folder.iterdir()) if folder.is_dir() else []
+    stale = sorted(folder.iterdir())
     if stale and not args.overwrite_output_dir:
         raise UserError(
             f"{folder} holds files; --overwrite_output_dir trains into it, --resume_from_checkpoint True goes on"
@@ -165,7 +182,7 @@ def _prepare_output(args: TrainingArguments) -> None:
 
 def _checkpoint(wanted: str, folder: Path) -> str:
     if wanted.lower() == "true":
-        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
+        found = get_last_checkpoint(str(folder))
         if found is None:
             raise UserError(f"--resume_from_checkpoint True: {folder} holds no checkpoint-* folder")
         return found

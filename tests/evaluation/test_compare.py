@@ -40,7 +40,7 @@ def test_table_is_in_percent():
     [
         ([prediction(0, 1)], r"b\.jsonl: lacks 2 ids that the other file has \(1, 2\)"),
         ([prediction(n, 1) for n in range(7)], r"a\.jsonl: lacks 4 ids that the other file has \(3, 4, 5\)"),
-        ([prediction(n, 1) for n in (0, 1, 2, 1)], r"b\.jsonl: id 1 is there twice"),
+        ([prediction(n, 1) for n in (0, 1, 2, 1)], r"b\.jsonl:4: field 'id': 1 is there twice"),
         ([prediction(n, 1, question="another") for n in range(3)], r"b\.jsonl: id 0 is another question"),
         ([{"id": 0, "em": 1, "f1": 1}], r"b\.jsonl:1: field 'cover_em': None is not a score"),
         ([prediction(0, 39.6)], r"field 'cover_em': 39.6 is not a score from 0 to 1"),

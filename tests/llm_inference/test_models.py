@@ -22,6 +22,9 @@ def test_a_folder_is_taken_if_it_holds_a_model(tmp_path):
     with pytest.raises(UserError, match="holds no config.json"):
         weights_path(str(tmp_path))
     (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match="holds no weights; wanted one of model.safetensors"):
+        weights_path(str(tmp_path))
+    (tmp_path / "model.safetensors").touch()
     assert weights_path(str(tmp_path)) == str(tmp_path)
     assert is_chat_model(str(tmp_path))
 
@@ -32,8 +35,12 @@ def test_named_weights_come_from_the_folder_or_the_hub(monkeypatch, tmp_path):
     assert weights_path("owner/name") == "owner/name"
     monkeypatch.setenv("GAINRAG_MODELS", str(tmp_path))
     assert weights_path("Llama-3-8B-Instruct") == "meta-llama/Meta-Llama-3-8B-Instruct"
-    (tmp_path / "Meta-Llama-3-8B-Instruct").mkdir()
-    (tmp_path / "name").mkdir()
+    for folder in ("Meta-Llama-3-8B-Instruct", "name"):
+        (tmp_path / folder).mkdir()
+        with pytest.raises(UserError, match=f"{folder}: holds no config.json"):
+            weights_path(f"owner/{folder}")
+        (tmp_path / folder / "config.json").touch()
+        (tmp_path / folder / "model.safetensors").touch()
     assert weights_path("Llama-3-8B-Instruct") == str(tmp_path / "Meta-Llama-3-8B-Instruct")
     assert weights_path("owner/name") == str(tmp_path / "name")
 

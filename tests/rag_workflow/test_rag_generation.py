@@ -149,7 +149,7 @@ def test_mistakes_are_named_before_any_model_loads(generate, write_jsonl, monkey
     del selection[2]["ctxs"][1]["text"]
     with pytest.raises(UserError, match=r"a\.jsonl:3: field 'ctxs\[1\]'"):
         generate(write_jsonl("a.jsonl", selection))
-    with pytest.raises(UserError, match="b.jsonl: question 'q0' has no passage in 'ctxs'"):
+    with pytest.raises(UserError, match="b.jsonl:1: field 'ctxs': empty; wanted at least one passage"):
         generate(write_jsonl("b.jsonl", made_selection(2, ctxs=[])))
     with pytest.raises(UserError, match=r"c\.jsonl:1: field 'choices'"):
         generate(write_jsonl("c.jsonl", made_selection(1, choices=["A", "B"])))

@@ -175,10 +175,10 @@ def test_mistakes_are_named_before_any_model_loads(run, files, write_jsonl, monk
     refused("wanted METHOD=FILE", selections=["gainrag"])
     refused("gone.jsonl: no such file", selections=["gainrag=gone.jsonl"])
     refused("selected.jsonl: lacks 1 questions of --data_path, the first is id '3'", selections=selection(made(3, 1)))
-    refused("selected.jsonl: field 'id': there twice", selections=selection([*made(4, 1), *made(1, 1)]))
+    refused("selected.jsonl:5: field 'id': 0 is there twice", selections=selection([*made(4, 1), *made(1, 1)]))
     refused(r"selected.jsonl:1: field 'ctxs': missing", selections=selection(gains(4)))
     refused(
-        r"nameless.jsonl: field 'id': missing",
+        r"nameless.jsonl:1: field 'id': missing",
         data=write_jsonl("nameless.jsonl", [{**record, "id": None} for record in made(2, 0)]),
     )
     refused(r"retrieved.jsonl:1: field 'passages': missing", gains_path=files[1])

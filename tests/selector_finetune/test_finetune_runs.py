@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import RunsWhenUnpickled
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.cli import UserError
@@ -282,6 +283,14 @@ def test_output_folder_with_files_needs_overwriting_and_loses_old_checkpoints(tr
     folder = train("--overwrite_output_dir", "--num_train_epochs", 1)
     assert not stale.exists()
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_checkpoint_that_would_run_code_is_refused(train, tmp_path):
+    checkpoint = train("--max_steps", 2, "--save_strategy", "steps", "--save_steps", 1) / "checkpoint-1"
+    torch.save(RunsWhenUnpickled(tmp_path / "it_ran"), checkpoint / "optimizer.pt")
+    with pytest.raises(UserError, match="checkpoint-1: the checkpoint is damaged, or holds more than tensors"):
+        train("--max_steps", 2, "--resume_from_checkpoint", checkpoint)
+    assert not (tmp_path / "it_ran").exists()
 
 
 # --- through torchrun -------------------------------------------------------------------------------------------
