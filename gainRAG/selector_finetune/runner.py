@@ -12,6 +12,7 @@ group. --output_dir becomes an ordinary cross-encoder folder, with train_results
 losses) and, given --eval_data, eval_results.json beside the weights. --deepspeed is optional; a CPU trains in float32.
 """
 
+import json
 import logging
 import os
 import shutil
@@ -22,7 +23,7 @@ import torch.distributed
 from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
 from transformers import HfArgumentParser
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
 
 from gainRAG.cli import UserError, stage_parser
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -149,7 +150,8 @@ def _check_batches(questions: int, args: TrainingArguments) -> None:
 def _prepare_output(args: TrainingArguments) -> None:
     folder = Path(args.output_dir)
     if args.resume_from_checkpoint:
-        args.resume_from_checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
+        args.resume_from_checkpoint = _checkpoint(args.resume_from_checkpoint, folder, args.overwrite_output_dir)
+    if args.resume_from_checkpoint:
         return
     stale = sorted(folder.iterdir()) if folder.is_dir() else []
     if stale and not args.overwrite_output_dir:
@@ -163,15 +165,26 @@ def _prepare_output(args: TrainingArguments) -> None:
     _wait_for_all()
 
 
-def _checkpoint(wanted: str, folder: Path) -> str:
+def _checkpoint(wanted: str, folder: Path, may_start_afresh: bool) -> str | None:
+    """Where to go on: for "True" at the last whole checkpoint, or from the start if there is none yet and it may."""
     if wanted.lower() == "true":
-        found = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if found is None:
-            raise UserError(f"--resume_from_checkpoint True: {folder} holds no checkpoint-* folder")
-        return found
-    if not (Path(wanted) / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {wanted}: holds no trainer_state.json, so it is no checkpoint")
+        whole = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_whole(checkpoint)]
+        if not whole and may_start_afresh:
+            return None
+        if not whole:
+            raise UserError(f"--resume_from_checkpoint True: {folder} holds no whole checkpoint-* folder")
+        return str(max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-"))))
+    if not _is_whole(Path(wanted)):
+        raise UserError(f"--resume_from_checkpoint {wanted}: holds no trainer_state.json, so it is no whole checkpoint")
     return wanted
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether its state, which transformers writes last, is there: a run may have died while it saved."""
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_text("utf-8")))
+    except (OSError, ValueError):
+        return False
 
 
 def _wait_for_all() -> None:
