@@ -259,10 +259,8 @@ class appears_when_whole:
         self.partial = path.with_name(f"{path.name}.partial")
 
     def __enter__(self):
-        with _clear_file_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = _held(self.partial, self.path, "a", encoding="utf-8")
-            self.file.truncate(0)
+        self.file = held_open(self.partial, self.path, "a", encoding="utf-8")
+        self.file.truncate(0)
         return self.file
 
     def __exit__(self, kind, value, traceback) -> None:
@@ -306,13 +304,15 @@ def _sync(file) -> None:
     os.fsync(file.fileno())
 
 
-def _held(path: Path, output: Path, mode: str, **options):
+def held_open(path: Path, output: Path, mode: str, **options):
     """`path` opened, and locked as long as it is open: `output` has one writer at a time.
 
     Raises:
-        UserError: another process has it open.
+        UserError: another process has it open, or it cannot be written.
     """
-    file = path.open(mode, **options)
+    with _clear_file_errors(output):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open(mode, **options)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         held = os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
@@ -434,7 +434,7 @@ class StageWriter:
             self.complete = True
             logger.info("%s is complete already, with the same settings", self.path)
             return
-        self._file = _held(self.unfinished, self.path, "a+b")
+        self._file = held_open(self.unfinished, self.path, "a+b")
         if overwrite:
             self._file.truncate(0)
         elif self._unfinished_settings.exists():
@@ -447,12 +447,7 @@ class StageWriter:
             logger.info("%s: goes on after %d records of an earlier run", self.path, self.done)
 
     def _require_same(self, settings_path: Path, problem: str) -> None:
-        if not settings_path.exists():
-            raise UserError(f"{self.path} {problem} (no {settings_path.name} beside it): --overwrite starts afresh")
-        former = parse_json(settings_path.read_bytes(), str(settings_path))
-        differences = list(_differences(former, self.settings))
-        if differences:
-            raise UserError(f"{self.path} {problem} ({'; '.join(differences)}): --overwrite starts afresh")
+        require_same(settings_path, self.settings, f"{self.path} {problem}", "--overwrite starts afresh")
 
     def _cut_torn_line(self) -> int:
         self._file.seek(0)
@@ -511,6 +506,20 @@ class StageWriter:
 
     def __exit__(self, kind, value, traceback) -> None:
         self.close()
+
+
+def require_same(settings_path: Path, settings: Record, problem: str, remedy: str) -> None:
+    """Checks that a former run's settings are these.
+
+    Raises:
+        UserError: they are not, or none stand there: `problem`, how they differ, `remedy`.
+    """
+    if not settings_path.exists():
+        raise UserError(f"{problem} (no {settings_path.name} beside it): {remedy}")
+    former = parse_json(settings_path.read_bytes(), str(settings_path))
+    differences = list(_differences(former, json.loads(json.dumps(settings))))
+    if differences:
+        raise UserError(f"{problem} ({'; '.join(differences)}): {remedy}")
 
 
 def remove_output(path: Path) -> None:

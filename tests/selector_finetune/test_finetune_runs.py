@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.cli import UserError
+from gainRAG.records import held_open, write_json
 from gainRAG.selector_finetune import runner
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
@@ -282,6 +283,21 @@ def test_output_folder_with_files_needs_overwriting_and_loses_old_checkpoints(tr
     folder = train("--overwrite_output_dir", "--num_train_epochs", 1)
     assert not stale.exists()
     assert (folder / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_goes_on_with_the_same_settings_only_and_alone(train, tmp_path):
+    out = tmp_path / "out"
+    (out / "checkpoint-3").mkdir(parents=True)
+    (out / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
+    write_json(out / runner.SETTINGS, {"flags": {"learning_rate": 0.5}})
+    resume = ["--model_name_or_path", NOWHERE, "--resume_from_checkpoint", "True"]
+    with pytest.raises(UserError, match=r"training with other settings \(.*learning_rate: 0\.5 then, 0\.001 now"):
+        train(*resume)
+    with held_open(out / runner.LOCK, out, "w"), pytest.raises(UserError, match="another process is writing"):
+        train(*resume)
+    train("--resume_from_checkpoint", "True", "--overwrite_output_dir", "--num_train_epochs", 1)
+    assert not (out / "checkpoint-3").exists()
+    assert len(losses(out)) == 3
 
 
 # --- through torchrun -------------------------------------------------------------------------------------------
