@@ -28,7 +28,9 @@ logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
 SYNC_SECONDS = 5.0  # at most this much finished work is lost when the machine itself dies
-FINGERPRINT_BYTES = 1 << 20
+FINGERPRINT_BYTES = 1 << 20  # of a file's head and of its tail
+FINGERPRINT_SAMPLES = 64  # pages in between: fine-tuned weights may differ in some layers only
+PAGE = 4096
 LARGEST = sys.float_info.max  # JSON admits longer whole numbers, which no float holds
 
 
@@ -302,32 +304,34 @@ def output_file(path: str | Path) -> Path:
 
 
 class appears_when_whole:
-    """A text file that is renamed to `path` when the block ends well, and removed when it does not."""
+    """A text file that is renamed to `path` when the block ends well, and removed when it does not.
+
+    What a killed process leaves is `NAME.partial`, which the next one takes over; two at a time are refused.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+        self.partial = path.with_name(f"{path.name}.partial")
 
     def __enter__(self):
-        with _clear_file_errors(self.path):
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.file = self.partial.open("w", encoding="utf-8")
+        self.file = held_open(self.partial, self.path, "a", encoding="utf-8")
+        self.file.truncate(0)
         return self.file
 
     def __exit__(self, kind, value, traceback) -> None:
+        whole = False
         try:
             with _clear_file_errors(self.path):
-                try:
-                    if kind is None:
-                        _sync(self.file)
-                finally:
-                    self.file.close()
-                if kind is None:
-                    self.partial.replace(self.path)
-                elif isinstance(value, OSError):
+                if isinstance(value, OSError):
                     raise value
+                if kind is None:
+                    _sync(self.file)
+                    self.partial.replace(self.path)
+                    whole = True
         finally:
-            self.partial.unlink(missing_ok=True)
+            with _closed_at_last(self.file):
+                if not whole:
+                    self.partial.unlink(missing_ok=True)
 
 
 class _clear_file_errors:
@@ -355,11 +359,41 @@ def _sync(file) -> None:
     os.fsync(file.fileno())
 
 
+def held_open(path: Path, output: Path, mode: str, **options):
+    """`path` opened, and locked as long as it is open: `output` has one writer at a time.
+
+    Raises:
+        UserError: another process has it open, or it cannot be written.
+    """
+    with _clear_file_errors(output):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open(mode, **options)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        held = os.stat(path).st_ino == os.fstat(file.fileno()).st_ino
+    except (BlockingIOError, FileNotFoundError):
+        held = False
+    if not held:
+        file.close()
+        raise UserError(f"{output}: another process is writing this output; wait for it or choose another name")
+    return file
+
+
+@contextlib.contextmanager
+def _closed_at_last(file) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # a full disk, already reported: what is lost is the record of that time
+            file.close()
+
+
 # --- resumable stage output -------------------------------------------------------------------------------------
 
 
 def fingerprint(path: str | Path) -> str:
-    """Identifies a file or folder by names, sizes and a hash of heads and tails: seconds even for a 60 GB index."""
+    """Identifies a file or folder by names, sizes and a hash of heads, tails and a few pages in between: seconds even
+    for a 60 GB index."""
     path = Path(path)
     digest = hashlib.sha256()
     for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -369,9 +403,18 @@ def fingerprint(path: str | Path) -> str:
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
         with file.open("rb") as handle:
             digest.update(handle.read(FINGERPRINT_BYTES))
+            if size > 2 * FINGERPRINT_BYTES:
+                for sample in range(FINGERPRINT_SAMPLES):
+                    handle.seek(FINGERPRINT_BYTES + (size - 2 * FINGERPRINT_BYTES) * sample // FINGERPRINT_SAMPLES)
+                    digest.update(handle.read(PAGE))
             handle.seek(max(0, size - FINGERPRINT_BYTES))
             digest.update(handle.read(FINGERPRINT_BYTES))
     return digest.hexdigest()[:16]
+
+
+def identity(path: str | Path) -> str:
+    """What settings know an input by: the fingerprint of a file or folder; a hub id, no path here, as it is."""
+    return fingerprint(path) if Path(path).exists() else str(path)
 
 
 def stage_settings(stage: str, inputs: dict[str, str | Path | None], **flags: Any) -> Record:
@@ -382,9 +425,7 @@ def stage_settings(stage: str, inputs: dict[str, str | Path | None], **flags: An
         inputs: flag name -> file or folder; a name that is no path here (a hub id) stands for itself.
         flags: everything else that changes the output.
     """
-    named = {}
-    for name, path in inputs.items():
-        named[name] = fingerprint(path) if path is not None and Path(path).exists() else path and str(path)
+    named = {name: path and identity(path) for name, path in inputs.items()}
     return {"stage": stage, "inputs": named, "flags": flags, "versions": versions()}
 
 
@@ -448,7 +489,7 @@ class StageWriter:
             self.complete = True
             logger.info("%s is complete already, with the same settings", self.path)
             return
-        self._file = self._lock()
+        self._file = held_open(self.unfinished, self.path, "a+b")
         if overwrite:
             self._file.truncate(0)
         elif self._unfinished_settings.exists():
@@ -460,33 +501,17 @@ class StageWriter:
         if self.done:
             logger.info("%s: goes on after %d records of an earlier run", self.path, self.done)
 
-    def _lock(self):
-        file = self.unfinished.open("a+b")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.stat(self.unfinished).st_ino == os.fstat(file.fileno()).st_ino
-        except (BlockingIOError, FileNotFoundError):
-            held = False
-        if not held:
-            file.close()
-            raise UserError(f"{self.path}: another process is writing this output; wait for it or choose another name")
-        return file
-
     def _require_same(self, settings_path: Path, problem: str) -> None:
-        if not settings_path.exists():
-            raise UserError(f"{self.path} {problem} (no {settings_path.name} beside it): --overwrite starts afresh")
-        former = parse_json(settings_path.read_bytes(), str(settings_path))
-        differences = list(_differences(former, self.settings))
-        if differences:
-            raise UserError(f"{self.path} {problem} ({'; '.join(differences)}): --overwrite starts afresh")
+        require_same(settings_path, self.settings, f"{self.path} {problem}", "--overwrite starts afresh")
 
     def _cut_torn_line(self) -> int:
         self._file.seek(0)
         whole = count = 0
         for line in self._file:
-            if line.endswith(b"\n"):
-                whole += len(line)
-                count += 1
+            if not line.endswith(b"}\n") or b"\0" in line:  # zeros: a page that a dying machine did not write any more
+                break
+            whole += len(line)
+            count += 1
         self._file.truncate(whole)
         self._file.seek(whole)
         self._synced = time.monotonic()
@@ -528,15 +553,28 @@ class StageWriter:
     def close(self) -> None:
         """Lets go of the file; unfinished work stays for the next run."""
         if self._file:
-            with contextlib.suppress(OSError):  # a full disk, already reported: what is lost is the record of that time
-                self._file.close()
-            self._file = None
+            with _closed_at_last(self._file):
+                self._file = None
 
     def __enter__(self) -> "StageWriter":
         return self
 
     def __exit__(self, kind, value, traceback) -> None:
         self.close()
+
+
+def require_same(settings_path: Path, settings: Record, problem: str, remedy: str) -> None:
+    """Checks that a former run's settings are these.
+
+    Raises:
+        UserError: they are not, or none stand there: `problem`, how they differ, `remedy`.
+    """
+    if not settings_path.exists():
+        raise UserError(f"{problem} (no {settings_path.name} beside it): {remedy}")
+    former = parse_json(settings_path.read_bytes(), str(settings_path))
+    differences = list(_differences(former, json.loads(json.dumps(settings))))
+    if differences:
+        raise UserError(f"{problem} ({'; '.join(differences)}): {remedy}")
 
 
 def remove_output(path: Path) -> None:

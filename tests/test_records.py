@@ -4,7 +4,10 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
+import subprocess
+import sys
 from contextlib import contextmanager
 
 import pytest
@@ -204,6 +207,20 @@ def test_a_failing_writer_leaves_the_former_file(tmp_path):
         write_records(tmp_path / "out.txt", [])
 
 
+def test_a_dead_writers_remains_are_taken_over_and_a_living_one_is_not_disturbed(tmp_path):
+    path = tmp_path / "out.jsonl"
+    (tmp_path / "out.jsonl.partial").write_text('{"a": 1}\n{"a"')
+
+    def rows():
+        yield {"a": 2}
+        with pytest.raises(UserError, match="out.jsonl: another process is writing this output"):
+            write_records(path, [{"a": 3}])
+
+    assert write_records(path, rows()) == 1
+    assert path.read_text() == '{"a": 2}\n'
+    assert list(tmp_path.iterdir()) == [path]
+
+
 @pytest.mark.parametrize("size", [10, 100_000])  # below and above what a file object holds back
 def test_a_refused_write_is_one_sentence_and_leaves_nothing(tmp_path, size):
     with files_no_longer_than(size // 2), pytest.raises(UserError, match="cannot be written: File too large"):
@@ -278,7 +295,10 @@ def test_an_unfinished_output_goes_on(tmp_path, name):
     assert json.loads((tmp_path / f"{name}.settings.json").read_text()) == SETTINGS
 
 
-@pytest.mark.parametrize("torn", [b'{"n": 2, "te', b'{"n": 2, "text": "\xc3'])
+ZEROS = b"\0" * 4096  # a page that a dying machine did not write, before one that it did
+
+
+@pytest.mark.parametrize("torn", [b'{"n": 2, "te', b'{"n": 2, "text": "\xc3', ZEROS, ZEROS + b'": 2}\n{"n": 3}\n'])
 def test_a_torn_last_line_is_cut(tmp_path, torn):
     path = tmp_path / "out.jsonl"
     write_some(path, 2, finish=False)
@@ -417,6 +437,56 @@ def test_a_full_disk_keeps_what_is_done(tmp_path):
     assert path.read_bytes() == whole.read_bytes()
 
 
+FULL_DISK = """
+import os, pathlib, sys
+from gainRAG.cli import UserError
+from gainRAG.records import StageWriter
+disk = pathlib.Path(sys.argv[1])
+def write(disk):
+    try:
+        with StageWriter(disk / sys.argv[2], {}) as writer:
+            print(writer.done)
+            for number in range(writer.done, 100):
+                writer.append({"n": number, "text": "x" * 100})
+            writer.finish()
+    except UserError as problem:
+        print(problem)
+if os.system(f"mount -t tmpfs -o size=64k tmpfs {disk}"):
+    sys.exit("no mount")
+write(disk / "whole")
+whole = (disk / "whole" / sys.argv[2]).read_bytes()
+(disk / "ballast").write_bytes(bytes(36 << 10))
+write(disk)
+print((disk / sys.argv[2]).exists(), (disk / "whole" / sys.argv[2]).read_bytes() == whole)
+os.system(f"mount -o remount,ro {disk}")
+write(disk)
+os.system(f"mount -o remount,rw {disk}")
+(disk / "ballast").unlink()
+write(disk)
+print((disk / sys.argv[2]).read_bytes() == whole)
+"""
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.json"])
+def test_a_really_full_and_a_read_only_disk(tmp_path, name):
+    """A file system of 64 KB in a name space of its own: no other process sees it, and it goes with the process."""
+    alone = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*alone, "true"], capture_output=True).returncode:
+        pytest.skip("no unshare, or it may not make name spaces here")
+    command = [*alone, sys.executable, "-c", FULL_DISK, tmp_path, name]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    if "no mount" in done.stderr:
+        pytest.skip(f"no file system may be mounted here: {done.stderr}")
+    assert not done.returncode, done.stderr
+    before, started, full, kept, read_only, resumed, same = done.stdout.splitlines()
+    assert (before, started) == ("0", "0")
+    assert f"{name}: cannot be written: the disk is full; make space and run the same command again" in full
+    assert kept == "False True"  # nothing under the final name, and what was complete is as it was
+    assert f"{name}: cannot be written: the file system is read-only" in read_only
+    assert int(resumed) > 10
+    assert same == "True"
+
+
 def test_work_is_synced_at_bounded_intervals(tmp_path, monkeypatch):
     synced, now = [], [0.0]
     monkeypatch.setattr(os, "fsync", synced.append)
@@ -468,10 +538,11 @@ def test_fingerprints_and_settings(tmp_path):
     file = tmp_path / "a.jsonl"
     file.write_bytes(b"x" * 3_000_000)
     seen = {fingerprint(file)}
-    for change in (b"y" + b"x" * 2_999_999, b"x" * 2_999_999 + b"y", b"x" * 3_000_001, b""):
+    layers = b"x" * 1_100_000 + b"y" * 100_000 + b"x" * 1_800_000  # head and tail as they were
+    for change in (b"y" + b"x" * 2_999_999, b"x" * 2_999_999 + b"y", b"x" * 3_000_001, layers, b""):
         file.write_bytes(change)
         seen.add(fingerprint(file))
-    assert len(seen) == 5
+    assert len(seen) == 6
     (tmp_path / "b.jsonl").write_bytes(b"")
     assert fingerprint(tmp_path / "b.jsonl") == fingerprint(file)  # by content, not by name or place
     before = fingerprint(tmp_path)

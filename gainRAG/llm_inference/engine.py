@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Protocol
 
 from gainRAG.cli import UserError, non_negative_float, non_negative_int, positive_float, positive_int, share
 from gainRAG.llm_inference.build_prompts import PromptBuilder, require_chat_template
-from gainRAG.llm_inference.models import DTYPES, is_chat_model
+from gainRAG.llm_inference.models import DTYPES, is_chat_model, pick_device, pick_dtype, weights_path, writing_dtype
 from gainRAG.prompts import load_prompts
+from gainRAG.records import identity
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -99,8 +100,6 @@ def check_engine_arguments(args: argparse.Namespace) -> None:
     Raises:
         UserError: no such weights, device, backend package, server address, task or prompt file; no chat template.
     """
-    from gainRAG.llm_inference.models import pick_device
-
     load_prompts(args.prompts).task(args.task)
     pick_device(args.device)
     if args.backend == "openai":
@@ -191,8 +190,21 @@ def model_name(args: argparse.Namespace) -> str:
 
 
 def generation_settings(args: argparse.Namespace) -> dict:
-    """What of the flags changes the texts an engine writes, for a stage's settings."""
+    """What of the flags changes the texts an engine writes, for a stage's settings.
+
+    Weights by content: a folder of the same name may hold others by the time a run goes on. Batch sizes and the device
+    are left out, since they change last digits only (README, Determinism) and a run that died of its batches must go
+    on with smaller ones; but batches that share a seed also share what it draws.
+    """
     names = ["lm_type", "backend", "dtype", "temperature", "seed", "no_chat", "task"]
+    settings = {name: getattr(args, name) for name in names}
     if args.backend == "openai":
-        names += ["base_url", "server_model"]
-    return {**{name: getattr(args, name) for name in names}, "prompts": load_prompts(args.prompts).hash()}
+        settings |= {"base_url": args.base_url, "server_model": args.server_model}
+    else:
+        settings["weights"] = identity(weights_path(args.lm_type))
+    if args.backend == "hf":
+        device = pick_device(args.device)
+        settings["dtype"] = str(pick_dtype(writing_dtype(args.dtype, device), device)).removeprefix("torch.")
+        if args.temperature:
+            settings["max_batch_tokens"] = args.max_batch_tokens
+    return {**settings, "prompts": load_prompts(args.prompts).hash()}

@@ -8,7 +8,7 @@ import torch
 from tqdm import tqdm
 
 from gainRAG.cli import UserError
-from gainRAG.llm_inference.models import clear_load_errors, pick_device, pick_dtype, weights_path
+from gainRAG.llm_inference.models import clear_load_errors, pick_device, pick_dtype, weights_path, writing_dtype
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +70,7 @@ class HFEngine:
         self.device = pick_device(device)
         self.tokenizer = load_tokenizer(lm_type)
         self.tokenizer.padding_side = "left"
-        if dtype == "auto" and self.device.type == "cpu":
-            dtype = "float32"  # bfloat16 speeds up scoring on a CPU, but decoding token by token takes twice as long
-        self.model = load_causal_lm(lm_type, self.device, dtype)
+        self.model = load_causal_lm(lm_type, self.device, writing_dtype(dtype, self.device))
         self.context_length = context_length(self.model.config)
         self.max_batch_tokens = max_batch_tokens
         self.temperature = temperature

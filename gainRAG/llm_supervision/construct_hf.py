@@ -33,11 +33,12 @@ from gainRAG.llm_inference.engine import (
     load_engine,
     prompt_builder,
 )
-from gainRAG.llm_inference.models import pick_device
+from gainRAG.llm_inference.models import pick_device, pick_dtype, weights_path
 from gainRAG.records import (
     Record,
     StageWriter,
     as_retrieved,
+    identity,
     read_records,
     remove_output,
     stage_settings,
@@ -120,7 +121,14 @@ def settings(args: argparse.Namespace, stage: str, **more) -> Record:
     names = ("num_passages", "predictions", "limit", "no_pseudo", "max_new_tokens", "background_tokens")
     inputs = {"data_path": args.data_path, "background_path": args.background_path}
     flags = {name: getattr(args, name) for name in names}
-    return stage_settings(stage, inputs, **generation_settings(args), **flags, **more)
+    return stage_settings(stage, inputs, **{**generation_settings(args), **flags, **more})
+
+
+def gain_settings(args: argparse.Namespace) -> Record:
+    """What decides the finished output: a server may write the texts, the gains come from weights here."""
+    dtype = str(pick_dtype(args.dtype, pick_device(args.device))).removeprefix("torch.")
+    weights = identity(weights_path(args.lm_type))
+    return settings(args, "construct_hf", alpha=args.alpha, weights=weights, gain_dtype=dtype)
 
 
 def room(args: argparse.Namespace) -> int:
@@ -218,8 +226,9 @@ def main() -> None:
     check_engine_arguments(args)
     if args.backend == "openai":
         check_tokenizer(args)  # the server writes the texts, the gains need the LLM here
+    wanted = gain_settings(args)
     total = check_input(args)
-    with StageWriter(args.output_path, settings(args, "construct_hf", alpha=args.alpha), args.overwrite) as writer:
+    with StageWriter(args.output_path, wanted, args.overwrite) as writer:
         generated = Path(args.output_path).with_suffix(".generated.jsonl")
         if not writer.complete:
             generate(args, generated, total)

@@ -25,6 +25,7 @@ from gainRAG.records import (
     StageWriter,
     as_question,
     fingerprint,
+    identity,
     parse_json,
     read_records,
     stage_settings,
@@ -124,7 +125,7 @@ def settle_encoding(args: argparse.Namespace) -> None:
         if given is None:
             setattr(args, option, passages[option])
     args.embedded_corpus = passages.get("passages")
-    encoder = stage_settings("", {"encoder": weights_path(args.model_name_or_path)})["inputs"]["encoder"]
+    encoder = identity(weights_path(args.model_name_or_path))
     if made_with and encoder != made_with["inputs"]["model_name_or_path"]:
         logger.warning("%s was embedded with another encoder than %s; right only for encoders trained as a pair",
                        place, args.model_name_or_path)  # fmt: skip
@@ -154,17 +155,22 @@ def retrieval_settings(args: argparse.Namespace, store: PassageStore) -> Record:
 
 
 def retrieve(args: argparse.Namespace, store: PassageStore, writers: dict[Path, StageWriter]) -> None:
-    """Searches for all the questions that are not done yet, at once, and writes file after file."""
+    """Searches for all questions at once, writes file after file, and finishes them together.
+
+    A score's last digits depend on the questions searched for at once. So a run that goes on searches for those of its
+    first attempt again, however far the writing got: the bytes are those of a run that was never stopped.
+    """
     open_files = {source: writer for source, writer in writers.items() if not writer.complete}
-    records = {source: list(read_records(source, as_question))[writer.done :] for source, writer in open_files.items()}
-    questions = [record["question"] for source in records for record in records[source]]
-    if questions:
-        best = search(args, store, questions)
-    row = 0
-    for source, writer in open_files.items():
-        for record in tqdm(records[source], desc=source.name, unit="question"):
-            writer.append({**record, "ctxs": contexts(store, record, best.scores[row], best.positions[row])})
-            row += 1
+    records = {source: list(read_records(source, as_question)) for source in open_files}
+    if any(writer.done < len(records[source]) for source, writer in open_files.items()):
+        best = search(args, store, [record["question"] for source in records for record in records[source]])
+        found = zip(best.scores, best.positions, strict=True)
+        for source, writer in open_files.items():
+            for number, record in enumerate(tqdm(records[source], desc=source.name, unit="question")):
+                scores, positions = next(found)
+                if number >= writer.done:
+                    writer.append({**record, "ctxs": contexts(store, record, scores, positions)})
+    for writer in open_files.values():
         writer.finish()
 
 

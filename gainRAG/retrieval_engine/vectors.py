@@ -6,6 +6,7 @@ A folder of Contriever's holds `passages_00`, ...: pickles of (list of ids, arra
 """
 
 import hashlib
+import os
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ def _save(path: Path, values: np.ndarray) -> None:
     try:
         with partial.open("wb") as file:
             np.save(file, values, allow_pickle=False)
+            file.flush()
+            os.fsync(file.fileno())  # before the manifest says that it is there
         partial.replace(path)
     except OSError as problem:
         raise UserError(f"{path}: cannot be written: {problem.strerror or problem}") from problem

@@ -73,9 +73,7 @@ class Selector:
     ) -> None:
         self.name = str(model_name_or_path)
         self.device = device if isinstance(device, torch.device) else pick_device(device)
-        if dtype is None:
-            dtype = "float16" if self.device.type == "cuda" else "float32"
-        self.dtype = dtype if isinstance(dtype, torch.dtype) else pick_dtype(dtype, self.device)
+        self.dtype = dtype if isinstance(dtype, torch.dtype) else selector_dtype(dtype, self.device)
         self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
         self.model, self.tokenizer = _load(self.name, self.device, self.dtype)
         self.max_length = min(max_length, usable_positions(self.model) or max_length)
@@ -205,6 +203,11 @@ class Selector:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
         return [done for half in batch.halves() for done in self._forward(half)]
+
+
+def selector_dtype(name: str | None, device: torch.device) -> torch.dtype:
+    """As `pick_dtype`; None is float16 on a GPU, else float32."""
+    return pick_dtype(name or ("float16" if device.type == "cuda" else "float32"), device)
 
 
 def keep_best(passages: Sequence[Record], scores: np.ndarray, k: int) -> list[Record]:

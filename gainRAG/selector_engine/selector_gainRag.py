@@ -201,21 +201,18 @@ def main() -> None:
     args = parse_arguments()
     output_file(args.output_path)
     questions, before = check_input(args)
-    from gainRAG.selector_engine.reranker import check_selector
+    from gainRAG.selector_engine.reranker import check_selector, selector_dtype
 
     selector_path = check_selector(args.model_name_or_path)
-    device = pick_device(args.device)
+    pick_device(args.device)
     if not (args.no_pseudo or args.background_path):
         check_engine_arguments(args)
     background_path, pseudo = pseudo_passages(args, questions)
     settings = stage_settings(
         "selector_gainRag",
         {"model_name_or_path": selector_path, "data_path": args.data_path, "background_path": background_path},
-        **{
-            name: getattr(args, name)
-            for name in ("K_docs", "n_candidates", "no_pseudo", "max_length", "batch_tokens", "selector_dtype", "limit")
-        },
-        device=device.type,
+        **{name: getattr(args, name) for name in ("K_docs", "n_candidates", "no_pseudo", "max_length", "limit")},
+        selector_dtype=str(selector_dtype(args.selector_dtype, pick_device(args.device))).removeprefix("torch."),
     )
     with StageWriter(args.output_path, settings, args.overwrite) as writer:
         if not writer.complete:

@@ -12,6 +12,8 @@ group. --output_dir becomes an ordinary cross-encoder folder, with train_results
 losses) and, given --eval_data, eval_results.json beside the weights. --deepspeed is optional; a CPU trains in float32.
 """
 
+import contextlib
+import json
 import logging
 import os
 import pickle
@@ -23,17 +25,24 @@ import torch.distributed
 from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
 from transformers import HfArgumentParser
 from transformers.integrations import is_deepspeed_zero3_enabled
-from transformers.trainer_utils import IntervalStrategy, get_last_checkpoint
+from transformers.trainer_utils import IntervalStrategy
 
 from gainRAG.cli import OneLineErrors, UserError, stage_parser
 from gainRAG.llm_inference.models import clear_load_errors
-from gainRAG.records import output_folder
+from gainRAG.records import Record, held_open, output_folder, require_same, stage_settings, write_json
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, longest_pair, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
 from gainRAG.selector_finetune.trainer import SelectorTrainer
 
 logger = logging.getLogger(__name__)
+
+SETTINGS = "training.settings.json"
+LOCK = "training.lock"
+DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sampling")
+TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
+TRAINING_FLAGS += ("optim", "lr_scheduler_type", "fp16", "bf16", "seed", "dataloader_drop_last")
+TRAINING_FLAGS += ("train_sampling_strategy", "teacher_temperature")
 
 
 class SelectorRunner(EncoderOnlyRerankerRunner):
@@ -118,11 +127,12 @@ def main() -> None:
         logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = parse_arguments()
-    _prepare_output(training_args)
-    SelectorRunner(model_args, data_args, training_args).run()
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()  # DeepSpeed aborts at exit when one process leaves before another
-        torch.distributed.destroy_process_group()
+    with _alone(training_args):
+        _prepare_output(training_args, _settings(model_args, data_args, training_args))
+        SelectorRunner(model_args, data_args, training_args).run()
+        if torch.distributed.is_initialized():
+            torch.distributed.barrier()  # DeepSpeed aborts at exit when one process leaves before another
+            torch.distributed.destroy_process_group()
 
 
 class _Parser(OneLineErrors, HfArgumentParser):
@@ -163,12 +173,29 @@ def _check_batches(questions: int, args: TrainingArguments) -> None:
         )
 
 
-def _prepare_output(args: TrainingArguments) -> None:
+def _alone(args: TrainingArguments):
+    """Holds the output folder against a second training; the first process of several does."""
     folder = output_folder(args.output_dir)
+    return held_open(folder / LOCK, folder, "w") if args.should_save else contextlib.nullcontext()
+
+
+def _settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Record:
+    """What decides the selector. Of batches it is how many questions an update sees, however they are spread."""
+    inputs = {"model_name_or_path": model.model_name_or_path}
+    inputs |= {f"train_data {number}": path for number, path in enumerate(data.train_data, 1)}
+    flags = {name: getattr(data, name) for name in DATA_FLAGS}
+    flags |= {name: getattr(training, name) for name in TRAINING_FLAGS}
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * max(1, training.world_size)
+    return stage_settings("selector_finetune", inputs, **flags, questions_an_update=batch)
+
+
+def _prepare_output(args: TrainingArguments, settings: Record) -> None:
+    folder = Path(args.output_dir)
     if args.resume_from_checkpoint:
-        args.resume_from_checkpoint = _checkpoint(args.resume_from_checkpoint, folder)
+        args.resume_from_checkpoint = _checkpoint(args, settings)
+    if args.resume_from_checkpoint:
         return
-    stale = sorted(folder.iterdir())
+    stale = folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, SETTINGS}
     if stale and not args.overwrite_output_dir:
         raise UserError(
             f"{folder} holds files; --overwrite_output_dir trains into it, --resume_from_checkpoint True goes on"
@@ -177,18 +204,41 @@ def _prepare_output(args: TrainingArguments) -> None:
     if args.should_save:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
+        write_json(folder / SETTINGS, settings)
     _wait_for_all()
 
 
-def _checkpoint(wanted: str, folder: Path) -> str:
-    if wanted.lower() == "true":
-        found = get_last_checkpoint(str(folder))
-        if found is None:
-            raise UserError(f"--resume_from_checkpoint True: {folder} holds no checkpoint-* folder")
-        return found
-    if not (Path(wanted) / "trainer_state.json").is_file():
-        raise UserError(f"--resume_from_checkpoint {wanted}: holds no trainer_state.json, so it is no checkpoint")
-    return wanted
+def _checkpoint(args: TrainingArguments, settings: Record) -> str | None:
+    """Where to go on; with --overwrite_output_dir, None (afresh) where there is nothing to go on from."""
+    wanted = args.resume_from_checkpoint
+    if wanted.lower() != "true":
+        if not _is_whole(Path(wanted)):
+            raise UserError(f"--resume_from_checkpoint {wanted}: holds no trainer_state.json, is no whole checkpoint")
+        return wanted
+    try:
+        return _last_checkpoint(Path(args.output_dir), settings)
+    except UserError as problem:
+        if not args.overwrite_output_dir:
+            raise
+        logger.info("training starts afresh: %s", problem)
+        return None
+
+
+def _last_checkpoint(folder: Path, settings: Record) -> str:
+    whole = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_whole(checkpoint)]
+    if not whole:
+        raise UserError(f"--resume_from_checkpoint True: {folder} holds no whole checkpoint-* folder")
+    problem = f"--resume_from_checkpoint True: {folder} holds a training with other settings"
+    require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh")
+    return str(max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-"))))
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether its state, which transformers writes last, is there: a run may have died while it saved."""
+    try:
+        return bool(json.loads((checkpoint / "trainer_state.json").read_text("utf-8")))
+    except (OSError, ValueError):
+        return False
 
 
 def _wait_for_all() -> None:

@@ -1,17 +1,11 @@
 """construct_hf end to end on a tiny LLM: fields, values, bad input before any model, and death at random moments."""
 
-import contextlib
-import json
-import os
-import random
-import signal
-import subprocess
+import shutil
 import sys
-import time
 
 import pytest
 import torch
-from conftest import REPOSITORY, SENTENCES, causal_tokenizer
+from conftest import SENTENCES, causal_tokenizer
 from transformers import AutoModelForCausalLM
 
 from gainRAG.cli import UserError
@@ -23,40 +17,6 @@ from gainRAG.llm_supervision import construct_hf
 from gainRAG.prompts import Prompts
 from gainRAG.records import StageWriter
 
-FORKING = """
-import contextlib, importlib, json, os, sys, time
-import torch
-from gainRAG.llm_supervision import construct_hf
-construct_hf.CHUNK = 2
-append = construct_hf.StageWriter.append
-def slow(*arguments):  # the tiny model takes no time: without this, hardly a death would fall into the work
-    append(*arguments)
-    time.sleep(0.1)
-construct_hf.StageWriter.append = slow
-runs = json.loads(sys.argv[1])
-def live(arguments):
-    code, sys.argv = 1, arguments
-    try:
-        construct_hf.main()
-        print(*sys.modules, sep=chr(10), file=open(runs[0][4] + ".modules", "w"))
-        code = 0
-    finally:
-        os._exit(code)
-def end(child):
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-for arguments in runs[:2]:  # the first shows what to import, the second how long it takes then
-    started = time.monotonic()
-    assert end(os.fork() or live(arguments)) == 0
-    duration = time.monotonic() - started
-    for name in open(runs[0][4] + ".modules").read().split():
-        with contextlib.suppress(Exception):
-            importlib.import_module(name)
-print(duration, flush=True)
-for line in sys.stdin:
-    child = os.fork() or live(runs[2])
-    print(child, flush=True)
-    print(end(child), flush=True)
-"""
 FIELDS = {"id", "title", "text", "has_answer", "retrieval_score", "is_pseudo"}
 FIELDS |= {"prediction", "EM_with_retrieval", "F1_with_retrieval", "PPL_CD", "retrieved_ppl"}
 
@@ -227,7 +187,9 @@ def test_an_empty_answer_gives_exit_code_2_and_one_line(run_python, write_jsonl,
     assert done.stderr == f"error: {path}:2: field 'answers': ' ' is not a gold answer; wanted text that is not empty\n"
 
 
-def test_an_unfinished_output_with_other_settings_is_refused(construct, retrieved, monkeypatch, tmp_path):
+@pytest.fixture
+def stop(construct, monkeypatch):
+    """Runs the stage until it has gains, and stops it."""
     append = StageWriter.append
 
     def stops(self, record):
@@ -235,9 +197,32 @@ def test_an_unfinished_output_with_other_settings_is_refused(construct, retrieve
             raise KeyboardInterrupt
         append(self, record)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(StageWriter, "append", stops)
-        construct(retrieved)
+    def run(*arguments):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(StageWriter, "append", stops)
+            construct(*arguments)
+
+    return run
+
+
+@pytest.mark.parametrize("server", [[], ["--backend", "openai", "--base_url", "http://a/v1", "--server_model", "x"]])
+def test_an_unfinished_output_of_other_weights_is_refused(construct, stop, retrieved, tiny_llama, tmp_path, server):
+    """Also where a server would write the texts: the gains come from the weights here."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    run = [retrieved, "--lm_type", folder, "--no_pseudo", "--predictions", "none", *server]
+    stop(*run)
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    model.model.norm.weight.data[0] *= 1.01
+    model.save_pretrained(folder)
+    with pytest.raises(UserError, match=r"gains.jsonl has an unfinished run.*weights: '\w+' then, '\w+' now"):
+        construct(*run)
+    shutil.copytree(tiny_llama, folder, dirs_exist_ok=True)
+    whole = construct(*run, output="whole.jsonl")
+    assert construct(*run).read_bytes() == whole.read_bytes()
+
+
+def test_an_unfinished_output_with_other_settings_is_refused(construct, stop, retrieved, tmp_path):
+    stop(retrieved)
     with pytest.raises(UserError, match=r"gains.jsonl has an unfinished run.*alpha: 0\.5 then, 0\.7 now"):
         construct(retrieved, "--alpha", 0.7)
     whole = construct(retrieved, "--alpha", 0.7, output="whole.jsonl")
@@ -253,49 +238,3 @@ def test_what_was_generated_is_removed_even_after_a_death_at_the_end(construct, 
     assert (tmp_path / "gains.generated.jsonl").exists()
     construct(retrieved)
     assert not list(tmp_path.glob("*generated*"))
-
-
-def test_killed_at_ten_random_moments_the_output_is_the_same(retrieved, flags, tmp_path):
-    """Real processes, really killed: forked from one that has only imported, and never computed (a fork would hang on
-    its threads' locks), so that each starts at once."""
-    warm, whole, path = (tmp_path / f"{name}.jsonl" for name in ("warm", "whole", "gains"))
-    runs = [
-        ["construct_hf", "--data_path", str(retrieved), "--output_path", str(output), *flags]
-        for output in (warm, whole, path)
-    ]
-    with subprocess.Popen(
-        [sys.executable, "-c", FORKING, json.dumps(runs)],
-        cwd=REPOSITORY,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    ) as nanny:
-        duration = float(nanny.stdout.readline())
-        deaths, resumed, rng = 0, 0, random.Random(0)
-        while deaths < 10:
-            resumed += any(file.stat().st_size for file in tmp_path.glob("gains*") if "settings" not in file.name)
-            code = _one_life(nanny, rng.uniform(0.1, 0.9) * duration)
-            if code == 0:  # it got through: begin again, so that ten deaths are ten deaths
-                assert path.read_bytes() == whole.read_bytes()
-                for file in tmp_path.glob("gains*"):
-                    file.unlink()
-            else:
-                assert code == -signal.SIGKILL
-                deaths += 1
-        assert _one_life(nanny, None) == 0
-    assert resumed  # some of them died with work done
-    assert path.read_bytes() == whole.read_bytes() == warm.read_bytes()
-    assert sorted(file.name for file in tmp_path.glob("gains*")) == ["gains.jsonl", "gains.jsonl.settings.json"]
-
-
-def _one_life(nanny, seconds: float | None) -> int:
-    """Starts a run, kills it after some seconds (None: never) and gives its exit code."""
-    nanny.stdin.write("go\n")
-    nanny.stdin.flush()
-    child = int(nanny.stdout.readline())
-    if seconds is not None:
-        time.sleep(seconds)
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
-    return int(nanny.stdout.readline())

@@ -16,6 +16,7 @@ from conftest import RunsWhenUnpickled
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.cli import UserError
+from gainRAG.records import held_open, write_json
 from gainRAG.selector_finetune import runner
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
@@ -256,7 +257,7 @@ def test_lengths_grouped_and_half_precision_checkpoints_train_as_well(train, tin
         (["--no_such_flag", "1"], "--no_such_flag"),
         (["--train_data", "missing.jsonl"], "missing.jsonl"),
         (["--eval_strategy", "epoch"], "--eval_strategy epoch needs --eval_data"),
-        (["--resume_from_checkpoint", "True"], "holds no checkpoint"),
+        (["--resume_from_checkpoint", "True"], "holds no whole checkpoint"),
         (["--resume_from_checkpoint", "nowhere"], "nowhere: holds no trainer_state.json"),
         (["--dataloader_drop_last", "True", "--per_device_train_batch_size", "11"], "holds 10 questions"),
         (["--deepspeed", "missing.json"], "--deepspeed"),
@@ -291,6 +292,21 @@ def test_a_checkpoint_that_would_run_code_is_refused(train, tmp_path):
     with pytest.raises(UserError, match="checkpoint-1: the checkpoint is damaged, or holds more than tensors"):
         train("--max_steps", 2, "--resume_from_checkpoint", checkpoint)
     assert not (tmp_path / "it_ran").exists()
+
+
+def test_a_run_goes_on_with_the_same_settings_only_and_alone(train, tmp_path):
+    out = tmp_path / "out"
+    (out / "checkpoint-3").mkdir(parents=True)
+    (out / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
+    write_json(out / runner.SETTINGS, {"flags": {"learning_rate": 0.5}})
+    resume = ["--model_name_or_path", NOWHERE, "--resume_from_checkpoint", "True"]
+    with pytest.raises(UserError, match=r"training with other settings \(.*learning_rate: 0\.5 then, 0\.001 now"):
+        train(*resume)
+    with held_open(out / runner.LOCK, out, "w"), pytest.raises(UserError, match="another process is writing"):
+        train(*resume)
+    train("--resume_from_checkpoint", "True", "--overwrite_output_dir", "--num_train_epochs", 1)
+    assert not (out / "checkpoint-3").exists()
+    assert len(losses(out)) == 3
 
 
 # --- through torchrun -------------------------------------------------------------------------------------------

@@ -1,0 +1,60 @@
+"""What stages remember of their LLM: everything that changes what it writes, and nothing else."""
+
+import argparse
+import shutil
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from gainRAG.llm_inference.engine import add_engine_arguments, generation_settings
+
+
+@pytest.fixture
+def model(tiny_llama, tmp_path):
+    """A folder of the tiny LLM that a test may change."""
+    return shutil.copytree(tiny_llama, tmp_path / "model")
+
+
+@pytest.fixture
+def settings(model):
+    """The settings of some flags for the LLM of `model`."""
+
+    def of(*flags, task="HotpotQA"):
+        parser = argparse.ArgumentParser()
+        add_engine_arguments(parser)
+        arguments = ["--lm_type", model, "--device", "cpu", *flags]
+        return generation_settings(parser.parse_args(list(map(str, arguments)), argparse.Namespace(task=task)))
+
+    return of
+
+
+@pytest.mark.parametrize("backend", ["hf", "vllm"])
+def test_changed_weights_under_the_same_name_change_them(settings, model, backend):
+    before = settings("--backend", backend)
+    assert settings("--backend", backend) == before
+    changed = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        changed.model.layers[1].mlp.up_proj.weight[3, 5] += 0.1
+    changed.save_pretrained(model)
+    after = settings("--backend", backend)
+    assert after.pop("weights") != before.pop("weights")
+    assert after == before
+
+
+def test_a_hub_id_stands_for_itself_and_a_server_for_its_address(settings):
+    assert settings("--lm_type", "nobody/model")["weights"] == "nobody/model"
+    server = ["--backend", "openai", "--base_url", "http://127.0.0.1:1/v1", "--server_model"]
+    assert "weights" not in settings(*server, "a", "--lm_type", "no weights here")
+    assert settings(*server, "a") != settings(*server, "b")
+
+
+def test_flags_that_change_last_digits_only_are_left_out(settings):
+    assert settings("--max_batch_tokens", 7) == settings()
+    assert settings("--dtype", "auto") == settings("--dtype", "float32") != settings("--dtype", "bfloat16")
+    assert settings("--seed", 1) != settings() != settings("--no_chat") != settings(task="WebQuestions")
+
+
+def test_batches_that_share_a_seed_count_when_texts_are_drawn(settings):
+    warm = ["--temperature", 0.5, "--max_batch_tokens"]
+    assert settings(*warm, 7) != settings(*warm, 8)
