@@ -128,8 +128,9 @@ class TrainingArguments(transformers.TrainingArguments):
         if not self.output_dir:
             raise UserError("--output_dir is missing; name the folder the trained selector goes to")
         for name in ("learning_rate", "num_train_epochs", "per_device_train_batch_size"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise UserError(f"--{name} {getattr(self, name)}: wanted a finite number above 0")
+            value, may_be_zero = getattr(self, name), name == "num_train_epochs"  # 0 epochs: only measured
+            if not (0 < value < float("inf") or (may_be_zero and value == 0)):
+                raise UserError(f"--{name} {value}: wanted a finite number above 0")
         if not 0 <= self.warmup_ratio < 1:
             raise UserError(f"--warmup_ratio {self.warmup_ratio}: wanted a share from 0 to below 1")
         if self.warmup_ratio and self.warmup_steps:

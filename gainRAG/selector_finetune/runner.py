@@ -103,11 +103,12 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
         )
 
     def run(self) -> None:
-        """Trains, saves the selector, measures it if there is something to measure it on."""
-        result = self._train()
-        self.trainer.save_model()
-        self.trainer.save_metrics("train", result.metrics)
-        self.trainer.save_state()
+        """Trains and saves the selector, unless no epoch is wanted; measures it if there is something to measure on."""
+        if self.training_args.num_train_epochs:
+            result = self._train()
+            self.trainer.save_model()
+            self.trainer.save_metrics("train", result.metrics)
+            self.trainer.save_state()
         if self.eval_groups:
             self.trainer.save_metrics("eval", self.trainer.evaluate())
 
@@ -159,6 +160,8 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments]
         raise UserError(" ".join(str(problem).split())) from None
     if data_args.eval_data and training_args.eval_strategy == IntervalStrategy.NO:
         training_args.eval_strategy = IntervalStrategy.EPOCH
+    if not (training_args.num_train_epochs or data_args.eval_data):
+        raise UserError("--num_train_epochs 0 only measures the model, on --eval_data, which is missing")
     if not data_args.eval_data and training_args.eval_strategy != IntervalStrategy.NO:
         raise UserError(f"--eval_strategy {training_args.eval_strategy.value} needs --eval_data")
     return model_args, data_args, training_args

@@ -309,6 +309,18 @@ def test_a_run_goes_on_with_the_same_settings_only_and_alone(train, tmp_path):
     assert len(losses(out)) == 3
 
 
+def test_no_epoch_measures_the_model_and_trains_nothing(train, write_jsonl, steady_reranker):
+    flags = ["--num_train_epochs", 0, "--eval_data", write_jsonl("eval.jsonl", records(5))]
+    folder = train(*flags, "--model_name_or_path", steady_reranker, output="start")
+    assert not (folder / "model.safetensors").exists()
+    measured = json.loads((folder / "eval_results.json").read_text())
+    trained = train("--model_name_or_path", steady_reranker, output="trained")
+    again = json.loads((train(*flags, "--model_name_or_path", trained) / "eval_results.json").read_text())
+    assert measured["eval_loss"] != again["eval_loss"] and again["eval_gain_lost"] >= 0
+    with pytest.raises(UserError, match="--num_train_epochs 0 only measures the model, on --eval_data"):
+        train("--num_train_epochs", 0)
+
+
 # --- through torchrun -------------------------------------------------------------------------------------------
 
 
