@@ -11,8 +11,8 @@ with sentence-transformers' cross-encoder trainer, in two phases of groups with 
     cd data && python prepare_selector_start.py --corpus eval_data/wiki_summaries.jsonl \\
         --retrieved eval_data/dev_retrieved.jsonl --output_dir my_selector_start
 
---adapter goes on from one that is there, on the questions it was trained on. --max_groups 64 tries it all in minutes
-on a CPU. Writes adapter_config.json, adapter_model.safetensors, questions.json
+--adapter goes on from one that is there, on the questions it was trained on, and ends halfway between the two.
+--max_groups 64 tries it all in minutes on a CPU. Writes adapter_config.json, adapter_model.safetensors, questions.json
 (trained on, held out) and quality.json (hit@1 and hit@3 on the held-out questions).
 """
 
@@ -118,7 +118,6 @@ def adapted_encoder(path: str, max_length: int, device: str, adapter: Path | Non
     """The encoder as a cross-encoder with one logit, LoRA on all its linear layers and a trained head: new ones, or
     those of `adapter`."""
     from peft import LoraConfig, TaskType, set_peft_model_state_dict
-    from safetensors.torch import load_file
     from sentence_transformers.cross_encoder import CrossEncoder
 
     model = CrossEncoder(path, num_labels=1, max_length=max_length, device=device)
@@ -128,12 +127,27 @@ def adapted_encoder(path: str, max_length: int, device: str, adapter: Path | Non
     )  # fmt: skip
     model.add_adapter(config)
     if adapter:
-        weights = load_file(adapter / "adapter_model.safetensors")
-        weights = {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
-        missed = set_peft_model_state_dict(model.model, weights).unexpected_keys
+        missed = set_peft_model_state_dict(model.model, adapter_weights(adapter)).unexpected_keys
         if missed:
             raise UserError(f"{adapter}: does not fit {path}: {missed[0]} has no place there")
     return model
+
+
+def adapter_weights(adapter: Path) -> dict:
+    """The adapter's tensors under the names they have inside the model."""
+    from safetensors.torch import load_file
+
+    weights = load_file(adapter / "adapter_model.safetensors")
+    return {name.removeprefix("base_model.model."): tensor for name, tensor in weights.items()}
+
+
+def turn_halfway_back(model: Any, adapter: Path) -> None:
+    """Leaves the model halfway between the adapter it went on from and what it became: it keeps what it knew and takes
+    up what it learned (Wortsman et al. 2022, robust fine-tuning by averaging weights)."""
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    before, now = adapter_weights(adapter), get_peft_model_state_dict(model.model)
+    set_peft_model_state_dict(model.model, {name: (now[name] + before[name].to(now[name])) / 2 for name in now})
 
 
 def train(model: Any, groups: list[Group], learning_rate: float, args: argparse.Namespace) -> None:
@@ -321,6 +335,8 @@ def main() -> None:
         "adapter": hit_rates(held_out, lambda pairs: model.predict(pairs, show_progress_bar=False).tolist()),
         "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
     }
+    for config in model.model.peft_config.values():
+        config.base_model_name_or_path = args.model_name_or_path  # not the folder where it lies on this machine
     model.model.save_pretrained(args.output_dir)
     wording = dict(zip(SPLIT, (held_out, trained_on), strict=True))
     write_json(args.output_dir / "questions.json", {k: [q["question"] for q in kept] for k, kept in wording.items()})
@@ -343,6 +359,8 @@ def trained_model(
     if args.question_passes:
         passes = [question_groups(questions, args.group_size, rng) for _ in range(args.question_passes)]
         train(model, sum(passes, []), args.question_learning_rate, args)
+    if args.adapter:
+        turn_halfway_back(model, args.adapter)
     return model
 
 

@@ -139,3 +139,52 @@ def test_a_small_run_makes_an_adapter_that_loads(monkeypatch, files, tiny_encode
     changed = {name for name, weight in after.items() if name in before and not torch.equal(weight, before[name])}
     adapted = {"bert.encoder.layer.0.attention.self.query.weight", "bert.pooler.dense.weight"}
     assert adapted | {"classifier.weight"} <= changed
+
+
+def test_going_on_from_an_adapter_keeps_its_split_and_ends_halfway(
+    monkeypatch, files, write_jsonl, tiny_encoder, tmp_path
+):
+    pytest.importorskip("peft")
+    common = ["--model_name_or_path", tiny_encoder, "--batch_size", 4, "--max_length", 64, "--device", "cpu"]
+    first, second = tmp_path / "first", tmp_path / "second"
+    command(monkeypatch, *files, "--output_dir", first, "--held_out", 4, *common, "--corpus_passes", 1)
+    asked = json.loads((first / "questions.json").read_text())
+    backgrounds = write_jsonl("b.jsonl", [{"question": q, "background": "A gate."} for q in asked["trained_on"]])
+    drawn, halves = [], start.question_groups
+    monkeypatch.setattr(start, "question_groups", lambda *given: drawn.append(halves(*given)) or drawn[-1])
+    became = []
+    turn = start.turn_halfway_back
+    monkeypatch.setattr(
+        start, "turn_halfway_back",
+        lambda model, adapter: (became.append(now_of(model)), turn(model, adapter), became.append(now_of(model))),
+    )  # fmt: skip
+    command(
+        monkeypatch, *files[2:], "--output_dir", second, *common, "--adapter", first, "--backgrounds", backgrounds,
+        "--corpus_passes", 0, "--question_passes", 1,
+    )  # fmt: skip
+    assert {k: set(v) for k, v in json.loads((second / "questions.json").read_text()).items()} == {
+        k: set(v) for k, v in asked.items()
+    }
+    assert all("A gate." in passages[1:] for _, passages in drawn[0])
+    before = start.adapter_weights(first)
+    for name, ended in became[1].items():
+        assert ended.allclose((before[name] + became[0][name]) / 2)
+    assert any(not became[0][name].equal(before[name]) for name in before)
+    with pytest.raises(UserError, match="--corpus is missing"):
+        command(monkeypatch, *files[2:], "--output_dir", tmp_path / "third", *common)
+
+
+def now_of(model) -> dict:
+    from peft import get_peft_model_state_dict
+
+    return {name: tensor.clone() for name, tensor in get_peft_model_state_dict(model.model).items()}
+
+
+def test_an_own_passage_that_holds_an_answer_is_not_wrong():
+    own = {"title": "", "text": "Town 0.", "hasanswer": True}
+    ((_, passages),) = start.question_groups([{**question(1), "own": [own]}], 8, random.Random(0))
+    assert "Town 0." not in passages
+    ((_, passages),) = start.question_groups(
+        [{**question(1), "own": [{**own, "hasanswer": False}]}], 8, random.Random(0)
+    )
+    assert passages[1] == "Town 0." and len(passages) == 8
