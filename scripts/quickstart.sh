@@ -15,10 +15,10 @@ SECONDS=0
 
 # Where the CPU multiplies bfloat16 natively the LLM runs three times faster; elsewhere fewer questions fit the time.
 if python -c 'import sys, torch; sys.exit(not torch.cpu.get_capabilities().get("avx512_bf16"))'; then
-  : "${TRAIN_QUESTIONS:=260}"
-  export TRAINING_FLAGS="$TRAINING_FLAGS --bf16 True"
+  : "${TRAIN_QUESTIONS:=235}"
+  export SPEED_FLAGS="$SPEED_FLAGS --bf16 True"
 else
-  : "${TRAIN_QUESTIONS:=100}"
+  : "${TRAIN_QUESTIONS:=90}"
 fi
 : "${TEST_QUESTIONS:=150}"
 

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from gainRAG.cli import UserError
-from gainRAG.records import cache_folder
+from gainRAG.records import cache_folder, fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -128,9 +128,8 @@ def _packaged(name: str, inside: str) -> Path:
 
 def _made_once(name: str, origin: Path, make: Callable[[Path], None]) -> str:
     """A folder under the cache, made anew when its origin changes and there only when complete."""
-    stat = (origin if origin.is_file() else origin / "adapter_model.safetensors").stat()
     cache = cache_folder()
-    folder = cache / f"{name}-{stat.st_size}"
+    folder = cache / f"{name}-{fingerprint(origin)}"
     if not folder.exists():
         partial = cache / f"{folder.name}.{os.getpid()}.partial"
         partial.mkdir(parents=True, exist_ok=True)
