@@ -77,8 +77,12 @@ def test_backgrounds_are_found_by_id_and_wording(write_jsonl):
     rows = [{"id": str(q["id"]), "question": q["question"], "background": f"text {q['id']}"} for q in QUESTIONS]
     path = write_jsonl("background.jsonl", rows[::-1])
     assert read_backgrounds(path, QUESTIONS) == [f"text {number}" for number in range(5)]
-    for changed in ({"id": "9"}, {"question": "Else?"}, {"background": None}):
+    unknown = f"background.jsonl: no background for id 3 ({QUESTIONS[3]['question']})"
+    for changed, expected in (
+        ({"id": "9"}, unknown),
+        ({"question": "Else?"}, unknown),
+        ({"background": None}, "background.jsonl:4: field 'background': missing, or not text"),
+    ):
         path = write_jsonl("background.jsonl", [*rows[:3], {**rows[3], **changed}, rows[4]])
-        expected = f"background.jsonl: no background for id 3 ({QUESTIONS[3]['question']})"
         with pytest.raises(UserError, match=re.escape(expected)):
             read_backgrounds(path, QUESTIONS)
