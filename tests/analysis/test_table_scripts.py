@@ -83,8 +83,8 @@ def tiny_run(tmp_path_factory, tiny_llama, tiny_reranker):
 @pytest.mark.parametrize(
     ("name", "methods"),
     [
-        ("table_main", {"no_retrieval", "standard_rag", "rerank", "gainrag"}),
-        ("table_ablation", {"gainrag", "gainrag_no_pseudo", "rerank_with_pseudo", "plain_ppl"}),
+        ("table_main", {"no_retrieval", "standard_rag", "rerank", "gainrag_no_pseudo", "gainrag"}),
+        ("table_ablation", {"rerank", "gainrag", "gainrag_no_pseudo", "rerank_with_pseudo", "plain_ppl"}),
         ("table_topk", {"standard_rag", "rerank", "gainrag"}),
         ("figure_gap", {"standard_rag", "rerank", "gainrag"}),
     ],
