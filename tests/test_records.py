@@ -6,6 +6,7 @@ import os
 import resource
 import signal
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from conftest import REPOSITORY
@@ -451,7 +452,7 @@ def test_chunks_give_equal_bytes_wherever_they_stop(tmp_path, interrupted_at):
                     append(record)
 
                 writer.append = stops
-            write_in_chunks(writer, [{"n": number} for number in range(10)], 4, work, "test")
+            write_in_chunks(writer, [{"n": number} for number in range(10)], 4, partial(map, work), "test")
         return seen
 
     whole, path = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"

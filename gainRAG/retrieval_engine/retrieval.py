@@ -13,6 +13,7 @@ import glob
 import json
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +24,13 @@ from gainRAG.evaluation.recall import KS, AnswerMatcher, recall_at
 from gainRAG.llm_inference.models import DTYPES, pick_device, pick_dtype, weights_path
 from gainRAG.records import Record, StageWriter, as_question, fingerprint, read_records, stage_settings, write_json
 from gainRAG.retrieval_engine.faiss_index import index_path, load_or_build_index, search_index
-from gainRAG.retrieval_engine.index import GB, GPU_K, Best, gpu_count, search_shards
+from gainRAG.retrieval_engine.index import GB, GPU_K, Best, gpu_count, search_on_workers, search_shards
 from gainRAG.retrieval_engine.modeling import POOLINGS, Encoder
 from gainRAG.retrieval_engine.normalize import TextOptions
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
 from gainRAG.retrieval_engine.plan import print_plan
 from gainRAG.retrieval_engine.vectors import check_shards, embedding_settings, open_shards, shards_fingerprint
+from gainRAG.workers import add_worker_arguments, check_worker_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +40,9 @@ SHARED = {"pooling": "mean", "normalize": False, "lowercase": False, "normalize_
 
 def main() -> None:
     args = parse_args()
+    check_worker_arguments(args)
+    if args.num_workers > 1 and (args.retriever != "dense" or args.index_type != "Flat" or args.index_path):
+        raise UserError(f"--num_workers {args.num_workers}: only exact search is shared out (dense, Flat)")
     if args.retriever == "dense":
         settle_encoding(args)
         weights_path(args.model_name_or_path)
@@ -183,7 +188,8 @@ def search(args: argparse.Namespace, store: PassageStore, questions: list[str]) 
         return search_index(encoded(encoder, texts), index, args.n_docs)
     if gpu_count() and args.n_docs >= GPU_K:
         raise UserError(f"--n_docs {args.n_docs}: FAISS finds fewer than {GPU_K} on a GPU")
-    return search_shards(encoded(encoder, texts), shards, store, args.n_docs, args.max_memory * GB)
+    work = search_shards if args.num_workers == 1 else partial(search_on_workers, args)
+    return work(encoded(encoder, texts), shards, store, args.n_docs, args.max_memory * GB)
 
 
 def encoded(encoder: Encoder, texts: list[str]) -> np.ndarray:
@@ -243,6 +249,7 @@ def parse_args() -> argparse.Namespace:
     add("--device", help="cpu, cuda or cuda:N for the encoder; default: the first GPU, or the CPU")
     add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")
     add("--overwrite", action="store_true", help="start afresh instead of going on or refusing")
+    add_worker_arguments(parser)
     return parser.parse_args()
 
 
