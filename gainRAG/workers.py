@@ -6,6 +6,7 @@ workers. One worker is the driver itself and needs no Ray.
 """
 
 import argparse
+import contextlib
 import importlib.metadata
 import itertools
 import logging
@@ -139,7 +140,7 @@ class _Pool:
             raise UserError(
                 f"--num_workers {args.num_workers}: {where} has {self._capacity()} {self.resource}s, one a worker"
             )
-        threads = max(1, int(self.ray.cluster_resources()["CPU"]) // args.num_workers)
+        threads = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // args.num_workers)
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "TQDM_DISABLE": "1"}
         actor = self.ray.remote(_Actor).options(
             num_gpus=int(on_gpus), num_cpus=int(not on_gpus), runtime_env={"env_vars": environment}
@@ -161,7 +162,9 @@ class _Pool:
                     yield from self._in_turn()
             while self.running:
                 yield from self._in_turn()
-            self.ray.get([actor.close.remote() for actor in self.idle])
+            for closing in [actor.close.remote() for actor in self.idle]:
+                with contextlib.suppress(self.ray.exceptions.RayActorError):  # dead now, when all is done
+                    self.ray.get(closing)
         finally:
             for actor in [*self.idle, *(actor for actor, _ in self.running.values())]:
                 self.ray.kill(actor)
@@ -183,16 +186,20 @@ class _Pool:
 
     def _end(self, reference, actor, call: _Call) -> None:
         try:
-            self.results[call.number] = self.ray.get(reference)
-            self.idle.append(actor)
+            results = self.ray.get(reference)
         except self.ray.exceptions.RayTaskError as failure:
+            self.idle.append(actor)
             if isinstance(failure.cause, UserError):
                 raise UserError(str(failure.cause)) from None
             raise
         except self.ray.exceptions.RayError as death:  # of the worker, of its machine, or of the result on its way
-            self._bury(actor, call, death)
+            self.ray.kill(actor)
+            self._bury(call, death)
+        else:
+            self.idle.append(actor)
+            self.results[call.number] = results
 
-    def _bury(self, actor, call: _Call, death: Exception) -> None:
+    def _bury(self, call: _Call, death: Exception) -> None:
         reason = " ".join(str(death).split())
         if getattr(death, "actor_init_failed", False):
             raise UserError(f"no worker starts, every machine needs the same packages: {reason:.1000}")
@@ -202,7 +209,6 @@ class _Pool:
                 f"{DEATHS} workers died of the same records; what is finished is kept, and the same command goes on "
                 f"there. The last died so: {reason:.400}"
             )
-        self.ray.kill(actor)
         alive = len(self.idle) + len(self.running)
         if self._capacity() > alive:
             self.idle.append(self._start())
