@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+PACKAGE = Path(__file__).resolve().parent
+
 
 class UserError(Exception):
     """A mistake the user can mend. Its text is one line that says where, what, and what would be right."""
@@ -115,14 +117,32 @@ def input_file(path: str | Path) -> Path:
     return path
 
 
-def run_stage(main: Callable[[], None]) -> None:
-    """Runs an entry point and ends the process: 0 when done, 2 for a user's mistake (one line, no traceback),
-    130 when interrupted. Any other exception is ours and keeps its traceback."""
+def start_logging() -> None:
+    """Log lines of a stage's process, or of one that works for it."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
     for noisy in ("httpx", "faiss.loader", "DeepSpeed", "sentence_transformers", "torchao"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def _under_its_own_name(main: Callable[[], None]) -> Callable[[], None]:
+    """`main` of the same module, imported by its name in the package.
+
+    A class of a module that runs as `__main__` is pickled under that name, and other processes do not find it.
+    """
+    file = getattr(sys.modules["__main__"], "__file__", None)
+    if main.__module__ != "__main__" or not file or not Path(file).resolve().is_relative_to(PACKAGE):
+        return main
+    file = Path(file).resolve()
+    name = ".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts))
+    return getattr(importlib.import_module(name), main.__name__)
+
+
+def run_stage(main: Callable[[], None]) -> None:
+    """Runs an entry point and ends the process: 0 when done, 2 for a user's mistake (one line, no traceback),
+    130 when interrupted. Any other exception is ours and keeps its traceback."""
+    start_logging()
     try:
-        main()
+        _under_its_own_name(main)()
     except UserError as mistake:
         print(f"error: {mistake}", file=sys.stderr)
         sys.exit(2)

@@ -587,7 +587,7 @@ def write_in_chunks(
     writer: StageWriter,
     records: Iterable[Record],
     chunk_size: int,
-    work: Callable[[list[Record]], list[Record]],
+    work: Callable[[Iterator[list[Record]]], Iterable[list[Record]]],
     description: str,
     total: int | None = None,
 ) -> None:
@@ -598,19 +598,26 @@ def write_in_chunks(
 
     Args:
         records: the stage's input; `work` gives one output record for each.
+        work: from a stream of chunks to that of their results, in order; `partial(map, function_of_a_chunk)`, or
+            `workers.map_chunks` of a worker.
         total: how many there are, for the progress bar; None asks `len`.
     """
     total = len(records) if total is None and hasattr(records, "__len__") else total
-    position = 0
-    with tqdm(total=total, desc=description, unit="question") as progress:
-        for chunk in _chunks(records, chunk_size):
-            already = min(max(writer.done - position, 0), len(chunk))
-            if already < len(chunk):
-                for record in work(chunk)[already:]:
-                    writer.append(record)
-            position += len(chunk)
-            progress.update(len(chunk))
+    already = writer.done % chunk_size  # of the chunk that was interrupted
+    with tqdm(total=total, initial=writer.done - already, desc=description, unit="question") as progress:
+        for results in work(_unfinished(_chunks(records, chunk_size), writer.done)):
+            for record in results[already:]:
+                writer.append(record)
+            already = 0
+            progress.update(len(results))
     writer.finish()
+
+
+def _unfinished(chunks: Iterable[list[Record]], done: int) -> Iterator[list[Record]]:
+    for chunk in chunks:
+        if done < len(chunk):
+            yield chunk
+        done = max(0, done - len(chunk))
 
 
 def _chunks(records: Iterable[Record], size: int) -> Iterator[list[Record]]:

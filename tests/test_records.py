@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 from conftest import REPOSITORY
@@ -521,7 +522,7 @@ def test_chunks_give_equal_bytes_wherever_they_stop(tmp_path, interrupted_at):
                     append(record)
 
                 writer.append = stops
-            write_in_chunks(writer, [{"n": number} for number in range(10)], 4, work, "test")
+            write_in_chunks(writer, [{"n": number} for number in range(10)], 4, partial(map, work), "test")
         return seen
 
     whole, path = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"

@@ -2,12 +2,13 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from gainRAG.cli import UserError, positive_int
 from gainRAG.llm_inference.build_prompts import PromptBuilder
-from gainRAG.llm_inference.engine import Engine, generation_settings, load_engine, prompt_builder
+from gainRAG.llm_inference.engine import Engine, generation_settings, load_engine, map_texts, prompt_builder
 from gainRAG.records import FieldError, Record, StageWriter, fingerprint, read_records, stage_settings, write_in_chunks
 
 logger = logging.getLogger(__name__)
@@ -81,7 +82,7 @@ def background_file(path: Path, questions: Sequence[Record], args: argparse.Name
 
     Args:
         path: `.jsonl` with `id, question, background`.
-        args: flags of `engine.add_engine_arguments`, `task` and `overwrite`.
+        args: flags of `engine.add_engine_arguments` and `workers.add_worker_arguments`, `task` and `overwrite`.
         data_path: where the questions come from.
     """
     settings = stage_settings(
@@ -93,17 +94,30 @@ def background_file(path: Path, questions: Sequence[Record], args: argparse.Name
     )
     with StageWriter(path, settings, args.overwrite) as writer:
         if not writer.complete:
-            engine = load_engine(args)
-            builder = prompt_builder(args, engine.tokenizer, engine.context_length, args.background_tokens)
-
-            def work(chunk: list[Record]) -> list[Record]:
-                texts = write_backgrounds(engine, builder, chunk, args.background_tokens)
-                return [
-                    {"id": question.get("id"), "question": question["question"], "background": text}
-                    for question, text in zip(chunk, texts, strict=True)
-                ]
-
+            work = partial(map_texts, args, partial(BackgroundWorker, args))
             write_in_chunks(writer, questions, CHUNK, work, "backgrounds")
-            engine.close()
     logger.info("backgrounds: %s (%s)", path, fingerprint(path))
     return read_backgrounds(path, questions)
+
+
+class BackgroundWorker:
+    """Writes the backgrounds of `background_file`; see `workers.Worker`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.tokens = args.background_tokens
+        self.engine = load_engine(args)
+        self.builder = prompt_builder(args, self.engine.tokenizer, self.engine.context_length, self.tokens)
+
+    def __call__(self, chunks: Iterator[list[Record]]) -> Iterable[list[Record]]:
+        return map(self.write, chunks)
+
+    def write(self, chunk: list[Record]) -> list[Record]:
+        """A record `id, question, background` a question."""
+        texts = write_backgrounds(self.engine, self.builder, chunk, self.tokens)
+        return [
+            {"id": question.get("id"), "question": question["question"], "background": text}
+            for question, text in zip(chunk, texts, strict=True)
+        ]
+
+    def close(self) -> None:
+        self.engine.close()

@@ -2,7 +2,7 @@
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol
 
 from gainRAG.cli import UserError, non_negative_float, non_negative_int, positive_float, positive_int, share
@@ -10,6 +10,7 @@ from gainRAG.llm_inference.build_prompts import PromptBuilder, require_chat_temp
 from gainRAG.llm_inference.models import DTYPES, is_chat_model, pick_device, pick_dtype, weights_path, writing_dtype
 from gainRAG.prompts import load_prompts
 from gainRAG.records import identity
+from gainRAG.workers import Chunk, Result, Worker, map_chunks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -167,6 +168,13 @@ def load_engine(args: argparse.Namespace) -> Engine:
         temperature=args.temperature,
         seed=args.seed,
     )
+
+
+def map_texts(args: argparse.Namespace, make_worker: Callable[[], Worker], chunks: Iterable[Chunk]) -> Iterator[Result]:
+    """`workers.map_chunks` for workers with an engine. A server is asked by one: --concurrency is for that."""
+    if args.backend == "openai":
+        args = argparse.Namespace(**{**vars(args), "num_workers": 1})
+    return map_chunks(args, make_worker, chunks)
 
 
 def prompt_builder(

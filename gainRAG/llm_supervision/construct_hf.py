@@ -12,7 +12,8 @@ was stopped goes on with the same command.
 import argparse
 import itertools
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
 from gainRAG.cli import non_negative_float, positive_int, run_stage, stage_parser
@@ -31,6 +32,7 @@ from gainRAG.llm_inference.engine import (
     check_tokenizer,
     generation_settings,
     load_engine,
+    map_texts,
     prompt_builder,
 )
 from gainRAG.llm_inference.models import pick_device, pick_dtype, weights_path
@@ -44,6 +46,7 @@ from gainRAG.records import (
     stage_settings,
     write_in_chunks,
 )
+from gainRAG.workers import add_worker_arguments, check_worker_arguments, map_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +76,7 @@ def parse_arguments() -> argparse.Namespace:
     """The flags, checked as far as no model is needed."""
     parser = stage_parser(__doc__)
     add_construct_arguments(parser)
+    add_worker_arguments(parser)
     parser.add_argument("--alpha", type=non_negative_float, default=0.5, help="contrast; 0 is plain perplexity")
     parser.set_defaults(dtype="float32")  # the signal's precision in the public code
     return parser.parse_args()
@@ -141,20 +145,33 @@ def generate(args: argparse.Namespace, path: Path, total: int) -> None:
     with StageWriter(path, settings(args, "construct_hf, what the LLM writes"), args.overwrite) as writer:
         if writer.complete:
             return
-        engine = builder = None
         if args.predictions == "all" or not (args.no_pseudo or args.background_path):
-            engine = load_engine(args)
-            builder = prompt_builder(args, engine.tokenizer, engine.context_length, room(args))
-
-        def work(chunk: list[Record]) -> list[Record]:
-            add_pseudo_passages(args, engine, builder, chunk)
-            if args.predictions == "all":
-                add_predictions(engine, builder, chunk, args.max_new_tokens)
-            return chunk
-
+            work = partial(map_texts, args, partial(TextWorker, args))
+        else:
+            work = iter  # the LLM has nothing to write
         write_in_chunks(writer, questions_of(args), CHUNK, work, "writing", total)
-        if engine:
-            engine.close()
+
+
+class TextWorker:
+    """What the LLM writes of each question; see `workers.Worker`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.engine = load_engine(args)
+        self.builder = prompt_builder(args, self.engine.tokenizer, self.engine.context_length, room(args))
+
+    def __call__(self, chunks: Iterator[list[Record]]) -> Iterable[list[Record]]:
+        return map(self.write, chunks)
+
+    def write(self, chunk: list[Record]) -> list[Record]:
+        """The chunk with its pseudo-passages and predictions."""
+        add_pseudo_passages(self.args, self.engine, self.builder, chunk)
+        if self.args.predictions == "all":
+            add_predictions(self.engine, self.builder, chunk, self.args.max_new_tokens)
+        return chunk
+
+    def close(self) -> None:
+        self.engine.close()
 
 
 def add_pseudo_passages(args: argparse.Namespace, engine, builder, chunk: list[Record]) -> None:
@@ -192,37 +209,46 @@ def predict(engine, builder, cases: Sequence[tuple[Record, Record]], max_new_tok
         passage["F1_with_retrieval"] = f1_score(text, record["answers"])
 
 
-def score(args: argparse.Namespace, generated: Path, writer: StageWriter, total: int) -> None:
-    """Second pass: the gains, by `decoding.GainScorer`."""
-    from gainRAG.llm_inference.inference_hf import context_length, load_causal_lm, load_tokenizer
-    from gainRAG.llm_supervision.decoding import GainRequest, GainScorer
+class GainWorker:
+    """Second pass: the gains, by `decoding.GainScorer`; see `workers.Worker`."""
 
-    tokenizer = load_tokenizer(args.lm_type)
-    model = load_causal_lm(args.lm_type, pick_device(args.device), args.dtype)
-    builder = prompt_builder(args, tokenizer, context_length(model.config), room(args))
-    scorer = GainScorer(model, tokenizer, alpha=args.alpha, max_batch_tokens=args.max_batch_tokens)
+    def __init__(self, args: argparse.Namespace) -> None:
+        from gainRAG.llm_inference.inference_hf import context_length, load_causal_lm, load_tokenizer
+        from gainRAG.llm_supervision.decoding import GainScorer
 
-    def work(chunk: list[Record]) -> list[Record]:
+        tokenizer = load_tokenizer(args.lm_type)
+        model = load_causal_lm(args.lm_type, pick_device(args.device), args.dtype)
+        self.builder = prompt_builder(args, tokenizer, context_length(model.config), room(args))
+        self.scorer = GainScorer(model, tokenizer, alpha=args.alpha, max_batch_tokens=args.max_batch_tokens)
+
+    def __call__(self, chunks: Iterator[list[Record]]) -> Iterable[list[Record]]:
+        return map(self.add_gains, chunks)
+
+    def add_gains(self, chunk: list[Record]) -> list[Record]:
+        """The chunk with PPL_CD and retrieved_ppl of every candidate."""
+        from gainRAG.llm_supervision.decoding import GainRequest
+
         requests = [
             GainRequest(
-                question_prompt=builder.without_passage(record),
-                passage_prompts=[builder.with_passages(record, [passage]) for passage in record["passages"]],
+                question_prompt=self.builder.without_passage(record),
+                passage_prompts=[self.builder.with_passages(record, [passage]) for passage in record["passages"]],
                 answers=record["answers"],
             )
             for record in chunk
         ]
-        for record, gains in zip(chunk, scorer.score(requests), strict=True):
+        for record, gains in zip(chunk, self.scorer.score(requests), strict=True):
             for passage, gain in zip(record["passages"], gains, strict=True):
                 passage["PPL_CD"], passage["retrieved_ppl"] = gain.ppl_cd, gain.ppl
         return chunk
 
-    write_in_chunks(writer, read_records(generated), CHUNK, work, "gains", total)
-    if builder.cut:
-        logger.info("%d prompts were too long for the LLM and were cut inside the passage", builder.cut)
+    def close(self) -> None:
+        if self.builder.cut:
+            logger.info("%d prompts were too long for the LLM and were cut inside the passage", self.builder.cut)
 
 
 def main() -> None:
     args = parse_arguments()
+    check_worker_arguments(args)
     check_engine_arguments(args)
     if args.backend == "openai":
         check_tokenizer(args)  # the server writes the texts, the gains need the LLM here
@@ -232,7 +258,8 @@ def main() -> None:
         generated = Path(args.output_path).with_suffix(".generated.jsonl")
         if not writer.complete:
             generate(args, generated, total)
-            score(args, generated, writer, total)
+            work = partial(map_chunks, args, partial(GainWorker, args))
+            write_in_chunks(writer, read_records(generated), CHUNK, work, "gains", total)
     remove_output(generated)  # all of it stands in the finished file
 
 

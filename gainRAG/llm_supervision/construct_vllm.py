@@ -11,6 +11,7 @@ and PPL_CD. The LLM works in `--dtype auto` unless told otherwise. A run that wa
 import logging
 import math
 from collections.abc import Sequence
+from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def main() -> None:
             add_perplexities(engine, builder, chunk)
             return chunk
 
-        write_in_chunks(writer, questions_of(args), CHUNK, work, "perplexities", total)
+        write_in_chunks(writer, questions_of(args), CHUNK, partial(map, work), "perplexities", total)
         engine.close()
     if builder.cut:
         logger.info("%d prompts were too long for the LLM and were cut inside the passage", builder.cut)

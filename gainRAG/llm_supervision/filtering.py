@@ -112,7 +112,8 @@ def main() -> None:
                 predict(engine, builder, cases, args.max_new_tokens)
                 return chunk
 
-            write_in_chunks(writer, read_records(args.data_path, supervised), CHUNK, work, "answering", total)
+            records = read_records(args.data_path, supervised)
+            write_in_chunks(writer, records, CHUNK, partial(map, work), "answering", total)
             engine.close()
     counts: Counter = Counter()
     write_records(args.output_path, keep_answered(read_records(predictions), args.signal, counts))

@@ -11,6 +11,7 @@ import argparse
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from gainRAG.cli import positive_int, run_stage, stage_parser
@@ -23,6 +24,7 @@ from gainRAG.llm_inference.engine import (
     check_engine_arguments,
     generation_settings,
     load_engine,
+    map_texts,
     model_name,
     prompt_builder,
 )
@@ -37,6 +39,7 @@ from gainRAG.records import (
     write_in_chunks,
     write_json,
 )
+from gainRAG.workers import add_worker_arguments, check_worker_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -63,28 +66,44 @@ def scored(record: Record, prompt: str, prediction: str, task: Task) -> Record:
     return {**kept, "prompt": prompt, "prediction": prediction, **scores}
 
 
-def answer(
-    writer: StageWriter,
-    questions: Iterable[Record],
-    prompt_of: Callable[[Record], str],
-    write: Callable[[list[str]], list[str]],
-    task: Task,
-    total: int,
-    description: str = "answering",
-) -> None:
-    """Answers every question, chunk by chunk, into the stage's output.
+def answered(
+    chunk: list[Record], prompt_of: Callable[[Record], str], write: Callable[[list[str]], list[str]], task: Task
+) -> list[Record]:
+    """The output records of some questions.
 
     Args:
         prompt_of: a question's full prompt.
         write: prompts -> predictions, in order.
     """
+    prompts = [prompt_of(record) for record in chunk]
+    predictions = write(prompts)
+    return [scored(*case, task) for case in zip(chunk, prompts, predictions, strict=True)]
 
-    def work(chunk: list[Record]) -> list[Record]:
-        prompts = [prompt_of(record) for record in chunk]
-        predictions = write(prompts)
-        return [scored(*case, task) for case in zip(chunk, prompts, predictions, strict=True)]
 
-    write_in_chunks(writer, questions, CHUNK, work, description, total)
+class AnswerWorker:
+    """Answers questions from the first K_docs of their passages; see `workers.Worker`."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.args = args
+        self.engine, self.builder = load(args)
+
+    def __call__(self, chunks: Iterator[list[Record]]) -> Iterable[list[Record]]:
+        return map(self.answer, chunks)
+
+    def answer(self, chunk: list[Record]) -> list[Record]:
+        """The chunk's output records."""
+        return answered(chunk, self._prompt, self._write, self.builder.task)
+
+    def _prompt(self, record: Record) -> str:
+        return self.builder.with_passages(record, record["ctxs"][: self.args.K_docs])
+
+    def _write(self, prompts: list[str]) -> list[str]:
+        return self.engine.generate(prompts, self.args.max_new_tokens)
+
+    def close(self) -> None:
+        self.engine.close()
+        if self.builder.cut:
+            logger.info("%d prompts were too long and were cut inside the passage", self.builder.cut)
 
 
 def selected(args: argparse.Namespace, path: str | Path) -> Iterator[Record]:
@@ -149,25 +168,17 @@ def main() -> None:
         "--output_path", default=None, help="predictions; None: DATA.predictions.jsonl beside the input"
     )
     add_generation_arguments(parser)
+    add_worker_arguments(parser)
     args = parser.parse_args()
+    check_worker_arguments(args)
     check_engine_arguments(args)
     total = count_usable(args, args.data_path)
     path = Path(args.output_path or Path(args.data_path).with_suffix(".predictions.jsonl"))
 
     with make_writer(args, path, data_path=args.data_path) as writer:
         if not writer.complete:
-            engine, builder = load(args)
-
-            def prompt_of(record: Record) -> str:
-                return builder.with_passages(record, record["ctxs"][: args.K_docs])
-
-            def write(prompts: list[str]) -> list[str]:
-                return engine.generate(prompts, args.max_new_tokens)
-
-            answer(writer, selected(args, args.data_path), prompt_of, write, builder.task, total)
-            engine.close()
-            if builder.cut:
-                logger.info("%d prompts were too long and were cut inside the passage", builder.cut)
+            work = partial(map_texts, args, partial(AnswerWorker, args))
+            write_in_chunks(writer, selected(args, args.data_path), CHUNK, work, "answering", total)
     metrics = metrics_of(args, list(read_records(path)), args.data_path, generation_settings(args)["prompts"])
     write_json(path.with_suffix(".metrics.json"), metrics)
     rows = [

@@ -25,7 +25,7 @@ from gainRAG.llm_inference.engine import check_engine_arguments, generation_sett
 from gainRAG.rag_workflow.rag_generation import (
     CHUNK,
     add_generation_arguments,
-    answer,
+    answered,
     as_answerable,
     count_usable,
     load,
@@ -40,6 +40,7 @@ from gainRAG.records import (
     as_supervised,
     read_records,
     with_unique_ids,
+    write_in_chunks,
     write_json,
 )
 
@@ -183,13 +184,14 @@ def run_method(args: argparse.Namespace, picks: Picks, method: str, llm: "Shared
     with make_writer(args, path, **inputs) as writer:
         llm.remember(writer)
         if not writer.complete:
-            engine, builder = llm.load()
+            _, builder = llm.load()
 
             def prompt_of(record: Record) -> str:
                 passages = picks.of(method, record)
                 return builder.with_passages(record, passages) if passages else builder.without_passage(record)
 
-            answer(writer, picks.questions, prompt_of, llm.write, builder.task, len(picks.questions), METHODS[method])
+            work = partial(map, partial(answered, prompt_of=prompt_of, write=llm.write, task=builder.task))
+            write_in_chunks(writer, picks.questions, CHUNK, work, METHODS[method])
     return list(read_records(path))
 
 

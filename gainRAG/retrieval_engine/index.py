@@ -5,11 +5,14 @@ and keeps the best so far: memory depends on the chunk, not on the corpus. Equal
 passages. Scores are float32; higher is better.
 """
 
+import argparse
 import logging
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
@@ -17,12 +20,14 @@ from tqdm import tqdm
 from gainRAG.cli import UserError
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, shard_positions
+from gainRAG.workers import map_chunks
 
 logger = logging.getLogger(__name__)
 
 GB = 1 << 30
 CHUNK_ROWS = 1 << 17  # more makes nothing faster
 GPU_K = 2048  # FAISS on a GPU finds at most so many
+GROUPS_A_WORKER = 4  # of shards: what a worker that dies loses, and how evenly the work ends
 
 Chunk = tuple[np.ndarray, np.ndarray]  # positions in the corpus, int64 (n,); vectors, float32 (n, dim)
 Knn = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
@@ -99,6 +104,40 @@ def search_shards(
         for future in running:
             future.result()
     return best
+
+
+def search_on_workers(
+    args: argparse.Namespace, queries: np.ndarray, shards: list[Shard], store: PassageStore, k: int, max_bytes: float
+) -> Best:
+    """`search_shards`, the shards shared out over the workers of `args`.
+
+    It is the shards that are split, not the questions: reading the vectors takes most of the time, and so each is
+    read once. The driver holds the best of all questions so far, and those of a few groups of shards.
+    """
+    size = -(-len(shards) // (GROUPS_A_WORKER * args.num_workers))
+    groups = [shards[start : start + size] for start in range(0, len(shards), size)]
+    best = Best(len(queries), min(k, len(store)))
+    worker = partial(SearchWorker, queries, store.folder, k, max_bytes)
+    for found in tqdm(map_chunks(args, worker, groups), total=len(groups), unit="group of shards", desc="search"):
+        best.merge(found.scores, found.positions)
+    return best
+
+
+class SearchWorker:
+    """The best of some shards for all queries; see `workers.Worker`."""
+
+    def __init__(self, queries: np.ndarray, store_folder: Path, k: int, max_bytes: float) -> None:
+        self.queries, self.k, self.max_bytes = queries, k, max_bytes
+        self.store = PassageStore(store_folder)
+
+    def __call__(self, groups: Iterator[list[Shard]]) -> Iterable[Best]:
+        return map(self.search, groups)
+
+    def search(self, shards: list[Shard]) -> Best:
+        return search_shards(self.queries, shards, self.store, self.k, self.max_bytes)
+
+    def close(self) -> None:
+        """Nothing is loaded after it."""
 
 
 def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:

@@ -9,6 +9,8 @@ retrieval.py encodes the questions in the same way.
 
 import argparse
 import logging
+from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +18,19 @@ from tqdm import tqdm
 
 from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.llm_inference.models import DTYPES, pick_device, pick_dtype, weights_path
-from gainRAG.records import Record, StageWriter, stage_settings
+from gainRAG.records import StageWriter, stage_settings
 from gainRAG.retrieval_engine.modeling import POOLINGS, Encoder
 from gainRAG.retrieval_engine.normalize import TextOptions
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
 from gainRAG.retrieval_engine.vectors import MANIFEST, save_shard
+from gainRAG.workers import add_worker_arguments, check_worker_arguments, map_chunks
 
 logger = logging.getLogger(__name__)
 
 
 def main() -> None:
     args = parse_args()
+    check_worker_arguments(args)
     path = weights_path(args.model_name_or_path)
     dtype = pick_dtype(args.dtype, pick_device(args.device))
     store = open_store(args.passages, args.passages_store)
@@ -51,31 +55,56 @@ def main() -> None:
 
 def embed(args: argparse.Namespace, store: PassageStore, writer: StageWriter) -> None:
     """Writes the shards that are not there yet."""
-    encoder = Encoder(
-        args.model_name_or_path,
-        args.pooling,
-        args.normalize,
-        args.max_length,
-        args.batch_size,
-        args.device,
-        args.dtype,
-    )
-    options = TextOptions(args.lowercase, args.normalize_text, args.no_title, args.passage_prefix)
     first = writer.done * args.shard_size
-    logger.info("%d passages, %s on %s", len(store), encoder.dtype, encoder.device)
+    shards = (
+        range(start, min(start + args.shard_size, len(store))) for start in range(first, len(store), args.shard_size)
+    )
+    logger.info("%d passages", len(store))
     with tqdm(total=len(store), initial=min(first, len(store)), unit="passage", desc="embed") as bar:
-        for start in range(first, len(store), args.shard_size):
-            passages = [store[position] for position in range(start, min(start + args.shard_size, len(store)))]
-            vectors = encoder.encode([options.passage(passage) for passage in passages], bar.update)
-            writer.append(_saved(Path(args.output_dir), start // args.shard_size, passages, vectors))
+        vectors_of = map_chunks(args, partial(EmbeddingWorker, args, store.folder), shards)
+        for number, (ids, vectors) in enumerate(vectors_of, writer.done):
+            writer.append(save_shard(Path(args.output_dir), number, ids, vectors))
+            bar.update(len(ids))
     writer.finish()
 
 
-def _saved(folder: Path, number: int, passages: list[Record], vectors: np.ndarray) -> Record:
-    if not np.isfinite(vectors.astype("float16")).all():
-        row = int(np.flatnonzero(~np.isfinite(vectors.astype("float16")).all(1))[0])
-        raise UserError(f"passage {passages[row]['id']!r}: its vector overflows; try --dtype float32 or --normalize")
-    return save_shard(folder, number, [passage["id"] for passage in passages], vectors)
+class EmbeddingWorker:
+    """Shards of the passages in `store_folder`, from their positions; see `workers.Worker`.
+
+    The texts are read here and not sent here: reading them for many GPUs is more than one driver can do.
+    """
+
+    def __init__(self, args: argparse.Namespace, store_folder: Path) -> None:
+        self.store = PassageStore(store_folder)
+        self.options = TextOptions(args.lowercase, args.normalize_text, args.no_title, args.passage_prefix)
+        self.encoder = Encoder(
+            args.model_name_or_path,
+            args.pooling,
+            args.normalize,
+            args.max_length,
+            args.batch_size,
+            args.device,
+            args.dtype,
+        )
+        logger.info("%s on %s", self.encoder.dtype, self.encoder.device)
+
+    def __call__(self, shards: Iterator[range]) -> Iterable[tuple[list[str], np.ndarray]]:
+        return map(self.encode, shards)
+
+    def encode(self, positions: range) -> tuple[list[str], np.ndarray]:
+        """The passages' ids, and their vectors in float16."""
+        passages = [self.store[position] for position in positions]
+        with tqdm(total=len(passages), unit="passage", desc="shard", leave=False) as bar:
+            vectors = self.encoder.encode([self.options.passage(passage) for passage in passages], bar.update)
+        vectors = vectors.astype("float16")
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            passage = passages[int(np.argmin(finite))]
+            raise UserError(f"passage {passage['id']!r}: its vector overflows; try --dtype float32 or --normalize")
+        return [passage["id"] for passage in passages], vectors
+
+    def close(self) -> None:
+        """Nothing is loaded after it."""
 
 
 def parse_args() -> argparse.Namespace:
@@ -97,6 +126,7 @@ def parse_args() -> argparse.Namespace:
     add("--device", help="cpu, cuda or cuda:N; default: the first GPU, or the CPU")
     add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")
     add("--overwrite", action="store_true", help="start afresh instead of going on or refusing")
+    add_worker_arguments(parser)
     return parser.parse_args()
 
 

@@ -12,6 +12,7 @@ import argparse
 import glob
 import logging
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -32,12 +33,21 @@ from gainRAG.records import (
     write_json,
 )
 from gainRAG.retrieval_engine.faiss_index import index_path, load_or_build_index, search_index
-from gainRAG.retrieval_engine.index import GB, GPU_K, Best, chunk_rows, gpu_count, search_shards
+from gainRAG.retrieval_engine.index import (
+    GB,
+    GPU_K,
+    Best,
+    chunk_rows,
+    gpu_count,
+    search_on_workers,
+    search_shards,
+)
 from gainRAG.retrieval_engine.modeling import POOLINGS, Encoder, encoder_dim
 from gainRAG.retrieval_engine.normalize import TextOptions
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
 from gainRAG.retrieval_engine.plan import print_plan
 from gainRAG.retrieval_engine.vectors import check_shards, embedding_settings, open_shards, shards_fingerprint
+from gainRAG.workers import add_worker_arguments, check_worker_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -50,6 +60,9 @@ SHARED = {"pooling": "mean", "normalize": False, "lowercase": False, "normalize_
 def main() -> None:
     args = parse_args()
     require("bm25s" if args.retriever == "bm25" else "faiss")
+    check_worker_arguments(args)
+    if args.num_workers > 1 and (args.retriever != "dense" or args.index_type != "Flat" or args.index_path):
+        raise UserError(f"--num_workers {args.num_workers}: only exact search is shared out (dense, Flat)")
     if args.retriever == "dense":
         settle_encoding(args)
         weights_path(args.model_name_or_path)
@@ -193,7 +206,8 @@ def search(args: argparse.Namespace, store: PassageStore, questions: list[str]) 
         raise UserError(f"--n_docs {args.n_docs}: FAISS finds fewer than {GPU_K} on a GPU")
     max_bytes = args.max_memory * GB
     chunk_rows(np.broadcast_to(np.float32(0), (len(questions), dim)), min(args.n_docs, len(store)), max_bytes)
-    return search_shards(encoded(args, questions), shards, store, args.n_docs, max_bytes)
+    work = search_shards if args.num_workers == 1 else partial(search_on_workers, args)
+    return work(encoded(args, questions), shards, store, args.n_docs, max_bytes)
 
 
 def encoded(args: argparse.Namespace, questions: list[str]) -> np.ndarray:
@@ -276,6 +290,7 @@ def parse_args() -> argparse.Namespace:
     add("--device", help="cpu, cuda or cuda:N for the encoder; default: the first GPU, or the CPU")
     add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")
     add("--overwrite", action="store_true", help="start afresh instead of going on or refusing")
+    add_worker_arguments(parser)
     return parser.parse_args()
 
 

@@ -14,7 +14,10 @@ import argparse
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
+
+import numpy as np
 
 from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.evaluation.recall import AnswerMatcher, recall_at
@@ -38,10 +41,12 @@ from gainRAG.records import (
     write_in_chunks,
     write_json,
 )
+from gainRAG.workers import add_worker_arguments, check_worker_arguments, map_chunks
 
 logger = logging.getLogger(__name__)
 
 CHUNK = {"cuda": 128, "cpu": 8}  # questions tokenised and scored together, and what an interruption can cost
+CHUNKS_A_CALL = 4  # handed to a worker of several: it tokenises the next while it scores one
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -70,6 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--overwrite", action="store_true", help="start afresh, pseudo-passages written here included")
     add_background_arguments(parser)
     add_engine_arguments(parser)
+    add_worker_arguments(parser)
     parser.set_defaults(task=next(iter(TASKS)))  # the wording for pseudo-passages is the same for every task
     args = parser.parse_args()
     candidates = args.n_candidates + (not args.no_pseudo)
@@ -138,34 +144,39 @@ def with_pseudo(records: Iterable[Record], pseudo: list[Record | None]) -> Itera
         yield {**record, "ctxs": [*record["ctxs"], *([passage] if passage else [])]}
 
 
-def select(args: argparse.Namespace, writer: StageWriter, records: Iterator[Record], total: int) -> None:
-    """Writes each question with its best candidates. Chunks to come are tokenised while one is scored."""
-    from gainRAG.selector_engine.reranker import Selector, keep_best
+class SelectionWorker:
+    """Keeps each question's best candidates; see `workers.Worker`. Chunks to come are tokenised while one is scored."""
 
-    selector = Selector(
-        args.model_name_or_path, args.device, args.selector_dtype, args.max_length, batch_tokens=args.batch_tokens
-    )
-    size = CHUNK.get(selector.device.type, CHUNK["cpu"])
-    finished = itertools.islice(records, writer.done // size * size)
-    unfinished, to_score = itertools.tee(records)
-    scores_of_chunks = selector.score_chunks(pair_chunks(to_score, size))
+    def __init__(self, args: argparse.Namespace) -> None:
+        from gainRAG.selector_engine.reranker import Selector
 
-    def work(chunk: list[Record]) -> list[Record]:
-        scores = next(scores_of_chunks)
+        self.k = args.K_docs
+        self.selector = Selector(
+            args.model_name_or_path, args.device, args.selector_dtype, args.max_length, batch_tokens=args.batch_tokens
+        )
+
+    def __call__(self, chunks: Iterator[list[Record]]) -> Iterable[list[Record]]:
+        chunks, to_score = itertools.tee(chunks)
+        return map(self.best, chunks, self.selector.score_chunks(map(pairs_of, to_score)))
+
+    def best(self, chunk: list[Record], scores: np.ndarray) -> list[Record]:
+        """The chunk, `ctxs` cut to the best; `scores` (candidates of all its questions,)."""
+        from gainRAG.selector_engine.reranker import keep_best
+
         kept, start = [], 0
         for record in chunk:
             stop = start + len(record["ctxs"])
-            kept.append({**record, "ctxs": keep_best(record["ctxs"], scores[start:stop], args.K_docs)})
+            kept.append({**record, "ctxs": keep_best(record["ctxs"], scores[start:stop], self.k)})
             start = stop
         return kept
 
-    write_in_chunks(writer, itertools.chain(finished, unfinished), size, work, "selecting", total)
+    def close(self) -> None:
+        """Nothing is loaded after it."""
 
 
-def pair_chunks(records: Iterator[Record], size: int) -> Iterator[list[tuple[str, str]]]:
-    """The (question, passage) pairs of `size` questions at a time."""
-    while chunk := list(itertools.islice(records, size)):
-        yield [(record["question"], passage_text(passage)) for record in chunk for passage in record["ctxs"]]
+def pairs_of(chunk: list[Record]) -> list[tuple[str, str]]:
+    """The (question, passage) pairs of a chunk."""
+    return [(record["question"], passage_text(passage)) for record in chunk for passage in record["ctxs"]]
 
 
 def metrics_of(
@@ -200,11 +211,12 @@ def report(metrics: Record) -> None:
 def main() -> None:
     args = parse_arguments()
     output_file(args.output_path)
+    check_worker_arguments(args)
     questions, before = check_input(args)
     from gainRAG.selector_engine.reranker import check_selector, selector_dtype
 
     selector_path = check_selector(args.model_name_or_path)
-    pick_device(args.device)
+    device = pick_device(args.device)
     if not (args.no_pseudo or args.background_path):
         check_engine_arguments(args)
     background_path, pseudo = pseudo_passages(args, questions)
@@ -212,11 +224,13 @@ def main() -> None:
         "selector_gainRag",
         {"model_name_or_path": selector_path, "data_path": args.data_path, "background_path": background_path},
         **{name: getattr(args, name) for name in ("K_docs", "n_candidates", "no_pseudo", "max_length", "limit")},
-        selector_dtype=str(selector_dtype(args.selector_dtype, pick_device(args.device))).removeprefix("torch."),
+        selector_dtype=str(selector_dtype(args.selector_dtype, device)).removeprefix("torch."),
     )
     with StageWriter(args.output_path, settings, args.overwrite) as writer:
         if not writer.complete:
-            select(args, writer, with_pseudo(retrieved_candidates(args), pseudo), len(questions))
+            records = with_pseudo(retrieved_candidates(args), pseudo)
+            work = partial(map_chunks, args, partial(SelectionWorker, args), group=CHUNKS_A_CALL)
+            write_in_chunks(writer, records, CHUNK[device.type], work, "selecting", len(questions))
     metrics = metrics_of(args, before, pseudo, list(read_records(args.output_path)))
     write_json(Path(args.output_path).with_suffix(".metrics.json"), metrics)
     report(metrics)
