@@ -134,7 +134,7 @@ def _under_its_own_name(main: Callable[[], None]) -> Callable[[], None]:
         return main
     file = Path(file).resolve()
     name = ".".join((PACKAGE.name, *file.relative_to(PACKAGE).with_suffix("").parts))
-    return getattr(importlib.import_module(name), main.__name__)
+    return getattr(importlib.import_module(name), main.__name__, main)
 
 
 def run_stage(main: Callable[[], None]) -> None:
