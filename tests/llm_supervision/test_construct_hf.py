@@ -1,4 +1,4 @@
-"""construct_hf end to end on a tiny LLM: fields, values, bad input before any model, and death at random moments."""
+"""construct_hf end to end on a tiny LLM: fields, values, bad input before any model, and other settings."""
 
 import shutil
 import sys
