@@ -19,6 +19,8 @@ import os
 import pickle
 import shutil
 import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch.distributed
@@ -48,15 +50,26 @@ TRAINING_FLAGS += ("train_sampling_strategy", "teacher_temperature")
 class SelectorRunner(EncoderOnlyRerankerRunner):
     """FlagEmbedding's runner with this package's data, model and trainer.
 
+    Args:
+        model_args, data_args, training_args: the flags.
+        prepare: called when the data are found usable, before the model loads.
+
     Raises:
         UserError: the data is unusable, before the model loads.
     """
 
-    def __init__(self, model_args: ModelArguments, data_args: DataArguments, training_args: TrainingArguments) -> None:
+    def __init__(
+        self,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        training_args: TrainingArguments,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
         logging.getLogger("FlagEmbedding").setLevel(logging.ERROR)
         self.train_groups = read_groups(data_args.train_data)
         self.eval_groups = read_groups([data_args.eval_data]) if data_args.eval_data else None
         _check_batches(len(self.train_groups), training_args)
+        prepare()
         super().__init__(model_args, data_args, training_args)
 
     def load_tokenizer_and_model(self):
@@ -129,8 +142,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = parse_arguments()
     with _alone(training_args):
-        _prepare_output(training_args, _settings(model_args, data_args, training_args))
-        SelectorRunner(model_args, data_args, training_args).run()
+        prepare = partial(_prepare_output, training_args, _settings(model_args, data_args, training_args))
+        SelectorRunner(model_args, data_args, training_args, prepare).run()
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # DeepSpeed aborts at exit when one process leaves before another
             torch.distributed.destroy_process_group()
