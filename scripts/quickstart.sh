@@ -18,7 +18,7 @@ if python -c 'import sys, torch; sys.exit(not torch.cpu.get_capabilities().get("
   : "${TRAIN_QUESTIONS:=235}"
   export SPEED_FLAGS="$SPEED_FLAGS --bf16 True"
 else
-  : "${TRAIN_QUESTIONS:=80}"
+  : "${TRAIN_QUESTIONS:=90}"
 fi
 : "${TEST_QUESTIONS:=150}"
 
