@@ -13,7 +13,11 @@ PACKAGE = Path(__file__).resolve().parent
 
 
 class UserError(Exception):
-    """A mistake the user can mend. Its text is one line that says where, what, and what would be right."""
+    """A mistake the user can mend. Its text is one line that says where, what, and what would be right; whatever it
+    quotes from files, line breaks and control characters are shown as escapes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
 def positive_int(text: str) -> int:

@@ -67,6 +67,10 @@ def test_a_users_mistake_ends_with_one_line_and_code_2(capsys):
     assert capsys.readouterr().err == "error: data.jsonl:3: field 'question': missing\n"
 
 
+def test_what_a_file_holds_cannot_break_the_line_or_steer_the_terminal():
+    assert str(UserError("d.tsv:1: found a\nb\x1b[2J\u2028\ud800 é")) == "d.tsv:1: found a\\nb\\x1b[2J\\u2028\\ud800 é"
+
+
 def test_an_interruption_ends_with_130(capsys):
     def main():
         raise KeyboardInterrupt

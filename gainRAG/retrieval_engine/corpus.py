@@ -144,6 +144,6 @@ def _columns(corpus: Path, header: list[str]) -> list[int]:
     if missing:
         raise UserError(
             f"{corpus}:1: the header lacks {', '.join(missing)}; wanted tab-separated columns {', '.join(COLUMNS)}, "
-            f"found {', '.join(header) or 'nothing'}"
+            f"found {', '.join(header) or 'nothing':.200}"
         )
     return [header.index(column) for column in COLUMNS]
