@@ -1,0 +1,50 @@
+"""Workers that stand in for a stage's, light enough for a new process to import at once."""
+
+import importlib
+import os
+import signal
+from pathlib import Path
+
+from gainRAG.cli import UserError
+
+
+class Doubler:
+    """Doubles numbers. Words are told to it: `bad` is the user's mistake, `bug` ours, `deadly` kills its process."""
+
+    def __call__(self, chunks):
+        return map(self.double, chunks)
+
+    def double(self, chunk):
+        if chunk == "bad":
+            raise UserError("bad: wanted a number")
+        if chunk == "bug":
+            raise ValueError("a bug")
+        if chunk == "deadly":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return 2 * chunk, os.getpid()
+
+    def close(self):
+        pass
+
+
+class Dying:
+    """A worker of another module, in a process that is killed once, when its second chunk is done but not handed over.
+
+    Args:
+        marker: a file that tells that it has happened.
+    """
+
+    def __init__(self, module: str, name: str, marker: Path, *arguments) -> None:
+        self.worker = getattr(importlib.import_module(module), name)(*arguments)
+        self.marker, self.chunks = marker, 0
+
+    def __call__(self, chunks):
+        for results in self.worker(chunks):
+            self.chunks += 1
+            if self.chunks == 2 and not self.marker.exists():
+                self.marker.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield results
+
+    def close(self):
+        self.worker.close()

@@ -1,0 +1,329 @@
+"""Workers: order, deaths and errors; every stage with two workers, one of them killed, gives one worker's bytes."""
+
+import importlib
+import importlib.metadata
+import json
+import os
+import signal
+import sys
+from argparse import Namespace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import REPOSITORY, SENTENCES
+from doubles import Doubler, Dying
+
+from gainRAG import cli, workers
+from gainRAG.cli import UserError
+from gainRAG.llm_inference import background
+from gainRAG.llm_supervision import construct_hf
+from gainRAG.rag_workflow import rag_generation
+from gainRAG.retrieval_engine import index, passage_embed, retrieval
+from gainRAG.selector_engine import selector_gainRag
+from gainRAG.workers import check_worker_arguments, map_chunks
+
+HAS_RAY = any(found.name == "ray" for found in importlib.metadata.distributions())
+needs_ray = pytest.mark.skipif(not HAS_RAY, reason="ray not installed")
+QUESTIONS = 10
+KILLED_AT_RECORD_6 = """
+import os, signal, sys
+from gainRAG import records
+from gainRAG.rag_workflow import rag_generation
+rag_generation.CHUNK = 2
+append, count = records.StageWriter.append, 0
+def dies(self, record):
+    global count
+    count += 1
+    if count == 6:
+        os.kill(os.getpid(), signal.SIGKILL)
+    append(self, record)
+records.StageWriter.append = dies
+rag_generation.main()
+"""
+
+
+@pytest.fixture(scope="module")
+def ray_stops():
+    """The Ray of this module's tests finds their workers, and ends with them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(REPOSITORY / "tests"), prepend=os.pathsep)
+        yield
+    if HAS_RAY:
+        importlib.import_module("ray").shutdown()
+
+
+@pytest.fixture
+def two(ray_stops, monkeypatch):
+    """Flags of two workers, with as many threads as this process has: sums in their last bits depend on it."""
+    monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+    return Namespace(num_workers=2, ray_address=None, device="cpu")
+
+
+# --- the pool ---------------------------------------------------------------------------------------------------
+
+
+def test_one_worker_is_this_process_and_imports_no_ray(run_python):
+    script = (
+        "import sys; from argparse import Namespace; from doubles import Doubler; from gainRAG.workers import *\n"
+        "print([double for double, _ in map_chunks(Namespace(num_workers=1), Doubler, range(3))], 'ray' in sys.modules)"
+    )
+    done = run_python("-c", script, folder="tests")
+    assert done.stdout == "[0, 2, 4] False\n", done.stderr
+
+
+@needs_ray
+@pytest.mark.parametrize("group", [1, 3])
+def test_results_come_in_order_from_both_workers(two, group):
+    found = list(map_chunks(two, Doubler, range(40), group))
+    assert [double for double, _ in found] == list(range(0, 80, 2))
+    assert os.getpid() not in {pid for _, pid in found}
+    assert len({pid for _, pid in found}) == 2
+    assert list(map_chunks(two, Doubler, [])) == []
+
+
+@needs_ray
+def test_the_input_is_read_no_further_than_the_window(two):
+    read = []
+    results = map_chunks(two, Doubler, (read.append(number) or number for number in range(40)))
+    for taken, _ in enumerate(results, 1):
+        assert len(read) <= taken + 2 * workers.GROUPS_AHEAD
+    assert read == list(range(40))
+
+
+@needs_ray
+def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(two, tmp_path):
+    dying = partial(Dying, "doubles", "Doubler", tmp_path / "killed")
+    found = list(map_chunks(two, dying, range(40)))
+    assert (tmp_path / "killed").exists()
+    assert [double for double, _ in found] == list(range(0, 80, 2))
+
+
+@needs_ray
+def test_a_worker_lost_with_its_machine_is_not_waited_for(two, tmp_path, monkeypatch):
+    room = iter([2, 1])
+    monkeypatch.setattr(workers._Pool, "_capacity", lambda self: next(room))
+    dying = partial(Dying, "doubles", "Doubler", tmp_path / "killed")
+    found = list(map_chunks(two, dying, range(40)))
+    assert [double for double, _ in found] == list(range(0, 80, 2))
+    assert len({pid for _, pid in found}) <= 2
+    monkeypatch.setattr(workers._Pool, "_capacity", lambda self: 2 if not hasattr(self, "next") else 0)
+    with pytest.raises(UserError, match="last machine"):
+        list(map_chunks(two, Doubler, ["deadly", "deadly"]))
+
+
+@needs_ray
+def test_records_that_kill_every_worker_end_the_run(two):
+    results = map_chunks(two, Doubler, [1, "deadly", 3])
+    assert next(results)[0] == 2
+    with pytest.raises(UserError, match=f"{workers.DEATHS} workers died of the same records"):
+        list(results)
+
+
+@needs_ray
+def test_mistakes_and_bugs_of_a_worker_reach_the_driver(two, monkeypatch, tmp_path):
+    with pytest.raises(UserError) as mistake:
+        list(map_chunks(two, Doubler, [1, "bad"]))
+    assert str(mistake.value) == "bad: wanted a number"
+    with pytest.raises(ValueError, match="a bug"):
+        list(map_chunks(two, Doubler, [1, "bug"]))
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "only_here.py").write_text("class Here: pass")
+    with pytest.raises(UserError, match=r"every machine needs the same packages.*No module named 'only_here'"):
+        list(map_chunks(two, importlib.import_module("only_here").Here, [1]))
+    two.num_workers = 10_000
+    with pytest.raises(UserError, match=r"--num_workers 10000: this machine has \d+ CPUs, one a worker"):
+        list(map_chunks(two, Doubler, [1]))
+
+
+# --- flags ------------------------------------------------------------------------------------------------------
+
+STAGES = {
+    "gainRAG.retrieval_engine.passage_embed": ["--passages", "gone.tsv", "--output_dir", "out"],
+    "gainRAG.retrieval_engine.retrieval": ["--passages", "gone.tsv", "--data_path", "gone", "--output_dir", "out"],
+    "gainRAG.llm_supervision.construct_hf": ["--data_path", "gone", "--output_path", "o.jsonl", "--task", "HotpotQA"],
+    "gainRAG.selector_engine.selector_gainRag": [
+        *("--model_name_or_path", "gone", "--data_path", "gone", "--output_path", "o.jsonl"),
+    ],
+    "gainRAG.rag_workflow.rag_generation": ["--data_path", "gone", "--task", "HotpotQA"],
+}
+
+
+@pytest.mark.parametrize("module", STAGES)
+def test_without_ray_every_stage_says_what_to_install(module, monkeypatch, capsys):
+    version = importlib.metadata.version
+
+    def without_ray(name):
+        if name == "ray":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return version(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", without_ray)
+    monkeypatch.setattr(sys, "argv", [module, *STAGES[module], "--num_workers", "2"])
+    with pytest.raises(SystemExit) as end:
+        cli.run_stage(importlib.import_module(module).main)
+    assert end.value.code == 2
+    assert capsys.readouterr().err.splitlines() == [
+        'error: --num_workers 2: Ray is not installed; install it: pip install "gainRAG[ray]"'
+    ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        ({"num_workers": 1, "ray_address": "auto"}, "--ray_address: needs --num_workers"),
+        ({"device": "cuda:1"}, "--device cuda:1: every worker has one GPU of its own"),
+        ({"tensor_parallel_size": 2}, "--tensor_parallel_size: a worker has one GPU"),
+        ({"ray_address": "head"}, "--ray_address head: wanted HOST:PORT"),
+        ({"ray_address": "127.0.0.1:1"}, "--ray_address 127.0.0.1:1: no Ray cluster answers there"),
+    ],
+)
+def test_flags_that_cannot_be_are_refused(monkeypatch, flags, problem):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
+    usual = {"num_workers": 2, "ray_address": None, "device": None, "tensor_parallel_size": None}
+    check_worker_arguments(Namespace(**usual))
+    with pytest.raises(UserError, match=problem):
+        check_worker_arguments(Namespace(**{**usual, **flags}))
+
+
+@pytest.mark.parametrize("flags", [["--retriever", "bm25"], ["--index_type", "IVF4,Flat"], ["--index_path", "i"]])
+def test_only_exact_search_is_shared_out(monkeypatch, flags):
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: "1")
+    arguments = STAGES["gainRAG.retrieval_engine.retrieval"]
+    monkeypatch.setattr(sys, "argv", ["retrieval", *arguments, "--num_workers", "2", *flags])
+    with pytest.raises(UserError, match="only exact search is shared out"):
+        retrieval.main()
+
+
+# --- the stages -------------------------------------------------------------------------------------------------
+
+
+def made_questions() -> list[dict]:
+    def ctxs(number):
+        texts = [f"{SENTENCES[(number + rank) % 8]} {number}" for rank in range(2 + number % 3)]
+        return [{"id": f"{number}-{rank}", "title": f"T{rank}", "text": text} for rank, text in enumerate(texts)]
+
+    question = {"answers": ["Paris", "the Nile"]}
+    return [{"id": f"q{n}", "question": f"Which, {n}?", **question, "ctxs": ctxs(n)} for n in range(QUESTIONS)]
+
+
+@pytest.fixture
+def embeddings(tmp_path, tiny_encoder, write_jsonl, monkeypatch):
+    """Flags of a corpus and its vectors in 20 shards; made by one worker."""
+    texts = [f"{SENTENCES[number % 8]} {number}" for number in range(60)]
+    corpus = write_jsonl("corpus.jsonl", [{"id": f"p{n}", "title": "", "text": text} for n, text in enumerate(texts)])
+    common = ["--model_name_or_path", tiny_encoder, "--passages", corpus, "--device", "cpu"]
+    embed = [*common, "--shard_size", 3, "--output_dir"]
+    call(monkeypatch, passage_embed, [*embed, tmp_path / "vectors"])
+    return {"embed": embed, "search": [*common, "--passages_embeddings", tmp_path / "vectors", "--n_docs", 7]}
+
+
+def call(monkeypatch, stage, arguments) -> None:
+    monkeypatch.setattr(sys, "argv", ["stage", *map(str, arguments)])
+    stage.main()
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    """The files of a folder; of .metrics.json the metrics: the checkout's commit may change meanwhile."""
+    found = {path.name: path.read_bytes() for path in folder.iterdir() if not path.name.endswith(".metrics.json")}
+    for path in folder.glob("*.metrics.json"):
+        found[path.name] = {**json.loads(path.read_bytes()), "git_commit": None}
+    assert found
+    return found
+
+
+@needs_ray
+@pytest.mark.parametrize(
+    ("stage", "dying"),
+    [
+        (passage_embed, {"EmbeddingWorker": passage_embed}),
+        (retrieval, {"SearchWorker": index}),
+        (construct_hf, {"TextWorker": construct_hf, "GainWorker": construct_hf}),
+        (selector_gainRag, {"BackgroundWorker": background, "SelectionWorker": selector_gainRag}),
+        (rag_generation, {"AnswerWorker": rag_generation}),
+    ],
+)
+def test_a_stage_ends_with_the_same_bytes_though_workers_are_killed(
+    stage, dying, two, embeddings, tiny_llama, tiny_reranker, write_jsonl, monkeypatch, tmp_path
+):
+    for chunked in (construct_hf, rag_generation, background):
+        monkeypatch.setattr(chunked, "CHUNK", 2)
+    monkeypatch.setattr(selector_gainRag, "CHUNK", {"cpu": 2})
+    monkeypatch.setattr(selector_gainRag, "CHUNKS_A_CALL", 2)
+    data = ["--data_path", write_jsonl("questions.jsonl", made_questions())]
+    lm = ["--lm_type", tiny_llama, "--device", "cpu", "--max_batch_tokens", 512]
+    task = ["--task", "HotpotQA", "--max_new_tokens", 6]
+    flags = {
+        passage_embed: embeddings["embed"][:-1],
+        retrieval: [*embeddings["search"], *data],
+        construct_hf: [*data, *lm, *task, "--background_tokens", 8],
+        selector_gainRag: [*data, *lm, "--model_name_or_path", tiny_reranker, "--background_tokens", 8],
+        rag_generation: [*data, *lm, *task],
+    }[stage]
+
+    def run(folder, *more):
+        to_folder = stage in (passage_embed, retrieval)
+        output = ["--output_dir", folder] if to_folder else ["--output_path", folder / "out.jsonl"]
+        call(monkeypatch, stage, [*flags, *output, *more])
+        return content(folder)
+
+    whole = run(tmp_path / "one")
+    for name, module in dying.items():
+        monkeypatch.setattr(module, name, partial(Dying, module.__name__, name, tmp_path / name))
+    found = run(tmp_path / "two", "--num_workers", two.num_workers)
+    assert all((tmp_path / name).exists() for name in dying)
+    assert found == whole
+
+
+@needs_ray
+def test_a_killed_driver_leaves_what_one_worker_goes_on_with(
+    ray_stops, run_python, tiny_llama, write_jsonl, monkeypatch, tmp_path
+):
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    data = write_jsonl("questions.jsonl", made_questions())
+    flags = ["--data_path", data, "--task", "HotpotQA", "--lm_type", tiny_llama, "--device", "cpu"]
+    flags += ["--max_new_tokens", 6, "--output_path"]
+    dead = run_python("-c", KILLED_AT_RECORD_6, *flags, tmp_path / "out.jsonl", "--num_workers", 2, env=threads)
+    assert dead.returncode == -signal.SIGKILL, dead.stderr
+    assert len((tmp_path / "out.jsonl.unfinished").read_text().splitlines()) == 5
+    monkeypatch.setattr(rag_generation, "CHUNK", 2)
+    for name in ("out.jsonl", "whole.jsonl"):
+        call(monkeypatch, rag_generation, [*flags, tmp_path / name])
+    assert (tmp_path / "out.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+@needs_ray
+def test_two_workers_in_both_forms_of_the_command(run_python, embeddings, write_jsonl, tmp_path, monkeypatch):
+    """As `__main__` and as a script of its own folder, whose modules the workers must find by their names."""
+    data = write_jsonl("questions.jsonl", made_questions())
+    flags = [*embeddings["search"], "--data_path", data, "--output_dir"]
+    call(monkeypatch, retrieval, [*flags, tmp_path / "one"])
+    forms = {"-m gainRAG.retrieval_engine.retrieval": ".", "retrieval.py": "gainRAG/retrieval_engine"}
+    for number, (form, folder) in enumerate(forms.items()):
+        output = tmp_path / f"two-{number}"
+        done = run_python(
+            *form.split(),
+            *flags,
+            output,
+            "--num_workers",
+            2,
+            folder=folder,
+            env={"OMP_NUM_THREADS": str(torch.get_num_threads())},
+        )
+        assert done.returncode == 0, done.stderr
+        assert content(output) == content(tmp_path / "one")
+
+
+@needs_ray
+def test_a_mistake_found_by_a_worker_ends_with_one_line(run_python, embeddings, tiny_encoder, tmp_path):
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "config.json").write_bytes((tiny_encoder / "config.json").read_bytes())
+    arguments = embeddings["embed"]
+    arguments[1] = broken
+    done = run_python("-m", "gainRAG.retrieval_engine.passage_embed", *arguments, tmp_path / "out", "--num_workers", 2)
+    assert done.returncode == 2, done.stderr
+    assert f"error: {broken}: cannot be loaded" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out" / "shards.jsonl").exists()
