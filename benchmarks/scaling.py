@@ -1,0 +1,94 @@
+"""One worker against several: passages embedded a second, the vectors compared.
+
+    python benchmarks/scaling.py
+    python benchmarks/scaling.py --num_workers 8 --model_name_or_path contriever-msmarco --passages 400000 \\
+        --shard_size 5000
+
+Every worker has one GPU; without GPUs, one core. The rate is that of the time after each worker's first shard: until
+then Ray starts and the models load, which the total shows.
+"""
+
+import argparse
+import os
+import tempfile
+import time
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.llm_inference.models import pick_device
+from gainRAG.records import write_records
+from gainRAG.retrieval_engine.passage_embed import EmbeddingWorker
+from gainRAG.retrieval_engine.passages import PassageStore, open_store
+from gainRAG.workers import add_worker_arguments, check_worker_arguments, map_chunks
+
+# What passage_embed would be told; the benchmark takes its defaults.
+ENCODING = {"pooling": "mean", "normalize": False, "max_length": 512, "batch_size": None, "dtype": "float32"}
+TEXTS = {"lowercase": False, "normalize_text": False, "no_title": False, "passage_prefix": ""}
+
+
+def main() -> None:
+    args = parse_args()
+    check_worker_arguments(args)
+    if pick_device(args.device).type == "cpu":
+        os.environ["OMP_NUM_THREADS"] = "1"
+        torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        store = open_store(write_corpus(Path(folder), args.passages))
+        runs = {number: embed(args, store, number) for number in (1, args.num_workers)}
+    print(f"{args.passages:,} passages in shards of {args.shard_size:,}, {args.model_name_or_path}, {args.device}")
+    print(f"{'workers':<10}{'first shard s':>15}{'total s':>10}{'passages/s':>12}")
+    rates, totals = [], []
+    for number, (vectors, times) in runs.items():
+        rest = args.passages - number * args.shard_size
+        rates.append(rest / (times[-1] - times[number]))
+        totals.append(times[-1])
+        print(f"{number:<10}{times[1]:>15.1f}{totals[-1]:>10.1f}{rates[-1]:>12.1f}")
+        same = np.array_equal(vectors, runs[1][0])
+    print(f"{'ratio':<25}{totals[0] / totals[1]:>10.2f}{rates[1] / rates[0]:>12.2f}")
+    print(f"same vectors, byte for byte: {'yes' if same else 'no'}")
+
+
+def parse_args() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    add = parser.add_argument
+    add("--model_name_or_path", default="all-MiniLM-L6-v2", help="encoder: a known name, a folder or a hub id")
+    add("--passages", type=positive_int, default=2000, help="synthetic, of about 100 words")
+    add("--shard_size", type=positive_int, default=100, help="passages handed to a worker at a time")
+    add("--device", help="cpu or cuda; default: the GPUs, or the CPU")
+    add_worker_arguments(parser)
+    parser.set_defaults(num_workers=2)
+    args = parser.parse_args()
+    if args.passages < 4 * args.num_workers * args.shard_size:
+        raise UserError(f"--passages {args.passages}: wanted 4 shards a worker, to see more than the start")
+    return args
+
+
+def write_corpus(folder: Path, count: int) -> Path:
+    words = [
+        f"{first}{second}" for first in ("river", "city", "king", "flood") for second in ("s", "ing", "land", "house")
+    ]
+    draw = np.random.default_rng(0)
+    texts = (" ".join(draw.choice(words, size=draw.integers(60, 120))) for _ in range(count))
+    write_records(folder / "corpus.jsonl", ({"id": str(n), "title": "", "text": t} for n, t in enumerate(texts)))
+    return folder / "corpus.jsonl"
+
+
+def embed(args: argparse.Namespace, store: PassageStore, num_workers: int) -> tuple[np.ndarray, list[float]]:
+    """The vectors, and the seconds at which nothing, one shard, two shards, ... were there."""
+    flags = argparse.Namespace(**{**vars(args), **ENCODING, **TEXTS, "num_workers": num_workers})
+    starts = range(0, args.passages + args.shard_size, args.shard_size)
+    shards = (range(first, min(last, args.passages)) for first, last in pairwise(starts) if first < args.passages)
+    began, times, parts = time.perf_counter(), [0.0], []
+    for _, vectors in map_chunks(flags, partial(EmbeddingWorker, flags, store.folder), shards):
+        times.append(time.perf_counter() - began)
+        parts.append(vectors)
+    return np.concatenate(parts), times
+
+
+if __name__ == "__main__":
+    run_stage(main)
