@@ -14,6 +14,7 @@ from gainRAG.llm_inference.background import (
     read_backgrounds,
 )
 from gainRAG.llm_inference.engine import add_engine_arguments
+from gainRAG.workers import add_worker_arguments
 
 QUESTIONS = [{"id": number, "question": f"Who is number {number}?", "answers": ["x"]} for number in range(5)]
 
@@ -33,6 +34,7 @@ def arguments(tiny_llama):
     parser = argparse.ArgumentParser()
     add_background_arguments(parser)
     add_engine_arguments(parser)
+    add_worker_arguments(parser)
     flags = ["--lm_type", str(tiny_llama), "--dtype", "float32", "--device", "cpu", "--background_tokens", "6"]
     return parser.parse_args(flags, argparse.Namespace(task="HotpotQA", overwrite=False))
 
