@@ -34,13 +34,14 @@ TEXTS = {"lowercase": False, "normalize_text": False, "no_title": False, "passag
 def main() -> None:
     args = parse_args()
     check_worker_arguments(args)
-    if pick_device(args.device).type == "cpu":
+    device = pick_device(args.device).type
+    if device == "cpu":
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(write_corpus(Path(folder), args.passages))
         runs = {number: embed(args, store, number) for number in (1, args.num_workers)}
-    print(f"{args.passages:,} passages in shards of {args.shard_size:,}, {args.model_name_or_path}, {args.device}")
+    print(f"{args.passages:,} passages in shards of {args.shard_size:,}, {args.model_name_or_path}, {device}")
     print(f"{'workers':<10}{'first shard s':>15}{'total s':>10}{'passages/s':>12}")
     rates, totals = [], []
     for number, (vectors, times) in runs.items():
