@@ -4,6 +4,7 @@ Contriever (Izacard et al., 2022) is a BERT whose token vectors are averaged, no
 token and normalises; E5 and MiniLM average and normalise.
 """
 
+import argparse
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
@@ -119,6 +120,19 @@ class Encoder:
             return hidden[:, 0].float()
         weights = mask.unsqueeze(-1)
         return hidden.float().masked_fill(~weights, 0.0).sum(1) / weights.sum(1)
+
+
+def encoder_of(args: argparse.Namespace) -> Encoder:
+    """The encoder of the flags, the same for passages and questions."""
+    return Encoder(
+        args.model_name_or_path,
+        args.pooling,
+        args.normalize,
+        args.max_length,
+        args.batch_size,
+        args.device,
+        args.dtype,
+    )
 
 
 def encoder_dim(model_name_or_path: str) -> int:

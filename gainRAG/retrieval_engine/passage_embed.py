@@ -19,7 +19,7 @@ from tqdm import tqdm
 from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.llm_inference.models import DTYPES, pick_device, pick_dtype, weights_path
 from gainRAG.records import StageWriter, stage_settings
-from gainRAG.retrieval_engine.modeling import POOLINGS, Encoder
+from gainRAG.retrieval_engine.modeling import POOLINGS, encoder_of
 from gainRAG.retrieval_engine.normalize import TextOptions
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
 from gainRAG.retrieval_engine.vectors import MANIFEST, save_shard
@@ -77,15 +77,7 @@ class EmbeddingWorker:
     def __init__(self, args: argparse.Namespace, store_folder: Path) -> None:
         self.store = PassageStore(store_folder)
         self.options = TextOptions(args.lowercase, args.normalize_text, args.no_title, args.passage_prefix)
-        self.encoder = Encoder(
-            args.model_name_or_path,
-            args.pooling,
-            args.normalize,
-            args.max_length,
-            args.batch_size,
-            args.device,
-            args.dtype,
-        )
+        self.encoder = encoder_of(args)
         logger.info("%s on %s", self.encoder.dtype, self.encoder.device)
 
     def __call__(self, shards: Iterator[range]) -> Iterable[tuple[list[str], np.ndarray]]:

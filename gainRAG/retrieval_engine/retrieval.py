@@ -42,7 +42,7 @@ from gainRAG.retrieval_engine.index import (
     search_on_workers,
     search_shards,
 )
-from gainRAG.retrieval_engine.modeling import POOLINGS, Encoder, encoder_dim
+from gainRAG.retrieval_engine.modeling import POOLINGS, encoder_dim, encoder_of
 from gainRAG.retrieval_engine.normalize import TextOptions
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
 from gainRAG.retrieval_engine.plan import print_plan
@@ -212,15 +212,7 @@ def search(args: argparse.Namespace, store: PassageStore, questions: list[str]) 
 
 def encoded(args: argparse.Namespace, questions: list[str]) -> np.ndarray:
     """The questions' vectors, float32, (questions, dim)."""
-    encoder = Encoder(
-        args.model_name_or_path,
-        args.pooling,
-        args.normalize,
-        args.max_length,
-        args.batch_size,
-        args.device,
-        args.dtype,
-    )
+    encoder = encoder_of(args)
     options = TextOptions(args.lowercase, args.normalize_text, query_prefix=args.query_prefix)
     texts = [options.query(question) for question in questions]
     with tqdm(total=len(texts), desc="questions", unit="question") as bar:
