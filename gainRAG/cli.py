@@ -83,6 +83,7 @@ OPTIONAL = {
     "bm25s": "pip install bm25s",
     "vllm": "pip install -e '.[vllm]'",
     "datasets": "pip install -e '.[train]'",
+    "ray": "pip install -e '.[ray]'",
     "gguf": "pip install -e '.[demo]'",
     "peft": "pip install -e '.[demo]'",
     "sentence_transformers": "pip install -e '.[demo]'",

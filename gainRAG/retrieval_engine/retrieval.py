@@ -30,6 +30,7 @@ from gainRAG.records import (
     parse_json,
     read_records,
     stage_settings,
+    versions,
     write_json,
 )
 from gainRAG.retrieval_engine.faiss_index import index_path, load_or_build_index, search_index
@@ -148,7 +149,7 @@ def retrieval_settings(args: argparse.Namespace, store: PassageStore) -> Record:
     """What decides the output, questions apart."""
     flags = {"passages": store.digest, "n_docs": args.n_docs, "retriever": args.retriever}
     if args.retriever == "bm25":
-        return stage_settings("retrieval", {}, **flags)
+        return stage_settings("retrieval", {}, **flags, searched_with=versions(["bm25s"]))
     inputs = {
         "model_name_or_path": weights_path(args.model_name_or_path),
         "passages_embeddings": args.passages_embeddings and shards_fingerprint(open_shards(args.passages_embeddings)),
@@ -164,6 +165,7 @@ def retrieval_settings(args: argparse.Namespace, store: PassageStore) -> Record:
         dtype=str(pick_dtype(args.dtype, pick_device(args.device))).removeprefix("torch."),
         index_type=args.index_type,
         search_params=args.search_params,
+        searched_with=versions(["faiss-cpu", "faiss-gpu"]),
     )
 
 

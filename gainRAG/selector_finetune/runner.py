@@ -13,18 +13,20 @@ losses) and, given --eval_data, eval_results.json beside the weights. --deepspee
 """
 
 import contextlib
+import errno
 import json
 import logging
 import os
 import pickle
 import shutil
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch.distributed
 from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
+from safetensors import SafetensorError
 from transformers import HfArgumentParser
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
@@ -45,6 +47,8 @@ DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sam
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
 TRAINING_FLAGS += ("optim", "lr_scheduler_type", "fp16", "bf16", "seed", "dataloader_drop_last")
 TRAINING_FLAGS += ("train_sampling_strategy", "teacher_temperature")
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+UNWRITTEN = ("unexpected pos", "PytorchStreamWriter", *(f"(os error {number})" for number in NO_SPACE))
 
 
 class SelectorRunner(EncoderOnlyRerankerRunner):
@@ -118,10 +122,11 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
     def run(self) -> None:
         """Trains and saves the selector, unless no epoch is wanted; measures it if there is something to measure on."""
         if self.training_args.num_train_epochs:
-            result = self._train()
-            self.trainer.save_model()
-            self.trainer.save_metrics("train", result.metrics)
-            self.trainer.save_state()
+            with _clear_write_errors(self.training_args.output_dir):
+                result = self._train()
+                self.trainer.save_model()
+                self.trainer.save_metrics("train", result.metrics)
+                self.trainer.save_state()
         if self.eval_groups:
             self.trainer.save_metrics("eval", self.trainer.evaluate())
 
@@ -133,6 +138,21 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
             if not checkpoint:
                 raise
             raise UserError(f"{checkpoint}: the checkpoint is damaged, or holds more than tensors") from problem
+
+
+@contextlib.contextmanager
+def _clear_write_errors(folder: str) -> Iterator[None]:
+    """Says what to do where the disk is full, of which torch and safetensors tell by errors of their own."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        full = isinstance(problem, OSError) and problem.errno in NO_SPACE
+        if not full and not any(sign in str(problem) for sign in UNWRITTEN):
+            raise
+        raise UserError(
+            f"{folder}: cannot be written, the disk is full or your quota used up; make space and run the same command "
+            "with --resume_from_checkpoint True --overwrite_output_dir, whole checkpoints are kept"
+        ) from problem
 
 
 def main() -> None:
