@@ -6,6 +6,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -181,6 +182,17 @@ def write_jsonl(tmp_path):
 def read_jsonl():
     """Reads a .jsonl file as a list."""
     return lambda path: [json.loads(line) for line in Path(path).open("rb")]
+
+
+@pytest.fixture(scope="session")
+def own_mounts() -> list[str]:
+    """What starts a command in a name space where it may mount file systems: no other process sees them, and they go
+    with the command."""
+    alone = ["unshare", "--map-root-user", "--mount"]
+    mount = ["bash", "-c", "mount -t tmpfs -o size=64k tmpfs /tmp"]
+    if not shutil.which("unshare") or subprocess.run([*alone, *mount], capture_output=True).returncode:
+        pytest.skip("no unshare, or it may not mount file systems here")
+    return alone
 
 
 @pytest.fixture

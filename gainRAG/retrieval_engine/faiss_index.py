@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from gainRAG.cli import UserError
-from gainRAG.records import Record, output_folder, parse_json, write_json
+from gainRAG.records import Record, fingerprint, output_folder, parse_json, write_json
 from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, Best, shard_chunks, with_progress
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, embedding_settings, shards_fingerprint
@@ -18,6 +18,7 @@ from gainRAG.retrieval_engine.vectors import Shard, embedding_settings, shards_f
 logger = logging.getLogger(__name__)
 
 TRAINING_ROWS = 1_000_000  # at most so many vectors train an index
+FILE = "file"  # of an index's settings: its fingerprint, for FAISS itself may crash on a damaged file
 
 
 def index_path(index_type: str, path: str | None, embeddings: str | None) -> Path | None:
@@ -40,7 +41,7 @@ def load_or_build_index(args: argparse.Namespace, path: Path, shards: list[Shard
     }
     if shards and (args.overwrite or not path.exists()):
         build_index(args.index_type, path, shards, store, dim, args.max_memory * GB, made_from)
-    elif shards and _settings_path(path).exists() and _read_settings(path) != made_from:
+    elif shards and (settings := _read_settings(path)) and {**settings, FILE: None} != {**made_from, FILE: None}:
         raise UserError(f"{path}: was made of another type or from other embeddings; --overwrite makes it anew")
     return open_index(path, dim, store, args.search_params)
 
@@ -50,7 +51,14 @@ def _settings_path(path: Path) -> Path:
 
 
 def _read_settings(path: Path) -> Record:
-    return parse_json(_settings_path(path).read_bytes(), str(_settings_path(path)))
+    """What the index was made of, and its file's fingerprint; empty where nothing says."""
+    settings_path = _settings_path(path)
+    if not settings_path.exists():
+        return {}
+    settings = parse_json(settings_path.read_bytes(), str(settings_path))
+    if not isinstance(settings, dict):
+        raise UserError(f"{settings_path}: wanted the settings of an index; --overwrite makes it anew")
+    return settings
 
 
 def build_index(
@@ -77,10 +85,10 @@ def build_index(
     partial = path.with_name(path.name + ".partial")
     try:
         faiss.write_index(index, str(partial))
+        write_json(_settings_path(path), {**settings, FILE: fingerprint(partial)})
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    write_json(_settings_path(path), settings)
     logger.info("wrote %s: %d vectors, %.2f GB", path, index.ntotal, path.stat().st_size / GB)
 
 
@@ -129,12 +137,16 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
         search_params: FAISS parameters, for example "nprobe=64" or "efSearch=128".
 
     Raises:
-        UserError: not an index, of another dimension, with more vectors than passages, or an unknown parameter.
+        UserError: not an index, damaged since it was made here, of another dimension, with more vectors than passages,
+            or an unknown parameter.
     """
     import faiss
 
     if not path.exists():
         raise UserError(f"{path}: no such index; --index_type with --passages_embeddings makes one there")
+    if _read_settings(path).get(FILE) not in (None, fingerprint(path)):
+        settings = _settings_path(path).name
+        raise UserError(f"{path}: is damaged, or not the index of {settings}; --overwrite makes it anew")
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, MemoryError) as problem:
@@ -153,11 +165,19 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
 
 
 def search_index(queries: np.ndarray, index, k: int) -> Best:
-    """An index's answer, equal scores in the order of the passages. Distances (L2) are given negated."""
+    """An index's answer, equal scores in the order of the passages. Distances (L2) are given negated.
+
+    Raises:
+        UserError: FAISS finds the index damaged.
+    """
     import faiss
 
     best = Best(len(queries), min(k, index.ntotal))
-    scores, positions = index.search(queries, best.k)
+    try:
+        scores, positions = index.search(queries, best.k)
+    except RuntimeError as problem:
+        reason = str(problem).split("Error: ")[-1].splitlines()[0]
+        raise UserError(f"the FAISS index is damaged ({reason})") from None
     if index.metric_type == faiss.METRIC_L2:
         scores = -scores
     scores = np.where(positions < 0, -np.inf, scores).astype("float32")

@@ -250,6 +250,7 @@ def _checkpoint(args: TrainingArguments, settings: Record) -> str | None:
     if wanted.lower() != "true":
         if not _is_whole(Path(wanted)):
             raise UserError(f"--resume_from_checkpoint {wanted}: holds no trainer_state.json, is no whole checkpoint")
+        _warn_of_others(Path(wanted).parent / SETTINGS, settings)
         return wanted
     try:
         return _last_checkpoint(Path(args.output_dir), settings)
@@ -267,6 +268,14 @@ def _last_checkpoint(folder: Path, settings: Record) -> str:
     problem = f"--resume_from_checkpoint True: {folder} holds a training with other settings"
     require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh")
     return str(max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-"))))
+
+
+def _warn_of_others(former: Path, settings: Record) -> None:
+    """A checkpoint named by its path may be gone on from in another way, but not unawares."""
+    try:
+        require_same(former, settings, f"{former.parent} was trained with other settings", "what is new counts now")
+    except UserError as difference:
+        logger.warning("%s", difference)
 
 
 def _is_whole(checkpoint: Path) -> bool:

@@ -304,3 +304,5 @@ def test_small_real_model_equals_the_definition():
     request = GainRequest(start + end, [start + text + end for text in passages], ["Paris, France", "パリ"])
     [[helpful, unrelated]] = assert_defined(model, tokenizer, [request])
     assert helpful.ppl_cd < unrelated.ppl_cd
+    [[helpful, unrelated]] = GainScorer(model.bfloat16(), tokenizer).score([request])
+    assert helpful.ppl_cd < unrelated.ppl_cd

@@ -1,6 +1,7 @@
 """Exact search against faiss.IndexFlatIP, whatever the shards and the memory; other indexes reopened from disk."""
 
 import argparse
+import random
 
 import faiss
 import numpy as np
@@ -205,6 +206,34 @@ def test_a_ready_made_index_by_distance(corpus, tmp_path):
     best = search_index(queries, open_index(tmp_path / "ready.faiss", 24, store), 5)
     assert (np.diff(best.scores) <= 0).all()
     assert best.positions[0, 0] == np.argmin(((vectors - queries[0]) ** 2).sum(1))
+
+
+@pytest.mark.parametrize("factory", ["IVF4,PQ4x2", "PQ4x2", "HNSW8"])
+def test_a_damaged_index_is_found_before_faiss_reads_it(corpus, tmp_path, factory):
+    """FAISS crashes on some of these."""
+    store, shards = corpus(random_vectors(300), [300])
+    path = tmp_path / "made.faiss"
+    load_or_build_index(flags(tmp_path, factory), path, shards, store, 24)
+    whole, draw = path.read_bytes(), random.Random(0)
+    for _ in range(40):
+        content = bytearray(whole)
+        for _ in range(draw.randint(1, 8)):
+            content[draw.randrange(len(whole))] ^= draw.randint(1, 255)
+        path.write_bytes(content[: draw.choice([len(whole), draw.randrange(len(whole))])])
+        with pytest.raises(UserError, match=r"made.faiss: is damaged, or not the index of made.faiss.settings.json"):
+            load_or_build_index(flags(tmp_path, factory), path, shards, store, 24)
+    assert load_or_build_index(flags(tmp_path, factory, overwrite=True), path, shards, store, 24).ntotal == 300
+
+
+def test_what_faiss_finds_wrong_in_a_search_is_said():
+    class Damaged:
+        ntotal = 3
+
+        def search(self, queries, k):
+            raise RuntimeError("Error in search at f.cpp:1: Error: 'list < nlist' failed: list 9 of 4")
+
+    with pytest.raises(UserError, match="the FAISS index is damaged .*list 9 of 4"):
+        search_index(random_vectors(2), Damaged(), 2)
 
 
 def test_bad_indexes_are_named(corpus, tmp_path):

@@ -1,18 +1,20 @@
 """Training runs on a tiny cross-encoder: in this process, and through torchrun with and without DeepSpeed."""
 
+import hashlib
 import importlib.metadata
 import json
 import logging
 import os
 import random
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import RunsWhenUnpickled
+from conftest import REPOSITORY, RunsWhenUnpickled
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.cli import UserError
@@ -307,6 +309,45 @@ def test_a_run_goes_on_with_the_same_settings_only_and_alone(train, tmp_path):
     train("--resume_from_checkpoint", "True", "--overwrite_output_dir", "--num_train_epochs", 1)
     assert not (out / "checkpoint-3").exists()
     assert len(losses(out)) == 3
+
+
+def test_a_checkpoint_named_by_its_path_may_be_gone_on_from_in_another_way(train, caplog):
+    checkpoint = train("--max_steps", 2, "--save_strategy", "steps", "--save_steps", 1, output="first") / "checkpoint-1"
+    train("--max_steps", 2, "--resume_from_checkpoint", checkpoint, output="same")
+    assert "other settings" not in caplog.text
+    train("--max_steps", 3, "--resume_from_checkpoint", checkpoint, output="longer")
+    assert "first was trained with other settings (max_steps: 2 then, 3 now): what is new counts now" in caplog.text
+
+
+FULL_DISK = """
+mount -t tmpfs -o size=700k tmpfs "$1"
+"${@:2}"; echo "exit $?"
+find "$1" -name trainer_state.json
+mount -o remount,size=20m "$1"
+"${@:2}"; echo "exit $?"
+sha256sum <"$1/out/model.safetensors"
+"""
+
+
+def test_training_goes_on_after_a_full_disk(own_mounts, tmp_path, tiny_reranker, write_jsonl, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    small = tmp_path / "small"
+    small.mkdir()
+    flags = ["--model_name_or_path", tiny_reranker, "--train_data", write_jsonl("train.jsonl", records(10))]
+    flags += ["--per_device_train_batch_size", 4, "--disable_tqdm", "True"]
+    flags += ["--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 1]
+    flags += ["--resume_from_checkpoint", "True", "--overwrite_output_dir", "--output_dir"]
+    command = ["env", sys.executable, "-m", "gainRAG.selector_finetune", *map(str, flags)]
+    script = [*own_mounts, "bash", "-c", FULL_DISK, "bash"]
+    done = subprocess.run([*script, small, *command, small / "out"], cwd=REPOSITORY, capture_output=True, text=True)
+    printed = done.stdout.splitlines()
+    assert [line for line in printed if line.startswith("exit")] == ["exit 2", "exit 0"], done.stderr
+    assert done.stderr.count("out: cannot be written, the disk is full or your quota used up; make space") == 1
+    assert "Traceback" not in done.stderr
+    assert str(small / "out/checkpoint-1/trainer_state.json") in printed
+    assert subprocess.run([*command, tmp_path / "whole"], cwd=REPOSITORY, capture_output=True).returncode == 0
+    whole = hashlib.sha256((tmp_path / "whole" / "model.safetensors").read_bytes()).hexdigest()
+    assert printed[-1].split()[0] == whole
 
 
 def test_no_epoch_measures_the_model_and_trains_nothing(train, write_jsonl, steady_reranker):
