@@ -10,4 +10,4 @@ export GENERATION_FLAGS="--max_new_tokens 16" QUERY_MAX_LEN=32 PASSAGE_MAX_LEN=9
 # A hundred groups are few: a low rate keeps what the start knows, and a sharper teacher matches the scale of its scores.
 export SPEED_FLAGS="--train_sampling_strategy group_by_length --logging_steps 1" TRAINING_FLAGS="--teacher_temperature 0.25"
 export N_DOCS=6 NUM_PASSAGES=6 GROUP_SIZE=7 EPOCHS=3 LEARNING_RATE=2e-5 BATCH=4
-export TASK="${TASK:-NaturalQA}" DATASETS="${DATASETS:-demo_test}"
+export TASK="${TASK:-WebQuestions}" DATASETS="${DATASETS:-demo_test}"
