@@ -42,6 +42,31 @@ class RunsWhenUnpickled:
         return os.mkdir, (str(self.folder),)
 
 
+def killed_at_record(module: str, record: int, before: str = "") -> str:
+    """A script that runs a stage, as if by its own command, and dies of SIGKILL when it would write a record.
+
+    Args:
+        module: the stage's full name; the script knows it as `stage`.
+        record: which, counted from 1.
+        before: statements to run first.
+    """
+    return f"""
+import importlib, os, signal
+from gainRAG import records
+stage = importlib.import_module("{module}")
+{before}
+append, count = records.StageWriter.append, 0
+def dies(self, record):
+    global count
+    count += 1
+    if count == {record}:
+        os.kill(os.getpid(), signal.SIGKILL)
+    append(self, record)
+records.StageWriter.append = dies
+stage.main()
+"""
+
+
 def byte_level_tokenizer(special_tokens: list[str]) -> Tokenizer:
     """A byte-level BPE tokenizer: no text is unknown to it, whatever the script."""
     tokenizer = Tokenizer(models.BPE())

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, SENTENCES
+from conftest import REPOSITORY, SENTENCES, killed_at_record
 from doubles import Doubler, Dying
 
 from gainRAG import cli, workers
@@ -30,21 +30,6 @@ from gainRAG.workers import check_worker_arguments, map_chunks
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="ray not installed")
 QUESTIONS = 10
-KILLED_AT_RECORD_6 = """
-import os, signal, sys
-from gainRAG import records
-from gainRAG.rag_workflow import rag_generation
-rag_generation.CHUNK = 2
-append, count = records.StageWriter.append, 0
-def dies(self, record):
-    global count
-    count += 1
-    if count == 6:
-        os.kill(os.getpid(), signal.SIGKILL)
-    append(self, record)
-records.StageWriter.append = dies
-rag_generation.main()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +264,8 @@ def test_a_killed_driver_leaves_what_one_worker_goes_on_with(
     data = write_jsonl("questions.jsonl", made_questions())
     flags = ["--data_path", data, "--task", "HotpotQA", "--lm_type", tiny_llama, "--device", "cpu"]
     flags += ["--max_new_tokens", 6, "--output_path"]
-    dead = run_python("-c", KILLED_AT_RECORD_6, *flags, tmp_path / "out.jsonl", "--num_workers", 2, env=threads)
+    script = killed_at_record("gainRAG.rag_workflow.rag_generation", 6, "stage.CHUNK = 2")
+    dead = run_python("-c", script, *flags, tmp_path / "out.jsonl", "--num_workers", 2, env=threads)
     assert dead.returncode == -signal.SIGKILL, dead.stderr
     assert len((tmp_path / "out.jsonl.unfinished").read_text().splitlines()) == 5
     monkeypatch.setattr(rag_generation, "CHUNK", 2)

@@ -103,8 +103,13 @@ def factory_index(factory: str, dim: int):
     try:
         return faiss.index_factory(dim, factory, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError as problem:
-        reason = str(problem).split("Error: ")[-1].splitlines()[0]
+        reason = _reason(problem)
         raise UserError(f"--index_type {factory}: FAISS makes no such index for {dim} dimensions ({reason})") from None
+
+
+def _reason(problem: Exception) -> str:
+    """What FAISS says went wrong, without the place in its source; a MemoryError says nothing."""
+    return next(iter(str(problem).split("Error: ")[-1].splitlines()), "out of memory")
 
 
 def _train(index, factory: str, sample: np.ndarray) -> None:
@@ -112,7 +117,7 @@ def _train(index, factory: str, sample: np.ndarray) -> None:
     try:
         index.train(sample)
     except RuntimeError as problem:
-        reason = str(problem).split("Error: ")[-1].splitlines()[0]
+        reason = _reason(problem)
         raise UserError(f"--index_type {factory}: cannot be trained on {len(sample)} vectors ({reason})") from None
 
 
@@ -150,8 +155,7 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
     except (RuntimeError, MemoryError) as problem:
-        reason = next(iter(str(problem).split("Error: ")[-1].splitlines()), "out of memory")
-        raise UserError(f"{path}: is no FAISS index, or damaged ({reason})") from None
+        raise UserError(f"{path}: is no FAISS index, or damaged ({_reason(problem)})") from None
     if index.d != dim:
         raise UserError(f"{path}: an index of {index.d} dimensions, the encoder makes {dim}")
     if index.ntotal > len(store):
@@ -176,8 +180,7 @@ def search_index(queries: np.ndarray, index, k: int) -> Best:
     try:
         scores, positions = index.search(queries, best.k)
     except RuntimeError as problem:
-        reason = str(problem).split("Error: ")[-1].splitlines()[0]
-        raise UserError(f"the FAISS index is damaged ({reason})") from None
+        raise UserError(f"the FAISS index is damaged ({_reason(problem)})") from None
     if index.metric_type == faiss.METRIC_L2:
         scores = -scores
     scores = np.where(positions < 0, -np.inf, scores).astype("float32")

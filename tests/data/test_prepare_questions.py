@@ -3,7 +3,6 @@
 import importlib.util
 import io
 import json
-import os
 import sys
 import zipfile
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gainRAG.cli import UserError
+from gainRAG.records import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOTPOTQA = REPOSITORY.parent / "shared" / "data" / "hotpotqa" / "hotpotqa_train.json"
@@ -24,7 +24,7 @@ def load_script(name: str):
 
 
 prepare = load_script("prepare_questions")
-CACHED_WHEEL = Path(os.environ.get("GAINRAG_CACHE", Path.home() / ".cache" / "gainrag")) / prepare.WHEEL
+CACHED_WHEEL = cache_folder() / prepare.WHEEL
 
 
 def questions(content: str | bytes, **options) -> list[dict]:

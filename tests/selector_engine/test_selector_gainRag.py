@@ -6,26 +6,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import SENTENCES, killed_at_record
 
 from gainRAG.cli import UserError
 from gainRAG.selector_engine import selector_gainRag
 from gainRAG.selector_engine.reranker import Selector
-
-KILLED_AT_RECORD_11 = """
-import os, signal, sys
-from gainRAG import records
-from gainRAG.selector_engine import selector_gainRag
-append, count = records.StageWriter.append, 0
-def dies(self, record):
-    global count
-    count += 1
-    if count == 11:
-        os.kill(os.getpid(), signal.SIGKILL)
-    append(self, record)
-records.StageWriter.append = dies
-selector_gainRag.main()
-"""
 
 
 def made_questions(count: int = 20) -> list[dict]:
@@ -188,7 +173,7 @@ def test_killed_and_resumed_gives_the_same_bytes(select, retrieved, backgrounds,
     killed = tmp_path / "killed.jsonl"
     dead = run_python(
         "-c",
-        KILLED_AT_RECORD_11,
+        killed_at_record("gainRAG.selector_engine.selector_gainRag", 11),
         "--model_name_or_path",
         tiny_reranker,
         "--data_path",
