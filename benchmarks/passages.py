@@ -41,7 +41,7 @@ def main() -> None:
         (f"{args.reads:,} reads by id", f"{1e6 * read['seconds'] / args.reads:.1f} us each"),
         ("peak over Python, making", f"{making:.0f} MB; at {WIKIPEDIA:,} about {making + ids:.0f} MB"),
         ("peak over Python, reading", f"{reading:.0f} MB; at {WIKIPEDIA:,}: the same pages and up to "
-                                      f"{40 * WIKIPEDIA / 1e6:.0f} MB of offsets and ids, which the system may drop"),
+                                      f"{16 * WIKIPEDIA / 1e6:.0f} MB of ids, which the system may drop"),
     ]  # fmt: skip
     for name, value in rows:
         print(f"{name:<28} {value}")

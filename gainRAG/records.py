@@ -224,7 +224,7 @@ def _json_items(path: Path) -> Iterator[tuple[str, Any]]:
 
 def cache_folder() -> Path:
     """Where what is downloaded or made once is kept: GAINRAG_CACHE, or ~/.cache/gainrag."""
-    return Path(os.environ.get("GAINRAG_CACHE", Path.home() / ".cache" / "gainrag"))
+    return Path(os.environ.get("GAINRAG_CACHE") or Path.home() / ".cache" / "gainrag")
 
 
 def parse_json(data: bytes, where: str) -> Any:

@@ -688,6 +688,11 @@ def test_other_missing_modules_keep_their_traceback():
             b'{"vectors": "../x.npy"}\n',
             "shards.jsonl:1: field 'vectors': '../x.npy' is not the name",
         ),
+        (
+            "emb/shards.jsonl",
+            b'{"vectors": "x.npy", "ids": "y.npy", "count": 1, "dim": 8, "passages": "d", "first": -1}\n',
+            "shards.jsonl:1: field 'first': missing or of another type",
+        ),
         ("emb/shards.jsonl.settings.json", b"{", "shards.jsonl.settings.json: is not JSON"),
         ("emb/shards.jsonl.settings.json", b"[]", "shards.jsonl.settings.json: not the settings that passage_embed"),
         ("emb/passages_00000.npy", b"\x93NUMPY", "passages_00000.npy: cannot be read"),

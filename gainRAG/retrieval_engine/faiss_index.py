@@ -5,6 +5,9 @@ The vector of the passage at position p of the corpus has the number p.
 
 import argparse
 import logging
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -149,7 +152,10 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
 
     if not path.exists():
         raise UserError(f"{path}: no such index; --index_type with --passages_embeddings makes one there")
-    if _read_settings(path).get(FILE) not in (None, fingerprint(path)):
+    made_here = _read_settings(path).get(FILE)
+    if made_here is None:
+        _try_opening(path)
+    elif made_here != fingerprint(path):
         settings = _settings_path(path).name
         raise UserError(f"{path}: is damaged, or not the index of {settings}; --overwrite makes it anew")
     try:
@@ -166,6 +172,19 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
         except RuntimeError:
             raise UserError(f"--search_params {search_params}: not a parameter of the index {path}") from None
     return index
+
+
+def _try_opening(path: Path) -> None:
+    """Opens an index that nothing vouches for in a process of its own: FAISS crashes on some that are cut short.
+
+    Raises:
+        UserError: it did.
+    """
+    opening = "import faiss, sys; faiss.read_index(sys.argv[1], faiss.IO_FLAG_MMAP_IFC)"
+    tried = subprocess.run([sys.executable, "-c", opening, str(path)], stderr=subprocess.DEVNULL, check=False)
+    if tried.returncode < 0:
+        killed_by = signal.Signals(-tried.returncode).name
+        raise UserError(f"{path}: is no FAISS index, or damaged (FAISS crashes on it, {killed_by})")
 
 
 def search_index(queries: np.ndarray, index, k: int) -> Best:

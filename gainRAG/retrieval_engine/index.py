@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from gainRAG.cli import UserError
 from gainRAG.retrieval_engine.passages import PassageStore
-from gainRAG.retrieval_engine.vectors import Shard, as_float32, shard_positions
+from gainRAG.retrieval_engine.vectors import Shard, as_float32
 from gainRAG.workers import map_chunks
 
 logger = logging.getLogger(__name__)
@@ -173,11 +173,9 @@ def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) 
         UserError: a vector's dimension is not `dim`, or an id is of no passage of the store.
     """
     for shard in shards:
-        ids, vectors = shard.load()
+        positions, vectors = shard.placed(store)
         if vectors.shape[1] != dim:
             raise UserError(f"{shard.path}: vectors of {vectors.shape[1]} dimensions, the encoder makes {dim}")
-        positions = shard_positions(shard, ids, store)
-        del ids
         for start, part in as_float32(vectors, rows):
             yield positions[start : start + len(part)], part
 

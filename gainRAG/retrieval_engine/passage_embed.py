@@ -63,7 +63,8 @@ def embed(args: argparse.Namespace, store: PassageStore, writer: StageWriter) ->
     with tqdm(total=len(store), initial=min(first, len(store)), unit="passage", desc="embed") as bar:
         vectors_of = map_chunks(args, partial(EmbeddingWorker, args, store.folder), shards)
         for number, (ids, vectors) in enumerate(vectors_of, writer.done):
-            writer.append(save_shard(Path(args.output_dir), number, ids, vectors))
+            start = number * args.shard_size
+            writer.append(save_shard(Path(args.output_dir), number, ids, vectors, store.digest, start))
             bar.update(len(ids))
     writer.finish()
 

@@ -8,7 +8,7 @@ A store is a folder made once from a corpus file (psgs_w100.tsv, .tsv.gz, .jsonl
     order.bin     int64, n numbers: the position of the passage whose hash stands there
     meta.json     count, and what the store was made from
 
-All of it is memory-mapped, so that a process holds only the pages that it has just read.
+Passages are read at their place in the file and the hashes are memory-mapped, so that a process holds next to nothing.
 """
 
 import fcntl
@@ -16,8 +16,9 @@ import hashlib
 import itertools
 import json
 import logging
-import mmap
+import os
 import shutil
+import struct
 from array import array
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = 1
 BUFFERED = 1 << 18  # passages whose offsets wait in memory while a store is made: 6 MB
-MAPPED_READS = 1024  # a read maps up to 64 KB around it; after so many the pages are given back
+ENDS = struct.Struct("<4q")  # where a passage's id, title and text begin, and where the text ends
 
 
 class PassageStore(Sequence):
@@ -53,16 +54,17 @@ class PassageStore(Sequence):
         meta = _meta(folder) or {}
         try:
             self.count, self.digest = int(meta["count"]), str(meta["digest"])
-            self._offsets = _numbers(folder / "offsets.bin", "<i8", 3 * self.count + 1)
             self._hashes = _numbers(folder / "hashes.bin", "<u8", self.count)
             self._order = _numbers(folder / "order.bin", "<i8", self.count)
-            with (folder / "passages.bin").open("rb") as file:
-                self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            if len(self._bytes) != self._offsets[-1]:
+            self._offsets = (folder / "offsets.bin").open("rb")
+            self._passages = (folder / "passages.bin").open("rb")
+            self._size = os.fstat(self._passages.fileno()).st_size
+            if os.fstat(self._offsets.fileno()).st_size != 8 * (3 * self.count + 1):
+                raise ValueError
+            if self.count < 1 or self._ends(self.count - 1)[-1] != self._size:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             raise self._damaged() from None
-        self._reads = 0
 
     def __len__(self) -> int:
         return self.count
@@ -71,33 +73,29 @@ class PassageStore(Sequence):
         """The passage at `position`: `{id, title, text}`."""
         if not -self.count <= position < self.count:
             raise IndexError(f"passage {position} of {self.count}")
-        first = 3 * (position % self.count)
-        ends = self._offsets[first : first + 4].tolist()
-        pieces = [self._text(start, end) for start, end in itertools.pairwise(ends)]
-        self._give_back_pages()
+        pieces = self._read(self._ends(position % self.count))
         return dict(zip(("id", "title", "text"), pieces, strict=True))
-
-    def _text(self, start: int, end: int) -> str:
-        try:
-            if 0 <= start <= end <= len(self._bytes):
-                return self._bytes[start:end].decode()
-        except UnicodeDecodeError:
-            pass
-        raise self._damaged()
-
-    def _damaged(self) -> UserError:
-        return UserError(f"{self.folder}: the passage store is damaged; delete the folder, and it is made again")
 
     def id(self, position: int) -> str:
         """The id of the passage at `position`."""
-        start, end = self._offsets[3 * position : 3 * position + 2].tolist()
-        self._give_back_pages()
-        return self._text(start, end)
+        return self._read(self._ends(position)[:2])[0]
 
-    def _give_back_pages(self) -> None:
-        self._reads += 1
-        if self._reads % MAPPED_READS == 0:
-            self._bytes.madvise(mmap.MADV_DONTNEED)
+    def _ends(self, position: int) -> tuple[int, ...]:
+        return ENDS.unpack(os.pread(self._offsets.fileno(), ENDS.size, 24 * position))
+
+    def _read(self, ends: Sequence[int]) -> list[str]:
+        """The texts between the ends of each and the next."""
+        first, last = ends[0], ends[-1]
+        if first < 0 or last > self._size or list(ends) != sorted(ends):
+            raise self._damaged()
+        data = os.pread(self._passages.fileno(), last - first, first)
+        try:
+            return [data[start - first : end - first].decode() for start, end in itertools.pairwise(ends)]
+        except UnicodeDecodeError:
+            raise self._damaged() from None
+
+    def _damaged(self) -> UserError:
+        return UserError(f"{self.folder}: the passage store is damaged; delete the folder, and it is made again")
 
     def by_id(self, passage_id: str) -> Record:
         """The passage of that id.

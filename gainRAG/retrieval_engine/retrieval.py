@@ -138,7 +138,6 @@ def settle_encoding(args: argparse.Namespace) -> None:
             raise UserError(f"--{option} {given}: the passages in {place} were embedded with {passages[option]}")
         if given is None:
             setattr(args, option, passages[option])
-    args.embedded_corpus = passages.get("passages")
     encoder = identity(weights_path(args.model_name_or_path))
     if made_with and encoder != made_with["inputs"]["model_name_or_path"]:
         logger.warning("%s was embedded with another encoder than %s; right only for encoders trained as a pair",
@@ -200,7 +199,7 @@ def search(args: argparse.Namespace, store: PassageStore, questions: list[str]) 
         return search_bm25(questions, store, args.n_docs)
     dim = encoder_dim(args.model_name_or_path)
     shards = open_shards(args.passages_embeddings) if args.passages_embeddings else []
-    check_shards(shards, dim, store, args.embedded_corpus == store.digest)
+    check_shards(shards, dim, store)
     if path := index_path(args.index_type, args.index_path, args.passages_embeddings):
         index = load_or_build_index(args, path, shards, store, dim)
         return search_index(encoded(args, questions), index, args.n_docs)

@@ -1,7 +1,8 @@
 """Passage vectors on disk: the shards that passage_embed writes, and Contriever's published pickles.
 
-A folder of ours holds `shards.jsonl` (one line a shard: vectors, ids, count, dim; there only when complete), and for
-each shard a float16 array `passages_00000.npy`, shape (count, dim), with its ids in `passages_00000.ids.npy`.
+A folder of ours holds `shards.jsonl` (one line a shard: vectors, ids, count, dim, and which passages they are: the
+store's digest and the position of the first; there only when complete), and for each shard a float16 array
+`passages_00000.npy`, shape (count, dim), with its ids in `passages_00000.ids.npy`.
 A folder of Contriever's holds `passages_00`, ...: pickles of (list of ids, array), read without running anything.
 """
 
@@ -15,6 +16,7 @@ from tokenize import TokenError
 from typing import Any
 
 import numpy as np
+import torch
 
 from gainRAG.cli import UserError
 from gainRAG.records import FieldError, Record, fingerprint, parse_json, read_records
@@ -22,7 +24,7 @@ from gainRAG.retrieval_engine.passages import PassageStore
 
 MANIFEST = "shards.jsonl"
 PUBLISHED = "passages_[0-9]*"
-SETTLED = {"passages", "pooling", "normalize", "lowercase", "normalize_text"}  # what retrieval takes from the settings
+SETTLED = {"pooling", "normalize", "lowercase", "normalize_text"}  # what retrieval takes from the settings
 ENCODER = "model_name_or_path"
 FLOATS = ("f2", "f4", "f8")
 
@@ -35,12 +37,28 @@ class Shard:
         path: the .npy, or the pickle.
         ids_path: the ids' .npy; None for a pickle, which holds them itself.
         count, dim: shape of the vectors; None for a pickle that has not been read.
+        passages, first: the vectors are those of the passages from position `first` on in the store of this digest;
+            None where only the ids say whose they are.
     """
 
     path: Path
     ids_path: Path | None = None
     count: int | None = None
     dim: int | None = None
+    passages: str | None = None
+    first: int | None = None
+
+    def is_of(self, store: PassageStore) -> bool:
+        """Whether the vectors are known to be of this store's passages, in their order.
+
+        Raises:
+            UserError: of more passages than it has.
+        """
+        if self.first is None or self.passages != store.digest:
+            return False
+        if self.first + self.count > len(store):
+            raise UserError(f"{self.path}: passages from {self.first} on, of {len(store)}; embed the passages again")
+        return True
 
     def load(self) -> tuple[list[str], np.ndarray]:
         """The ids, and the vectors (float16 or float32; memory-mapped, except from a pickle).
@@ -51,12 +69,35 @@ class Shard:
         if self.ids_path is None:
             return read_published(self.path)
         ids = _ids(self.ids_path)
+        if len(ids) != self.count:
+            raise UserError(f"{self.ids_path}: {len(ids)} ids for {self.count} vectors; embed the passages again")
+        return ids, self._vectors()
+
+    def placed(self, store: PassageStore) -> tuple[np.ndarray, np.ndarray]:
+        """The positions of its passages in the corpus, int64, and the vectors as `load` gives them.
+
+        Raises:
+            UserError: as `load`, or an id is of no passage.
+        """
+        if self.is_of(store):
+            return np.arange(self.first, self.first + self.count), self._vectors()
+        ids, vectors = self.load()
+        try:
+            return store.positions(ids), vectors
+        except KeyError as unknown:
+            raise UserError(
+                f"{self.path}: id {unknown} is of no passage of the corpus; give the corpus that was embedded"
+            ) from None
+
+    def _vectors(self) -> np.ndarray:
         vectors = _array(self.path)
         if vectors.dtype.str not in ("<f2", "<f4"):
             raise UserError(f"{self.path}: holds {vectors.dtype}, wanted float16; embed the passages again")
-        if vectors.shape != (len(ids), self.dim) or len(ids) != self.count:
-            raise UserError(f"{self.path}: {vectors.shape} vectors for {len(ids)} ids; embed the passages again")
-        return ids, vectors
+        if vectors.shape != (self.count, self.dim):
+            raise UserError(
+                f"{self.path}: {vectors.shape} vectors, wanted {(self.count, self.dim)}; embed the passages again"
+            )
+        return vectors
 
 
 def _array(path: Path) -> np.ndarray:
@@ -77,12 +118,23 @@ def _ids(path: Path) -> list[str]:
         raise UserError(f"{path}: an id is not UTF-8 text; embed the passages again") from None
 
 
-def save_shard(folder: Path, number: int, ids: list[str], vectors: np.ndarray) -> Record:
-    """Writes one shard, each file under its name only when whole; returns its line of the manifest."""
+def save_shard(
+    folder: Path,
+    number: int,
+    ids: list[str],
+    vectors: np.ndarray,
+    passages: str | None = None,
+    first: int | None = None,
+) -> Record:
+    """Writes one shard, each file under its name only when whole; returns its line of the manifest.
+
+    `passages` and `first`: see `Shard`.
+    """
     name = f"passages_{number:05d}"
     _save(folder / f"{name}.ids.npy", np.array([passage_id.encode() for passage_id in ids]))
     _save(folder / f"{name}.npy", vectors.astype("float16"))
-    return {"vectors": f"{name}.npy", "ids": f"{name}.ids.npy", "count": len(ids), "dim": vectors.shape[1]}
+    line = {"vectors": f"{name}.npy", "ids": f"{name}.ids.npy", "count": len(ids), "dim": vectors.shape[1]}
+    return line if passages is None else {**line, "passages": passages, "first": first}
 
 
 def _save(path: Path, values: np.ndarray) -> None:
@@ -100,14 +152,18 @@ def _save(path: Path, values: np.ndarray) -> None:
 
 
 def as_shard(record: Record) -> Record:
-    """A line of the manifest: `vectors`, `ids` (names of files beside it), `count`, `dim`."""
-    for field, kind in (("vectors", str), ("ids", str), ("count", int), ("dim", int)):
+    """A line of the manifest: `vectors`, `ids` (names of files beside it), `count`, `dim`, and if known `passages`
+    and `first`."""
+    kinds = {"vectors": str, "ids": str, "count": int, "dim": int}
+    if record.get("first") is not None or record.get("passages") is not None:
+        kinds |= {"passages": str, "first": int}
+    for field, kind in kinds.items():
         value = record.get(field)
-        if not isinstance(value, kind) or isinstance(value, bool):
+        if not isinstance(value, kind) or isinstance(value, bool) or (kind is int and value < 0):
             raise FieldError(field, "missing or of another type; passage_embed writes it")
-        if kind is str and (Path(value).name != value or "\0" in value):
+        if field in ("vectors", "ids") and (Path(value).name != value or "\0" in value):
             raise FieldError(field, f"{value!r:.80} is not the name of a file beside it")
-    return record
+    return {field: record[field] for field in kinds}
 
 
 def open_shards(folder: str | Path) -> list[Shard]:
@@ -121,7 +177,7 @@ def open_shards(folder: str | Path) -> list[Shard]:
         raise UserError(f"{folder}: no such folder of passage embeddings; passage_embed makes one")
     if (folder / MANIFEST).exists():
         return [
-            Shard(folder / line["vectors"], folder / line["ids"], line["count"], line["dim"])
+            Shard(folder / line.pop("vectors"), folder / line.pop("ids"), **line)
             for line in read_records(folder / MANIFEST, as_shard)
         ]
     if (folder / f"{MANIFEST}.unfinished").exists():
@@ -132,11 +188,8 @@ def open_shards(folder: str | Path) -> list[Shard]:
     return [Shard(path) for path in published]
 
 
-def check_shards(shards: list[Shard], dim: int, store: PassageStore, same_corpus: bool) -> None:
+def check_shards(shards: list[Shard], dim: int, store: PassageStore) -> None:
     """Refuses, before anything is computed, what can be told without reading vectors.
-
-    Args:
-        same_corpus: the embeddings were made from the store's passages, so that their ids need no check.
 
     Raises:
         UserError: a shard's dimension is not `dim`, or one of its ids is of no passage.
@@ -144,22 +197,8 @@ def check_shards(shards: list[Shard], dim: int, store: PassageStore, same_corpus
     for shard in shards:
         if shard.dim not in (None, dim):
             raise UserError(f"{shard.path}: vectors of {shard.dim} dimensions, the encoder makes {dim}")
-        if shard.ids_path and not same_corpus:
-            shard_positions(shard, shard.load()[0], store)
-
-
-def shard_positions(shard: Shard, ids: list[str], store: PassageStore) -> np.ndarray:
-    """The positions of a shard's passages in the corpus, int64.
-
-    Raises:
-        UserError: an id is of no passage.
-    """
-    try:
-        return store.positions(ids)
-    except KeyError as unknown:
-        raise UserError(
-            f"{shard.path}: id {unknown} is of no passage of the corpus; give the corpus that was embedded"
-        ) from None
+        if shard.ids_path:
+            shard.placed(store)
 
 
 def shards_fingerprint(shards: list[Shard]) -> str:
@@ -282,7 +321,10 @@ def as_float32(vectors: np.ndarray, chunk: int) -> Iterator[tuple[int, np.ndarra
     """
     for start in range(0, len(vectors), chunk):
         if isinstance(vectors, np.memmap):
-            part = np.load(vectors.filename, mmap_mode="r", allow_pickle=False)[start : start + chunk]
+            part = np.load(vectors.filename, mmap_mode="c", allow_pickle=False)[start : start + chunk]
         else:
             part = vectors[start : start + chunk]
-        yield start, part.astype("float32")
+        if part.dtype == np.float16 and part.flags.writeable:
+            yield start, torch.from_numpy(part).float().numpy()  # on all cores, by the CPU's own instructions
+        else:
+            yield start, part.astype("float32")

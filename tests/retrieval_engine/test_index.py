@@ -1,6 +1,7 @@
 """Exact search against faiss.IndexFlatIP, whatever the shards and the memory; other indexes reopened from disk."""
 
 import argparse
+import dataclasses
 import random
 
 import faiss
@@ -21,14 +22,16 @@ GB = 1 << 30
 def corpus(write_jsonl, tmp_path):
     """Makes a store and shards of the given sizes from vectors, one passage each; gives (store, shards)."""
 
-    def make(vectors, sizes, ids=None):
+    def make(vectors, sizes, ids=None, known=False):
         ids = ids or [f"p{number}" for number in range(len(vectors))]
         store = open_store(
             write_jsonl("corpus.jsonl", [{"id": f"p{i}", "title": "", "text": str(i)} for i in range(len(vectors))])
         )
         starts = np.cumsum([0, *sizes])
         lines = [
-            save_shard(tmp_path, number, ids[start:end], vectors[start:end])
+            save_shard(
+                tmp_path, number, ids[start:end], vectors[start:end], *([store.digest, int(start)] if known else [])
+            )
             for number, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True))
         ]
         write_jsonl("shards.jsonl", lines)
@@ -54,9 +57,10 @@ def bytes_for(rows, queries, k):
 @pytest.mark.parametrize("sizes", [[500], [1, 299, 3, 197], [100] * 5])
 @pytest.mark.parametrize("k", [1, 10, 250, 500, 600])
 @pytest.mark.parametrize("rows", [7, 64, 10_000])
-def test_equals_index_flat_ip(corpus, sizes, k, rows):
+@pytest.mark.parametrize("known", [False, True])
+def test_equals_index_flat_ip(corpus, sizes, k, rows, known):
     vectors, queries = random_vectors(500), random_vectors(9, seed=1)
-    store, shards = corpus(vectors, sizes)
+    store, shards = corpus(vectors, sizes, known=known)
     k = min(k, 500)
     assert chunk_rows(queries, k, bytes_for(rows, queries, k)) == rows
     best = search_shards(queries, shards, store, k, bytes_for(rows, queries, k))
@@ -128,17 +132,42 @@ def test_another_order_than_the_corpus(corpus):
     assert np.array_equal(search_shards(queries, shards, store, 5, GB).positions, flat(queries, vectors, 5)[1])
 
 
+def test_shards_of_the_store_itself_need_no_ids(corpus, tmp_path):
+    vectors, queries = random_vectors(40), random_vectors(4, seed=1)
+    store, shards = corpus(vectors, [25, 15], known=True)
+    assert shards[1].is_of(store)
+    for shard in shards:
+        shard.ids_path.unlink()
+    check_shards(shards, 24, store)
+    assert np.array_equal(search_shards(queries, shards, store, 5, GB).positions, flat(queries, vectors, 5)[1])
+
+
+def test_shards_of_another_store_go_by_their_ids(corpus):
+    vectors, queries = random_vectors(40), random_vectors(4, seed=1)
+    store, shards = corpus(vectors[::-1], [25, 15], [f"p{i}" for i in reversed(range(40))], known=True)
+    shards = [dataclasses.replace(shard, passages="another") for shard in shards]
+    assert not shards[0].is_of(store)
+    assert np.array_equal(search_shards(queries, shards, store, 5, GB).positions, flat(queries, vectors, 5)[1])
+
+
+def test_a_manifest_that_goes_beyond_the_corpus(corpus):
+    store, shards = corpus(random_vectors(4), [2, 2], known=True)
+    late = dataclasses.replace(shards[1], first=3)
+    with pytest.raises(UserError, match=r"passages_00001.npy: passages from 3 on, of 4; embed the passages again"):
+        check_shards([late], 24, store)
+
+
 def test_an_unknown_id_and_a_wrong_dimension_are_named(corpus):
     store, shards = corpus(random_vectors(4), [2, 2], ["p0", "p1", "p2", "stranger"])
     for call in (
         lambda: search_shards(random_vectors(1), shards, store, 2, GB),
-        lambda: check_shards(shards, 24, store, same_corpus=False),
+        lambda: check_shards(shards, 24, store),
     ):
         with pytest.raises(UserError, match=r"passages_00001.npy: id 'stranger' is of no passage of the corpus"):
             call()
     for call in (
         lambda: search_shards(random_vectors(1, dim=8), shards, store, 2, GB),
-        lambda: check_shards(shards, 8, store, same_corpus=True),
+        lambda: check_shards(shards, 8, store),
     ):
         with pytest.raises(UserError, match=r"passages_00000.npy: vectors of 24 dimensions, the encoder makes 8"):
             call()
@@ -223,6 +252,22 @@ def test_a_damaged_index_is_found_before_faiss_reads_it(corpus, tmp_path, factor
         with pytest.raises(UserError, match=r"made.faiss: is damaged, or not the index of made.faiss.settings.json"):
             load_or_build_index(flags(tmp_path, factory), path, shards, store, 24)
     assert load_or_build_index(flags(tmp_path, factory, overwrite=True), path, shards, store, 24).ntotal == 300
+
+
+@pytest.mark.parametrize("size", [30, 40, 64])
+def test_an_index_from_elsewhere_that_crashes_faiss_is_named(corpus, tmp_path, size):
+    store, _ = corpus(random_vectors(300), [300])
+    index = faiss.index_factory(24, "PQ8x4", faiss.METRIC_INNER_PRODUCT)
+    index.train(random_vectors(300))
+    index.add(random_vectors(300))
+    path = tmp_path / "ready.faiss"
+    faiss.write_index(index, str(path))
+    assert open_index(path, 24, store).ntotal == 300
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(
+        UserError, match=r"ready.faiss: is no FAISS index, or damaged \(.+\)$"
+    ):
+        open_index(path, 24, store)
 
 
 def test_what_faiss_finds_wrong_in_a_search_is_said():
