@@ -8,7 +8,7 @@ from collections import Counter
 from functools import partial
 
 from gainRAG.cli import run_stage, stage_parser
-from gainRAG.llm_supervision.filtering import SIGNALS, as_answered, keep_answered, report
+from gainRAG.llm_supervision.filtering import add_filter_arguments, as_answered, keep_answered, report
 from gainRAG.records import read_records, write_records
 
 logger = logging.getLogger("data_filter")
@@ -18,11 +18,11 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--data_path", required=True, help="supervision records with EM_with_retrieval and PPL_CD")
     parser.add_argument("--output_path", required=True, help="the records kept, .jsonl or .json")
-    parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="which perplexity names the best passage")
+    add_filter_arguments(parser)
     args = parser.parse_args()
     counts: Counter = Counter()
     records = read_records(args.data_path, partial(as_answered, signal=args.signal))
-    write_records(args.output_path, keep_answered(records, args.signal, counts))
+    write_records(args.output_path, keep_answered(records, args.signal, args.keep, counts))
     logger.info("%s: %s", args.output_path, report(counts))
 
 

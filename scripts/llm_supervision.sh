@@ -15,9 +15,12 @@ for name in "$@"; do
   if [[ " $SUPERVISION_FLAGS " == *" --predictions none "* ]]; then
     # shellcheck disable=SC2086
     python -m gainRAG.llm_supervision.filtering --data_path "$WORK/gains/$name.jsonl" \
-      --output_path "$WORK/kept/$name.jsonl" --task "$(task_of "$name")" --lm_type "$LLM" $LLM_FLAGS $GENERATION_FLAGS
+      --output_path "$WORK/kept/$name.jsonl" --task "$(task_of "$name")" --lm_type "$LLM" $LLM_FLAGS $GENERATION_FLAGS \
+      $FILTER_FLAGS
   else
-    python "$REPO/data/data_filter.py" --data_path "$WORK/gains/$name.jsonl" --output_path "$WORK/kept/$name.jsonl"
+    # shellcheck disable=SC2086
+    python "$REPO/data/data_filter.py" --data_path "$WORK/gains/$name.jsonl" --output_path "$WORK/kept/$name.jsonl" \
+      $FILTER_FLAGS
   fi
   kept+=("$WORK/kept/$name.jsonl")
 done

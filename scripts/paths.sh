@@ -25,6 +25,7 @@ WORK="$(cd "$WORK" && pwd)"
 : "${RETRIEVAL_FLAGS:=}"
 : "${LLM_FLAGS:=--backend hf}"                    # "--backend vllm" where vLLM is installed
 : "${SUPERVISION_FLAGS:=}"                        # "--dtype bfloat16" for a faster signal
+: "${FILTER_FLAGS:=}"                             # "--keep answerable" for an LLM that often fails on good passages
 : "${TRAINING_FLAGS:=}"                           # SPEED_FLAGS: see selector_finetune.sh
 : "${GENERATION_FLAGS:=}"                         # of filtering and answering
 : "${SELECTION_FLAGS:=}"

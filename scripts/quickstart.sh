@@ -5,7 +5,7 @@
 #
 #   bash scripts/quickstart.sh
 #
-# Sizes can be set: TRAIN_QUESTIONS, TEST_QUESTIONS. Everything it writes lies under WORK (results/demo).
+# Sizes can be set: TRAIN_QUESTIONS, MORE_QUESTIONS, TEST_QUESTIONS. Everything it writes lies under WORK (results/demo).
 set -euo pipefail
 
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" demo
@@ -15,10 +15,10 @@ SECONDS=0
 
 # Where the CPU multiplies bfloat16 natively the LLM runs three times faster; elsewhere fewer questions fit the time.
 if python -c 'import sys, torch; sys.exit(not torch.cpu.get_capabilities().get("avx512_bf16"))'; then
-  : "${TRAIN_QUESTIONS:=219}"
+  : "${TRAIN_QUESTIONS:=1000}" "${MORE_QUESTIONS:=300}"
   export SPEED_FLAGS="$SPEED_FLAGS --bf16 True"
 else
-  : "${TRAIN_QUESTIONS:=90}"
+  : "${TRAIN_QUESTIONS:=90}" "${MORE_QUESTIONS:=0}"
 fi
 : "${TEST_QUESTIONS:=150}"
 
@@ -29,19 +29,31 @@ prepare() { # script output arguments... : runs a data script unless its output 
 
 say "corpus and questions"
 prepare prepare_corpus.py "$PASSAGES" --from_pip --words 64 --only_first
-if [ ! -e "$QUESTIONS/WebQuestions_test.jsonl" ]; then
-  python "$REPO/data/prepare_questions.py" --from_pip WebQuestions --output_dir "$QUESTIONS"
-fi
+for name in WebQuestions NaturalQA SQuAD; do
+  if [ ! -e "$QUESTIONS/${name}_test.jsonl" ]; then
+    python "$REPO/data/prepare_questions.py" --from_pip "$name" --output_dir "$QUESTIONS"
+  fi
+done
 head -n 1000 "$QUESTIONS/WebQuestions_test.jsonl" >"$QUESTIONS/pool_train.jsonl"
 tail -n +1001 "$QUESTIONS/WebQuestions_test.jsonl" >"$QUESTIONS/pool_test.jsonl"
-bash "$REPO/scripts/retrieval.sh" pool_train pool_test
+{
+  awk 'NR % 2 == 0' "$QUESTIONS/NaturalQA_test.jsonl"
+  awk 'NR % 5 == 0' "$QUESTIONS/SQuAD_test.jsonl"
+} >"$QUESTIONS/pool_more.jsonl"
+bash "$REPO/scripts/retrieval.sh" pool_train pool_more pool_test
 say "questions that this small corpus can answer: a gold answer stands in the first $N_DOCS passages"
 prepare prepare_sample.py "$WORK/retrieved/demo_train.jsonl" --data_path "$WORK/retrieved/pool_train.jsonl" \
   --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$TRAIN_QUESTIONS"
+train=(demo_train)
+if [ "$MORE_QUESTIONS" -gt 0 ]; then
+  prepare prepare_sample.py "$WORK/retrieved/demo_more.jsonl" --data_path "$WORK/retrieved/pool_more.jsonl" \
+    --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$MORE_QUESTIONS"
+  train+=(demo_more)
+fi
 prepare prepare_sample.py "$WORK/retrieved/demo_test.jsonl" --data_path "$WORK/retrieved/pool_test.jsonl" \
   --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$TEST_QUESTIONS"
 
-bash "$REPO/scripts/llm_supervision.sh" demo_train
+bash "$REPO/scripts/llm_supervision.sh" "${train[@]}"
 bash "$REPO/scripts/selector_finetune.sh"
 bash "$REPO/scripts/selector_engine.sh" demo_test
 bash "$REPO/scripts/rag_generation.sh" demo_test
@@ -51,7 +63,7 @@ cat <<EOF
 
 Where everything lies, under $WORK:
   corpus.jsonl, embeddings/        10,033 Wikipedia summaries as passages and their vectors
-  retrieved/demo_{train,test}.jsonl questions with their $N_DOCS nearest passages
+  retrieved/demo_*.jsonl           questions with their $N_DOCS nearest passages
   gains/, kept/, train.jsonl       gains of every candidate; questions kept by the filter; training groups
   selector/                        the trained selector, an ordinary cross-encoder folder
   selected/METHOD/demo_test.jsonl  what each selector picked

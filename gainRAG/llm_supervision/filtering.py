@@ -4,10 +4,14 @@ Answers afresh from the lowest-PPL_CD passage of every question and keeps those 
 Predictions stand in OUT.predictions.jsonl, so that an interrupted run goes on. Where construct_hf stored predictions
 for all passages, data/data_filter.py does the same from those without an LLM.
 
+A small LLM answers wrongly from good passages too, and many of the questions left are those that it knows by itself: a
+selector trained on these alone trusts the LLM's own passage too often. `--keep answerable` keeps the others as well.
+
     python -m gainRAG.llm_supervision.filtering --data_path gains.jsonl --output_path kept.jsonl --task HotpotQA \
         --lm_type Llama-3-8B-Instruct
 """
 
+import argparse
 import logging
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -39,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 CHUNK = 512  # questions
 SIGNALS = ("PPL_CD", "retrieved_ppl")
+KEEPS = ("answered", "answerable")
 
 
 def best_passage(record: Record, signal: str = "PPL_CD") -> Record:
@@ -57,18 +62,32 @@ def as_answered(record: Record, signal: str) -> Record:
     return record
 
 
-def keep_answered(records: Iterable[Record], signal: str, counts: Counter) -> Iterator[Record]:
-    """The `as_answered` records whose best passage has `EM_with_retrieval` 1; `counts` learns why the others went."""
+def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
+    """Which questions stay."""
+    parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="which perplexity names the best passage")
+    parser.add_argument(
+        "--keep",
+        choices=KEEPS,
+        default="answered",
+        help="answered: the LLM answers correctly from the best passage (the paper's filter); answerable: also where "
+        "it does not, but that passage holds a gold answer (for LLMs of a few hundred million parameters)",
+    )
+
+
+def keep_answered(records: Iterable[Record], signal: str, keep: str, counts: Counter) -> Iterator[Record]:
+    """The `as_answered` records that stay by `keep` (`add_filter_arguments`); `counts` learns why the others went."""
     for record in records:
         if not record["passages"]:
             counts["without any candidate"] += 1
             continue
         best = best_passage(record, signal)
-        right = bool(best["EM_with_retrieval"])
-        holds = "holds the answer" if best.get("has_answer") else "lacks the answer"
-        counts["kept" if right else f"answered wrongly, best passage {holds}"] += 1
-        counts["kept, best passage is the LLM's own"] += right and bool(best.get("is_pseudo"))
-        if right:
+        right, holds = bool(best["EM_with_retrieval"]), bool(best.get("has_answer"))
+        kept = right or (holds and keep == "answerable")
+        wrong = f"answered wrongly, best passage {'holds' if holds else 'lacks'} the answer"
+        counts["kept" if kept else wrong] += 1
+        counts[f"kept, {wrong}"] += kept and not right
+        counts["kept, best passage is the LLM's own"] += kept and bool(best.get("is_pseudo"))
+        if kept:
             yield record
 
 
@@ -84,7 +103,7 @@ def main() -> None:
     parser.add_argument("--data_path", required=True, help="supervision records, with PPL_CD")
     parser.add_argument("--output_path", required=True, help="the records kept, .jsonl or .json")
     parser.add_argument("--task", required=True, help="whose prompt to use, e.g. HotpotQA, WebQuestions, NaturalQA")
-    parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="which perplexity names the best passage")
+    add_filter_arguments(parser)
     parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest prediction, in tokens")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever stands there")
     add_engine_arguments(parser)
@@ -116,7 +135,7 @@ def main() -> None:
             write_in_chunks(writer, records, CHUNK, partial(map, work), "answering", total)
             engine.close()
     counts: Counter = Counter()
-    write_records(args.output_path, keep_answered(read_records(predictions), args.signal, counts))
+    write_records(args.output_path, keep_answered(read_records(predictions), args.signal, args.keep, counts))
     logger.info("%s: %s", args.output_path, report(counts))
 
 

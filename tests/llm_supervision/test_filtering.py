@@ -38,13 +38,27 @@ def test_questions_are_kept_by_the_answer_from_their_best_passage():
         question(4),
     ]
     counts = Counter()
-    assert [record["id"] for record in keep_answered(records, "PPL_CD", counts)] == [0, 3]
+    assert [record["id"] for record in keep_answered(records, "PPL_CD", "answered", counts)] == [0, 3]
     assert report(counts) == (
         "kept 2 of 5 questions (1 kept, best passage is the LLM's own; 1 answered wrongly, best passage holds the "
         "answer; 1 answered wrongly, best passage lacks the answer; 1 without any candidate)"
     )
-    by_plain = [record["id"] for record in keep_answered(records, "retrieved_ppl", Counter())]
+    by_plain = [record["id"] for record in keep_answered(records, "retrieved_ppl", "answered", Counter())]
     assert by_plain == [1]
+
+
+def test_answerable_keeps_those_whose_best_passage_holds_an_answer_too():
+    records = [
+        question(0, passage(1, 1.0), passage(2, 0.0)),
+        question(1, passage(1, 0.0, has_answer=True), passage(2, 1.0)),
+        question(2, passage(1, 0.0, has_answer=False), passage(2, 0.0, has_answer=True)),
+    ]
+    counts = Counter()
+    assert [record["id"] for record in keep_answered(records, "PPL_CD", "answerable", counts)] == [0, 1]
+    assert report(counts) == (
+        "kept 2 of 3 questions (1 kept, answered wrongly, best passage holds the answer; 1 answered wrongly, best "
+        "passage lacks the answer)"
+    )
 
 
 @pytest.fixture

@@ -264,9 +264,7 @@ def test_an_index_from_elsewhere_that_crashes_faiss_is_named(corpus, tmp_path, s
     faiss.write_index(index, str(path))
     assert open_index(path, 24, store).ntotal == 300
     path.write_bytes(path.read_bytes()[:size])
-    with pytest.raises(
-        UserError, match=r"ready.faiss: is no FAISS index, or damaged \(.+\)$"
-    ):
+    with pytest.raises(UserError, match=r"ready.faiss: is no FAISS index, or damaged \(.+\)$"):
         open_index(path, 24, store)
 
 
