@@ -18,7 +18,7 @@ if python -c 'import sys, torch; sys.exit(not torch.cpu.get_capabilities().get("
   : "${TRAIN_QUESTIONS:=1000}" "${MORE_QUESTIONS:=300}"
   export SPEED_FLAGS="$SPEED_FLAGS --bf16 True"
 else
-  : "${TRAIN_QUESTIONS:=90}" "${MORE_QUESTIONS:=0}"
+  : "${TRAIN_QUESTIONS:=60}" "${MORE_QUESTIONS:=0}"
 fi
 : "${TEST_QUESTIONS:=150}"
 

@@ -16,7 +16,7 @@ from gainRAG.cli import UserError
 from gainRAG.records import Record, fingerprint, output_folder, parse_json, write_json
 from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, Best, shard_chunks, with_progress
 from gainRAG.retrieval_engine.passages import PassageStore
-from gainRAG.retrieval_engine.vectors import Shard, embedding_settings, shards_fingerprint
+from gainRAG.retrieval_engine.vectors import Shard, as_float32, embedding_settings, shards_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +84,7 @@ def build_index(
     for positions, vectors in with_progress(shard_chunks(shards, store, dim, rows), len(store)):
         if positions[0] != index.ntotal or not (np.diff(positions) == 1).all():
             raise UserError(f"--index_type {factory}: needs the embeddings in the order of the corpus; embed it again")
-        index.add(vectors)
+        index.add(as_float32(vectors))
     partial = path.with_name(path.name + ".partial")
     try:
         faiss.write_index(index, str(partial))
@@ -131,7 +131,7 @@ def _sample(shards: list[Shard], store: PassageStore, dim: int, rows: int, max_b
     parts = []
     for _, vectors in with_progress(shard_chunks(shards, store, dim, rows), len(store)):
         taken = np.sort(random.choice(len(vectors), max(1, int(share * len(vectors))), replace=False))
-        parts.append(vectors[taken])
+        parts.append(as_float32(vectors[taken]))
     return np.concatenate(parts)
 
 

@@ -19,17 +19,17 @@ from tqdm import tqdm
 
 from gainRAG.cli import UserError
 from gainRAG.retrieval_engine.passages import PassageStore
-from gainRAG.retrieval_engine.vectors import Shard, as_float32
+from gainRAG.retrieval_engine.vectors import Shard, as_float32, parts_of
 from gainRAG.workers import map_chunks
 
 logger = logging.getLogger(__name__)
 
 GB = 1 << 30
-CHUNK_ROWS = 1 << 17  # more makes nothing faster
+CHUNK_ROWS = 1 << 18  # more makes nothing faster
 GPU_K = 2048  # FAISS on a GPU finds at most so many
 GROUPS_A_WORKER = 4  # of shards: what a worker that dies loses, and how evenly the work ends
 
-Chunk = tuple[np.ndarray, np.ndarray]  # positions in the corpus, int64 (n,); vectors, float32 (n, dim)
+Chunk = tuple[np.ndarray, np.ndarray]  # positions in the corpus, int64 (n,); vectors as stored (n, dim)
 Knn = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
@@ -82,20 +82,20 @@ def search_shards(
     knns = knns or faiss_knns()
     k = min(k, len(store))
     best = Best(len(queries), k)
-    chunks = with_progress(
-        shard_chunks(shards, store, queries.shape[1], chunk_rows(queries, k, max_bytes, len(knns))), len(store)
-    )
+    size = chunk_rows(queries, k, max_bytes, len(knns))
+    chunks = with_progress(shard_chunks(shards, store, queries.shape[1], size), len(store))
     lock = threading.Lock()
 
-    def work(knn: Knn, chunk: Chunk) -> Knn:
-        positions, vectors = chunk
-        scores, rows = best_of_chunk(knn, queries, vectors, k, best.scores[:, -1])
+    def work(device: tuple[Knn, np.ndarray], chunk: Chunk) -> tuple[Knn, np.ndarray]:
+        knn, buffer = device
+        positions, stored = chunk
+        scores, rows = best_of_chunk(knn, queries, as_float32(stored, buffer), k, best.scores[:, -1])
         with lock:
             best.merge(scores, positions[rows])
-        return knn
+        return device
 
     with ThreadPoolExecutor(len(knns)) as pool:
-        running, idle = set(), list(knns)
+        running, idle = set(), [(knn, np.empty((size, queries.shape[1]), "float32")) for knn in knns]
         for chunk in chunks:
             if not idle:
                 finished, running = wait(running, return_when=FIRST_COMPLETED)
@@ -149,14 +149,14 @@ def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:
 
 
 def chunk_rows(queries: np.ndarray, k: int, max_bytes: float, devices: int = 1) -> int:
-    """Vectors a chunk, so that all that is in memory at a time keeps within `max_bytes`: the chunk being read, as
-    stored and as float32, one float32 chunk a device, and the results.
+    """Vectors a chunk, so that all that is in memory at a time keeps within `max_bytes`: one chunk a device, as stored
+    (which may be float32) and as float32, the next one as stored, and the results.
 
     Raises:
         UserError: the results alone need more.
     """
     results = 80 * len(queries) * (k + 1)  # candidates, old and new, and their order
-    a_row = (2 + 4 + 4 * devices) * queries.shape[1] + 64  # 64: its id and position
+    a_row = (4 + 8 * devices) * queries.shape[1] + 64  # 64: its id and position
     rows = int((max_bytes - results) // a_row)
     if rows < 1:
         raise UserError(
@@ -176,8 +176,10 @@ def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) 
         positions, vectors = shard.placed(store)
         if vectors.shape[1] != dim:
             raise UserError(f"{shard.path}: vectors of {vectors.shape[1]} dimensions, the encoder makes {dim}")
-        for start, part in as_float32(vectors, rows):
+        start = 0
+        for part in parts_of(vectors, rows):
             yield positions[start : start + len(part)], part
+            start += len(part)
 
 
 def best_of_chunk(

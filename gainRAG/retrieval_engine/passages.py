@@ -13,7 +13,6 @@ Passages are read at their place in the file and the hashes are memory-mapped, s
 
 import fcntl
 import hashlib
-import itertools
 import json
 import logging
 import os
@@ -61,7 +60,8 @@ class PassageStore(Sequence):
             self._size = os.fstat(self._passages.fileno()).st_size
             if os.fstat(self._offsets.fileno()).st_size != 8 * (3 * self.count + 1):
                 raise ValueError
-            if self.count < 1 or self._ends(self.count - 1)[-1] != self._size:
+            self._offsets.seek(-8, os.SEEK_END)
+            if self.count < 1 or int.from_bytes(self._offsets.read(), "little") != self._size:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             raise self._damaged() from None
@@ -73,24 +73,20 @@ class PassageStore(Sequence):
         """The passage at `position`: `{id, title, text}`."""
         if not -self.count <= position < self.count:
             raise IndexError(f"passage {position} of {self.count}")
-        pieces = self._read(self._ends(position % self.count))
-        return dict(zip(("id", "title", "text"), pieces, strict=True))
+        return self._read(position % self.count)
 
     def id(self, position: int) -> str:
         """The id of the passage at `position`."""
-        return self._read(self._ends(position)[:2])[0]
+        return self._read(position)["id"]
 
-    def _ends(self, position: int) -> tuple[int, ...]:
-        return ENDS.unpack(os.pread(self._offsets.fileno(), ENDS.size, 24 * position))
-
-    def _read(self, ends: Sequence[int]) -> list[str]:
-        """The texts between the ends of each and the next."""
-        first, last = ends[0], ends[-1]
-        if first < 0 or last > self._size or list(ends) != sorted(ends):
+    def _read(self, position: int) -> Record:
+        id_at, title_at, text_at, end = ENDS.unpack(os.pread(self._offsets.fileno(), ENDS.size, 24 * position))
+        if not 0 <= id_at <= title_at <= text_at <= end <= self._size:
             raise self._damaged()
-        data = os.pread(self._passages.fileno(), last - first, first)
+        data = os.pread(self._passages.fileno(), end - id_at, id_at)
+        title, text = title_at - id_at, text_at - id_at
         try:
-            return [data[start - first : end - first].decode() for start, end in itertools.pairwise(ends)]
+            return {"id": data[:title].decode(), "title": data[title:text].decode(), "text": data[text:].decode()}
         except UnicodeDecodeError:
             raise self._damaged() from None
 

@@ -51,7 +51,7 @@ def flat(queries, vectors, k):
 
 
 def bytes_for(rows, queries, k):
-    return 80 * len(queries) * (k + 1) + rows * (10 * queries.shape[1] + 64)
+    return 80 * len(queries) * (k + 1) + rows * (12 * queries.shape[1] + 64)
 
 
 @pytest.mark.parametrize("sizes", [[500], [1, 299, 3, 197], [100] * 5])
