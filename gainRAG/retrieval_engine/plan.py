@@ -6,7 +6,7 @@ from pathlib import Path
 from gainRAG.cli import UserError
 from gainRAG.retrieval_engine.corpus import corpus_file, read_corpus
 from gainRAG.retrieval_engine.faiss_index import factory_index, index_path
-from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, gpu_count
+from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, gpu_count, row_bytes
 from gainRAG.retrieval_engine.modeling import encoder_dim
 from gainRAG.retrieval_engine.passages import is_current, open_store, store_folder
 from gainRAG.retrieval_engine.vectors import Shard, open_shards
@@ -59,12 +59,15 @@ def _search_needs(args: argparse.Namespace, shards: list[Shard], vectors: int, d
         return [("disk", f"index about {_gb(size)}"),
                 ("RAM", f"about {_gb(SEARCH_FLOOR + size + args.max_memory * GB)} while it is made")]  # fmt: skip
     gpus = gpu_count()
-    chunk = min(vectors, CHUNK_ROWS) * dim
+    rows = min(vectors, CHUNK_ROWS)
     held = max((shard.path.stat().st_size for shard in shards if not shard.ids_path), default=0)
-    search = min(args.max_memory * GB, chunk * (6 + 4 * max(gpus, 1)))
+    search = min(args.max_memory * GB, rows * row_bytes(dim, max(gpus, 1)))
     ram = f"at most {_gb(SEARCH_FLOOR + search + held)} (--max_memory {args.max_memory:g} GB"
     ram += f", one pickled shard {_gb(held)})" if held else ")"
-    return [("RAM", ram), ("VRAM", f"{_gb(1.5 * GB + 4 * chunk)} on each of {gpus} GPUs" if gpus else "none (no GPU)")]
+    return [
+        ("RAM", ram),
+        ("VRAM", f"{_gb(1.5 * GB + 4 * rows * dim)} on each of {gpus} GPUs" if gpus else "none (no GPU)"),
+    ]
 
 
 def _counted(corpus: Path) -> tuple[int, int]:

@@ -9,7 +9,6 @@ A folder of Contriever's holds `passages_00`, ...: pickles of (list of ids, arra
 import hashlib
 import os
 import pickle
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -314,16 +313,14 @@ def read_published(path: Path) -> tuple[list[str], np.ndarray]:
     return [str(passage_id) for passage_id in ids], vectors
 
 
-def parts_of(vectors: np.ndarray, rows: int) -> Iterator[np.ndarray]:
-    """The vectors as they are stored, `rows` at a time; a memory-mapped file is mapped anew for each.
+def rows_of(vectors: np.ndarray, part: slice) -> np.ndarray:
+    """Some rows as they are stored; of a memory-mapped file, mapped anew.
 
     A mapping counts as the process's memory for as long as it lives: so no more of it than one part ever does.
     """
-    for start in range(0, len(vectors), rows):
-        if isinstance(vectors, np.memmap):
-            yield np.load(vectors.filename, mmap_mode="c", allow_pickle=False)[start : start + rows]
-        else:
-            yield vectors[start : start + rows]
+    if isinstance(vectors, np.memmap):
+        vectors = np.load(vectors.filename, mmap_mode="c", allow_pickle=False)
+    return vectors[part]
 
 
 def as_float32(vectors: np.ndarray, buffer: np.ndarray | None = None) -> np.ndarray:
