@@ -21,10 +21,10 @@ from pathlib import Path
 
 import torch
 
-from gainRAG.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.models import DTYPES, pick_device, pick_dtype, weights_path
 from gainRAG.llm_inference.build_prompts import PromptBuilder
-from gainRAG.llm_inference.models import DTYPES, pick_device, pick_dtype, weights_path
-from gainRAG.llm_supervision.decoding import GainRequest, GainScorer, PassageGain
+from gainRAG.llm_supervision.gain import GainRequest, GainScorer, PassageGain
 from gainRAG.prompts import Prompts
 
 ALPHA = 0.5

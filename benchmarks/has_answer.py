@@ -17,9 +17,10 @@ from pathlib import Path
 
 import regex
 
-from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import read_records
+from gainRAG.common.schemas import as_retrieved
 from gainRAG.evaluation.recall import AnswerMatcher
-from gainRAG.records import as_retrieved, read_records
 
 TOKENS = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
 Question = tuple[list[str], list[str]]  # gold answers, passage texts

@@ -13,7 +13,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from gainRAG.cli import positive_int, run_stage, stage_parser
+from gainRAG.common.cli import positive_int, run_stage, stage_parser
 from gainRAG.retrieval_engine.passages import open_store
 
 WIKIPEDIA = 21_015_324

@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gainRAG.cli import positive_float, positive_int, run_stage, stage_parser
-from gainRAG.records import write_records
-from gainRAG.retrieval_engine.index import faiss_knns, search_shards
+from gainRAG.common.cli import positive_float, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import write_records
+from gainRAG.retrieval_engine.exact_search import faiss_knns, search_shards
 from gainRAG.retrieval_engine.passages import open_store
 from gainRAG.retrieval_engine.vectors import open_shards, save_shard
 

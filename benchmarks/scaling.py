@@ -19,12 +19,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
-from gainRAG.llm_inference.models import pick_device
-from gainRAG.records import write_records
+from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import write_records
+from gainRAG.common.models import pick_device
+from gainRAG.common.parallel import add_worker_arguments, check_worker_arguments, map_chunks
 from gainRAG.retrieval_engine.passage_embed import EmbeddingWorker
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
-from gainRAG.workers import add_worker_arguments, check_worker_arguments, map_chunks
 
 # What passage_embed would be told; the benchmark takes its defaults.
 ENCODING = {"pooling": "mean", "normalize": False, "max_length": 512, "batch_size": None, "dtype": "float32"}

@@ -21,11 +21,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gainRAG.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import read_records, write_json
+from gainRAG.common.models import pick_device
+from gainRAG.common.resume import versions
+from gainRAG.common.schemas import as_question, passage_text
 from gainRAG.evaluation.results import markdown_table
-from gainRAG.llm_inference.models import pick_device
-from gainRAG.records import as_question, passage_text, read_records, versions, write_json
-from gainRAG.selector_engine.reranker import Selector, check_selector
+from gainRAG.selector_engine.selector import Selector, check_selector
 
 QUESTIONS = Path(__file__).resolve().parents[1] / "data" / "selector_start" / "questions.json"
 BATCH_SIZE = 128  # FlagEmbedding's default, given to sentence-transformers as well

@@ -20,9 +20,10 @@ import numpy as np
 import torch
 from selector import RANDOM, make_pairs, random_reranker, read_passages, read_questions
 
-from gainRAG.cli import non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, write_json, write_records
+from gainRAG.common.resume import versions
 from gainRAG.evaluation.results import markdown_table
-from gainRAG.records import Record, versions, write_json, write_records
 
 ALIKE = "--query_max_len 512 --passage_max_len 512 --learning_rate 6e-5 --weight_decay 0.01 --dataloader_drop_last True"
 SETTINGS = {

@@ -13,9 +13,10 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from gainRAG.cli import non_negative_int, positive_float, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import non_negative_int, positive_float, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, read_records, write_records
+from gainRAG.common.schemas import as_supervised, passage_text
 from gainRAG.llm_supervision.filtering import SIGNALS
-from gainRAG.records import Record, as_supervised, passage_text, read_records, write_records
 
 logger = logging.getLogger("data2selector")
 

@@ -7,9 +7,9 @@ import logging
 from collections import Counter
 from functools import partial
 
-from gainRAG.cli import run_stage, stage_parser
+from gainRAG.common.cli import run_stage, stage_parser
+from gainRAG.common.jsonl import read_records, write_records
 from gainRAG.llm_supervision.filtering import add_filter_arguments, as_answered, keep_answered, report
-from gainRAG.records import read_records, write_records
 
 logger = logging.getLogger("data_filter")
 

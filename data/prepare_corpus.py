@@ -21,8 +21,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from gainRAG.cli import UserError, input_file, non_negative_int, run_stage, stage_parser
-from gainRAG.records import FieldError, Record, appears_when_whole, parse_json, read_records, write_records
+from gainRAG.common.cli import UserError, input_file, non_negative_int, run_stage, stage_parser
+from gainRAG.common.jsonl import FieldError, Record, atomic_write, parse_json, read_records, write_records
 
 logger = logging.getLogger("prepare_corpus")
 
@@ -253,7 +253,7 @@ def packaged_corpus() -> Path:
 def write_tsv(path: Path, records: Iterator[Record]) -> int:
     """Writes DPR's layout (a header, then id, text, title; CSV quoting); returns how many passages."""
     count = 0
-    with appears_when_whole(path) as file:
+    with atomic_write(path) as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(("id", "text", "title"))
         for count, record in enumerate(records, 1):  # noqa: B007 - the count is the result

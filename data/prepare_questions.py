@@ -30,9 +30,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gainRAG.analysis.tables import PAPER_QUESTIONS
-from gainRAG.cli import UserError, input_file, run_stage, stage_parser
-from gainRAG.records import FieldError, Record, cache_folder, parse_json, write_records
+from gainRAG.evaluation.paper import PAPER_QUESTIONS
+from gainRAG.common.cli import UserError, input_file, run_stage, stage_parser
+from gainRAG.common.jsonl import FieldError, Record, cache_folder, parse_json, write_records
 
 logger = logging.getLogger("prepare_questions")
 

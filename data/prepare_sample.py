@@ -13,9 +13,10 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator
 
-from gainRAG.cli import UserError, input_file, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, input_file, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, parse_json, read_records, write_records
+from gainRAG.common.schemas import as_question, as_retrieved
 from gainRAG.evaluation.recall import AnswerMatcher
-from gainRAG.records import Record, as_question, as_retrieved, parse_json, read_records, write_records
 
 logger = logging.getLogger("prepare_sample")
 

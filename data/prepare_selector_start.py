@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from gainRAG.cli import (
+from gainRAG.common.cli import (
     UserError,
     input_file,
     non_negative_int,
@@ -35,10 +35,11 @@ from gainRAG.cli import (
     run_stage,
     stage_parser,
 )
+from gainRAG.common.jsonl import FieldError, Record, output_folder, read_records, write_json
+from gainRAG.common.models import pick_device, weights_path
+from gainRAG.common.schemas import as_retrieved, passage_text
 from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.llm_inference.background import pseudo_passage
-from gainRAG.llm_inference.models import pick_device, weights_path
-from gainRAG.records import FieldError, Record, as_retrieved, output_folder, passage_text, read_records, write_json
 
 logger = logging.getLogger("prepare_selector_start")
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from gainRAG.cli import UserError, input_file
-from gainRAG.records import Record
+from gainRAG.common.cli import UserError, input_file
+from gainRAG.common.jsonl import Record
 
 
 @dataclass(frozen=True)

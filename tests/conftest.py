@@ -55,14 +55,14 @@ import importlib, os, signal
 from gainRAG import records
 stage = importlib.import_module("{module}")
 {before}
-append, count = records.StageWriter.append, 0
+append, count = records.StageOutput.append, 0
 def dies(self, record):
     global count
     count += 1
     if count == {record}:
         os.kill(os.getpid(), signal.SIGKILL)
     append(self, record)
-records.StageWriter.append = dies
+records.StageOutput.append = dies
 stage.main()
 """
 

@@ -5,7 +5,7 @@ import os
 import signal
 from pathlib import Path
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 
 
 class Doubler:

@@ -18,8 +18,8 @@ import torch
 import transformers
 from conftest import REPOSITORY, SENTENCES, causal_tokenizer
 
-from gainRAG.cli import run_stage
-from gainRAG.records import read_records
+from gainRAG.common.cli import run_stage
+from gainRAG.common.jsonl import read_records
 from gainRAG.retrieval_engine.vectors import save_shard
 
 MODULES = {

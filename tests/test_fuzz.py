@@ -27,19 +27,13 @@ from test_bad_input import GROUPS, NQ_OPEN, PASSAGES, PREDICTIONS, QUESTIONS, RE
 
 from gainRAG.analysis.report import page
 from gainRAG.analysis.runs import as_prediction
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import read_records
+from gainRAG.common.resume import StageOutput, stage_settings
+from gainRAG.common.schemas import as_question, as_retrieved, as_supervised, as_training_group
 from gainRAG.evaluation.compare import compare, paired_scores
 from gainRAG.llm_inference.background import background_lookup
 from gainRAG.prompts import load_prompts
-from gainRAG.records import (
-    StageWriter,
-    as_question,
-    as_retrieved,
-    as_supervised,
-    as_training_group,
-    read_records,
-    stage_settings,
-)
 from gainRAG.retrieval_engine.bm25 import search_bm25
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
 from gainRAG.retrieval_engine.retrieval import former_recalls
@@ -227,7 +221,7 @@ def _report(path: Path) -> None:
 
 
 def _resumed(path: Path) -> None:
-    with StageWriter(path.parent / "out.json", SETTINGS) as writer:
+    with StageOutput(path.parent / "out.json", SETTINGS) as writer:
         _written(writer.records())
 
 

@@ -13,11 +13,11 @@ import pytest
 import torch
 from conftest import REPOSITORY, RunsWhenUnpickled
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.evaluation.answers import accuracy
 from gainRAG.llm_inference.inference_hf import load_causal_lm, load_tokenizer
 from gainRAG.retrieval_engine.modeling import Encoder, encoder_dim
-from gainRAG.selector_engine.reranker import Selector, check_selector
+from gainRAG.selector_engine.selector import Selector, check_selector
 
 SOURCES = [path for folder in ("gainRAG", "data") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
 RUNS_CODE = {"eval", "exec", "os.system", "os.popen", "pickle.load", "pickle.loads", "torch.load", "yaml.load"}

@@ -4,7 +4,7 @@ import string
 
 import pytest
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.prompts import PLACEHOLDERS, TASKS, Prompts, load_prompts, question_text
 
 PASSAGE = {"id": 1, "title": "Seine", "text": "A river."}

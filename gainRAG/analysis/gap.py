@@ -12,12 +12,12 @@ import argparse
 import logging
 from pathlib import Path
 
+from gainRAG.analysis.plots import interval_bars
 from gainRAG.analysis.runs import read_picks, read_predictions, read_results
-from gainRAG.analysis.svg import interval_bars
-from gainRAG.cli import UserError, run_stage, stage_parser
+from gainRAG.common.cli import UserError, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, atomic_write, write_json
 from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.evaluation.results import markdown_table, mean_with_interval
-from gainRAG.records import Record, appears_when_whole, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -129,9 +129,9 @@ def main() -> None:
         raise UserError(f"{args.work}: no answers of {', '.join(args.datasets)}; scripts/rag_generation.sh writes them")
     write_json(args.output_path, {"shares": SHARES, "unit": "percent", "rows": rows})
     text = markdown(rows)
-    with appears_when_whole(args.output_path.with_suffix(".md")) as file:
+    with atomic_write(args.output_path.with_suffix(".md")) as file:
         file.write(text)
-    with appears_when_whole(args.output_path.with_suffix(".svg")) as file:
+    with atomic_write(args.output_path.with_suffix(".svg")) as file:
         file.write(plot(rows))
     print(text)
 

@@ -13,10 +13,10 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from gainRAG.analysis.plots import histogram, interval_bars
 from gainRAG.analysis.runs import gain, gain_among, read_candidates, read_picks, read_predictions, read_results
-from gainRAG.analysis.svg import histogram, interval_bars
-from gainRAG.cli import UserError, input_file, non_negative_int, run_stage, stage_parser
-from gainRAG.records import Record, appears_when_whole, parse_json
+from gainRAG.common.cli import UserError, input_file, non_negative_int, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, atomic_write, parse_json
 
 logger = logging.getLogger(__name__)
 
@@ -227,7 +227,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     text = page(args.work, args.examples)
-    with appears_when_whole(args.output) as file:
+    with atomic_write(args.output) as file:
         file.write(text)
     logger.info("%s: %d bytes", args.output, len(text.encode()))
 

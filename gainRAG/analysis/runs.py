@@ -12,8 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from gainRAG.cli import UserError, input_file
-from gainRAG.records import LARGEST, FieldError, Record, as_retrieved, as_supervised, parse_json, read_records
+from gainRAG.common.cli import UserError, input_file
+from gainRAG.common.jsonl import FieldError, Record, parse_json, read_records
+from gainRAG.common.schemas import LARGEST, as_retrieved, as_supervised
 
 
 def as_prediction(record: Record) -> Record:

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gainRAG.analysis.runs import read_predictions, read_results
-from gainRAG.cli import UserError, run_stage, stage_parser
+from gainRAG.common.cli import UserError, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, atomic_write, write_json
+from gainRAG.evaluation.paper import PAPER, PAPER_QUESTIONS
 from gainRAG.evaluation.results import markdown_table, mean_with_interval
-from gainRAG.records import Record, appears_when_whole, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -27,48 +28,6 @@ METRICS = {
 }
 FACTS = ("split", "model", "backend", "dtype", "K_docs", "max_new_tokens", "prompts_hash", "seed")
 SAME = ("questions", "model", "prompts_hash", "seed")  # what cells of one question set must share to be compared
-
-# Jiang et al., ACL 2025, percent. "EM" there is containment, our cover_em. What is not here is unknown to us.
-PAPER_QUESTIONS = {
-    "HotpotQA": 500,
-    "2WikiMultiHopQA": 500,
-    "WebQuestions": 2032,
-    "NaturalQA": 3610,
-    "TriviaQA": 11313,
-    "SQuAD": 10570,
-}
-PAPER: dict[str, dict[str, dict[str, float]]] = {
-    "no_retrieval": {"WebQuestions": {"cover_em": 44.39, "f1": 35.90}},
-    "standard_rag": {
-        "HotpotQA": {"cover_em": 31.80, "f1": 33.23},
-        "2WikiMultiHopQA": {"cover_em": 23.40, "f1": 21.81},
-        "WebQuestions": {"cover_em": 35.04, "f1": 33.26},
-        "NaturalQA": {"cover_em": 38.14, "f1": 36.82},
-        "TriviaQA": {"cover_em": 62.16, "f1": 61.87},
-    },
-    "rerank": {
-        "HotpotQA": {"cover_em": 35.80, "f1": 37.45, "mean": 36.62},
-        "2WikiMultiHopQA": {"mean": 23.57},
-        "NaturalQA": {"mean": 30.73},
-    },
-    "gainrag_no_pseudo": {
-        "HotpotQA": {"mean": 39.23},
-        "2WikiMultiHopQA": {"mean": 26.04},
-        "NaturalQA": {"mean": 41.09},
-    },
-    "rerank_with_pseudo": {
-        "HotpotQA": {"mean": 35.02},
-        "2WikiMultiHopQA": {"mean": 28.14},
-        "NaturalQA": {"mean": 31.90},
-    },
-    "gainrag": {
-        "HotpotQA": {"cover_em": 39.60, "f1": 41.99, "mean": 40.79},
-        "2WikiMultiHopQA": {"cover_em": 31.40, "f1": 28.92, "mean": 30.16},
-        "WebQuestions": {"cover_em": 42.51, "f1": 39.17},
-        "NaturalQA": {"cover_em": 41.97, "f1": 41.27, "mean": 41.62},
-        "TriviaQA": {"cover_em": 67.29, "f1": 66.73},
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -277,7 +236,7 @@ def main() -> None:
     content = collect(args.table, args.answers, args.datasets)
     write_json(args.output_path, content)
     text = markdown(content)
-    with appears_when_whole(args.output_path.with_suffix(".md")) as file:
+    with atomic_write(args.output_path.with_suffix(".md")) as file:
         file.write(text)
     print(text)
 

@@ -8,10 +8,11 @@ Records pair by id. Scores are shown in percent; the difference is B - A, so pos
 from collections.abc import Sequence
 from pathlib import Path
 
-from gainRAG.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import FieldError, Record, read_records, write_json
+from gainRAG.common.schemas import with_unique_ids
 from gainRAG.evaluation.results import markdown_table
 from gainRAG.evaluation.significance import paired_bootstrap, paired_permutation_test
-from gainRAG.records import FieldError, Record, read_records, with_unique_ids, write_json
 
 METRICS = ("cover_em", "em", "f1")
 TASK_METRICS = ("accuracy",)  # compared where both files have them

@@ -12,7 +12,7 @@ from typing import Any
 
 import regex
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 
 KS = (1, 5, 10, 20, 50, 100)
 
@@ -73,6 +73,16 @@ def _letters(text: str) -> str:
 def has_answer(text: str, answers: Sequence[str]) -> bool:
     """Whether `text` holds one of `answers` by DPR's rule; for many texts make one AnswerMatcher."""
     return AnswerMatcher(answers).matches(text)
+
+
+def mark_hits(passages: Iterable[dict[str, Any]], answers: Sequence[str]) -> list[dict[str, Any]]:
+    """The passages, each with a boolean `hasanswer`: judged here where it is missing or null."""
+    matcher = AnswerMatcher(answers)
+    marked = []
+    for passage in passages:
+        hit = passage.get("hasanswer")
+        marked.append({**passage, "hasanswer": matcher.matches(passage["text"]) if hit is None else bool(hit)})
+    return marked
 
 
 def recall_at(results: Iterable[dict[str, Any]], ks: Sequence[int] = KS) -> dict[int, float]:

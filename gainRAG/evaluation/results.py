@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import gainRAG
+from gainRAG.common.jsonl import Record
+from gainRAG.common.resume import versions
 from gainRAG.evaluation.answers import METRICS, normalize_answer, suspect_answers
 from gainRAG.evaluation.significance import bootstrap_interval
-from gainRAG.records import Record, versions
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,14 @@ def mean_with_interval(scores: Sequence[float]) -> dict[str, float]:
     """`mean` of the scores, and `low` and `high` of its 95 % bootstrap interval."""
     low, high = bootstrap_interval(scores)
     return {"mean": sum(scores) / len(scores), "low": low, "high": high}
+
+
+def format_interval(score: Record | None, digits: int = 1, scale: float = 100) -> str | None:
+    """`mean [low, high]` of a `mean_with_interval`, in percent unless `scale` is 1; None stays None."""
+    if score is None:
+        return None
+    mean, low, high = (f"{scale * score[name]:.{digits}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def _suspects(predictions: Sequence[Record]) -> Record:

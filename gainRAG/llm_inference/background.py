@@ -1,20 +1,53 @@
-"""The pseudo-passage: what the LLM itself knows about a question, as one more candidate."""
+"""The pseudo-passage: what the LLM itself knows about a question, as one more candidate (paper section 3).
+
+The flags and files that hold such texts are called background, as in the published code.
+"""
 
 import argparse
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gainRAG.cli import UserError, positive_int
+from gainRAG.common.cli import UserError, positive_int
+from gainRAG.common.jsonl import FieldError, Record, read_records
+from gainRAG.common.parallel import WorkerOptions, map_chunks
+from gainRAG.common.resume import StageOutput, fingerprint, stage_settings
 from gainRAG.llm_inference.build_prompts import PromptBuilder
-from gainRAG.llm_inference.engine import Engine, generation_settings, load_engine, map_texts, prompt_builder
-from gainRAG.records import FieldError, Record, StageWriter, fingerprint, read_records, stage_settings, write_in_chunks
+from gainRAG.llm_inference.engine import (
+    Engine,
+    EngineOptions,
+    GenerationOptions,
+    generation_settings,
+    load_writer,
+    writing_workers,
+)
 
 logger = logging.getLogger(__name__)
 
 PSEUDO_ID = "pseudo"
 CHUNK = 512  # questions
+
+
+@dataclass(frozen=True)
+class PseudoPassageOptions:
+    """Where pseudo-passages come from; the flags of `add_background_arguments`.
+
+    Attributes:
+        wanted: whether the LLM's own passage is a candidate at all.
+        path: a file of pseudo-passages written before, or None: the LLM writes them.
+        max_new_tokens: the longest pseudo-passage, in tokens.
+    """
+
+    wanted: bool = True
+    path: Path | None = None
+    max_new_tokens: int = 160
+
+    @property
+    def written_here(self) -> bool:
+        """Whether the LLM has to write them."""
+        return self.wanted and self.path is None
 
 
 def add_background_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,28 +62,25 @@ def add_background_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def pseudo_passage(background: str) -> Record | None:
-    """A background text as a candidate passage; None where the LLM knew nothing ("N/A" or no text)."""
-    text = background.strip()
+def pseudo_passage_options(args: argparse.Namespace) -> PseudoPassageOptions:
+    """The flags of `add_background_arguments`."""
+    path = Path(args.background_path) if args.background_path else None
+    return PseudoPassageOptions(not args.no_pseudo, path, args.background_tokens)
+
+
+def pseudo_passage(text: str) -> Record | None:
+    """The text as a candidate passage; None where the LLM knew nothing ("N/A" or no text)."""
+    text = text.strip()
     if not text or text.upper().rstrip(".") in ("N/A", "NA", "NONE"):
         return None
     return {"id": PSEUDO_ID, "title": "", "text": text, "score": None, "is_pseudo": True}
 
 
-def write_backgrounds(
+def write_pseudo_passages(
     engine: Engine, builder: PromptBuilder, questions: Sequence[Record], max_new_tokens: int
 ) -> list[str]:
-    """One background text a question, written from the question alone, in one batched pass."""
+    """One text a question, written from the question alone, in one batched pass."""
     return engine.generate([builder.background(question) for question in questions], max_new_tokens)
-
-
-def read_backgrounds(path: str | Path, questions: Sequence[Record]) -> list[str]:
-    """The backgrounds of a file for these questions, in their order.
-
-    Raises:
-        UserError: a question has none, by `id` and wording.
-    """
-    return list(map(background_lookup(path), questions))
 
 
 def as_background(record: Record) -> Record:
@@ -61,59 +91,63 @@ def as_background(record: Record) -> Record:
     return record
 
 
-def background_lookup(path: str | Path) -> Callable[[Record], str]:
-    """From a question to its background in a file; the question is told from others by `id` and wording."""
+def pseudo_passage_lookup(path: str | Path) -> Callable[[Record], str]:
+    """From a question to its text in a file of pseudo-passages; found by `id` and wording."""
     known = {
         (str(record.get("id")), record["question"]): record["background"]
         for record in read_records(path, as_background)
     }
 
-    def background_of(question: Record) -> str:
+    def text_of(question: Record) -> str:
         text = known.get((str(question.get("id")), question["question"]))
         if text is None:
             raise UserError(f"{path}: no background for id {question.get('id')!r} ({question['question']:.60})")
         return text
 
-    return background_of
+    return text_of
 
 
-def background_file(path: Path, questions: Sequence[Record], args: argparse.Namespace, data_path: Path) -> list[str]:
-    """The backgrounds kept at `path`, written there first (resumable) where they are not yet.
+def write_pseudo_passage_file(
+    path: Path,
+    questions: Sequence[Record],
+    data_path: str | Path,
+    engine: EngineOptions,
+    generation: GenerationOptions,
+    workers: WorkerOptions,
+    overwrite: bool = False,
+) -> list[str]:
+    """The pseudo-passages kept at `path`, in the order of the questions; written there first where they are missing.
 
     Args:
-        path: `.jsonl` with `id, question, background`.
-        args: flags of `engine.add_engine_arguments` and `workers.add_worker_arguments`, `task` and `overwrite`.
+        path: `.jsonl` with `id, question, background`; resumable.
         data_path: where the questions come from.
+        generation: its `max_new_tokens` is the longest pseudo-passage.
     """
     settings = stage_settings(
         "background",
         {"data_path": data_path},
-        **generation_settings(args),
-        max_new_tokens=args.background_tokens,
+        **generation_settings(engine, generation),
+        max_new_tokens=generation.max_new_tokens,
         questions=len(questions),
     )
-    with StageWriter(path, settings, args.overwrite) as writer:
-        if not writer.complete:
-            work = partial(map_texts, args, partial(BackgroundWorker, args))
-            write_in_chunks(writer, questions, CHUNK, work, "backgrounds")
-    logger.info("backgrounds: %s (%s)", path, fingerprint(path))
-    return read_backgrounds(path, questions)
+    with StageOutput(path, settings, overwrite) as output:
+        chunks = output.remaining(questions, CHUNK, "pseudo-passages")
+        writer = partial(PseudoPassageWriter, engine, generation)
+        for written in map_chunks(writer, chunks, writing_workers(engine, workers)):
+            output.append(written)
+    logger.info("pseudo-passages: %s (%s)", path, fingerprint(path))
+    return list(map(pseudo_passage_lookup(path), questions))
 
 
-class BackgroundWorker:
-    """Writes the backgrounds of `background_file`; see `workers.Worker`."""
+class PseudoPassageWriter:
+    """A worker (common.parallel): questions -> records `id, question, background`."""
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        self.tokens = args.background_tokens
-        self.engine = load_engine(args)
-        self.builder = prompt_builder(args, self.engine.tokenizer, self.engine.context_length, self.tokens)
+    def __init__(self, engine: EngineOptions, generation: GenerationOptions) -> None:
+        self.max_new_tokens = generation.max_new_tokens
+        self.engine, self.builder = load_writer(engine, generation)
 
-    def __call__(self, chunks: Iterator[list[Record]]) -> Iterable[list[Record]]:
-        return map(self.write, chunks)
-
-    def write(self, chunk: list[Record]) -> list[Record]:
-        """A record `id, question, background` a question."""
-        texts = write_backgrounds(self.engine, self.builder, chunk, self.tokens)
+    def __call__(self, chunk: list[Record]) -> list[Record]:
+        texts = write_pseudo_passages(self.engine, self.builder, chunk, self.max_new_tokens)
         return [
             {"id": question.get("id"), "question": question["question"], "background": text}
             for question, text in zip(chunk, texts, strict=True)

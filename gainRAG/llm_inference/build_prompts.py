@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import Record
 from gainRAG.prompts import Prompts, Task, question_text
-from gainRAG.records import Record
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

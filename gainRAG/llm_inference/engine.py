@@ -2,15 +2,31 @@
 
 import argparse
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from gainRAG.cli import UserError, non_negative_float, non_negative_int, positive_float, positive_int, share
+from gainRAG.common.cli import (
+    UserError,
+    fraction,
+    non_negative_float,
+    non_negative_int,
+    positive_float,
+    positive_int,
+)
+from gainRAG.common.models import (
+    DTYPES,
+    dtype_name,
+    generation_dtype,
+    is_chat_model,
+    pick_device,
+    pick_dtype,
+    weights_path,
+)
+from gainRAG.common.parallel import WorkerOptions
+from gainRAG.common.resume import identity
 from gainRAG.llm_inference.build_prompts import PromptBuilder, require_chat_template
-from gainRAG.llm_inference.models import DTYPES, is_chat_model, pick_device, pick_dtype, weights_path, writing_dtype
 from gainRAG.prompts import load_prompts
-from gainRAG.records import identity
-from gainRAG.workers import Chunk, Result, Worker, map_chunks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -18,6 +34,48 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 BACKENDS = ("hf", "vllm", "openai")
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """Which LLM writes, and what runs it: the flags of `add_engine_arguments` under the same names."""
+
+    lm_type: str
+    backend: str = "hf"
+    dtype: str = "auto"
+    device: str | None = None
+    max_batch_tokens: int = 16384
+    temperature: float = 0.0
+    seed: int = 42
+    tensor_parallel_size: int | None = None
+    gpu_memory_utilization: float | None = None
+    base_url: str | None = None
+    server_model: str | None = None
+    concurrency: int = 8
+    request_timeout: float = 300.0
+    retries: int = 6
+
+    @property
+    def model_name(self) -> str:
+        """The LLM as results name it."""
+        return f"{self.server_model} at {self.base_url}" if self.backend == "openai" else self.lm_type
+
+
+@dataclass(frozen=True)
+class GenerationOptions:
+    """How the LLM is asked, and how long it may write.
+
+    Attributes:
+        task: whose prompt; a key of `prompts.TASKS` or of the prompts file.
+        prompts: a YAML file that replaces texts shown to the LLM, or None.
+        chat: whether prompts go through the tokenizer's chat template.
+        max_new_tokens: the longest text, in tokens.
+    """
+
+    task: str
+    prompts: str | None = None
+    chat: bool = True
+    max_new_tokens: int = 32
 
 
 class Engine(Protocol):
@@ -78,7 +136,7 @@ def _add_vllm_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--gpu_memory_utilization",
-        type=share,
+        type=fraction,
         default=None,
         help="share of each GPU's memory for weights and cache; None: 0.9 (without a GPU: 0.2 of the RAM)",
     )
@@ -95,124 +153,142 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--retries", type=non_negative_int, default=6, help="attempts after a failed one")
 
 
-def check_engine_arguments(args: argparse.Namespace) -> None:
-    """Finds the user's mistakes before a model loads.
+def engine_options(args: argparse.Namespace) -> EngineOptions:
+    """The flags of `add_engine_arguments`; those that the stage's backends do not have keep their defaults."""
+    names = EngineOptions.__dataclass_fields__
+    return EngineOptions(**{name: value for name, value in vars(args).items() if name in names})
+
+
+def generation_options(args: argparse.Namespace) -> GenerationOptions:
+    """The flags --task, --prompts, --no_chat and --max_new_tokens (32 where the stage has none)."""
+    chat = is_chat_model(args.lm_type) and not args.no_chat
+    return GenerationOptions(args.task, args.prompts, chat, getattr(args, "max_new_tokens", 32))
+
+
+def check_engine(engine: EngineOptions, generation: GenerationOptions) -> None:
+    """Finds user errors before a model loads.
 
     Raises:
         UserError: no such weights, device, backend package, server address, task or prompt file; no chat template.
     """
-    load_prompts(args.prompts).task(args.task)
-    pick_device(args.device)
-    if args.backend == "openai":
+    load_prompts(generation.prompts).task(generation.task)
+    pick_device(engine.device)
+    if engine.backend == "openai":
         from gainRAG.llm_inference.inference_openai import check_server_arguments
 
-        check_server_arguments(args.base_url, args.server_model)
+        check_server_arguments(engine.base_url, engine.server_model)
         return
-    if args.backend == "vllm":
+    if engine.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import require_vllm
 
         require_vllm()
-    check_tokenizer(args)
+    check_tokenizer(engine, generation)
 
 
-def check_tokenizer(args: argparse.Namespace) -> None:
-    """Finds out, in about a second, whether the LLM of the flags can be given prompts: loads its tokenizer alone.
+def check_tokenizer(engine: EngineOptions, generation: GenerationOptions) -> None:
+    """Finds out, in about a second, whether the LLM can be given prompts: loads its tokenizer alone.
 
     Raises:
         UserError: no such weights, no usable tokenizer, or a chat model whose tokenizer has no chat template.
     """
     from gainRAG.llm_inference.inference_hf import load_tokenizer
 
-    tokenizer = load_tokenizer(args.lm_type)
-    if uses_chat(args):
+    tokenizer = load_tokenizer(engine.lm_type)
+    if generation.chat:
         require_chat_template(tokenizer)
 
 
-def uses_chat(args: argparse.Namespace) -> bool:
-    """Whether prompts go through the chat template of the LLM of the flags."""
-    return is_chat_model(args.lm_type) and not args.no_chat
-
-
-def load_engine(args: argparse.Namespace) -> Engine:
-    """The engine that the flags of `add_engine_arguments` describe."""
-    if args.backend == "vllm":
+def load_engine(options: EngineOptions) -> Engine:
+    """The engine that the options describe."""
+    if options.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
         return VLLMEngine(
-            args.lm_type,
-            dtype=args.dtype,
-            temperature=args.temperature,
-            seed=args.seed,
-            tensor_parallel_size=args.tensor_parallel_size,
-            gpu_memory_utilization=args.gpu_memory_utilization,
+            options.lm_type,
+            dtype=options.dtype,
+            temperature=options.temperature,
+            seed=options.seed,
+            tensor_parallel_size=options.tensor_parallel_size,
+            gpu_memory_utilization=options.gpu_memory_utilization,
         )
-    if args.backend == "openai":
+    if options.backend == "openai":
         from gainRAG.llm_inference.inference_openai import OpenAIEngine
 
         return OpenAIEngine(
-            args.base_url,
-            args.server_model,
-            concurrency=args.concurrency,
-            timeout=args.request_timeout,
-            retries=args.retries,
-            temperature=args.temperature,
-            seed=args.seed,
+            options.base_url,
+            options.server_model,
+            concurrency=options.concurrency,
+            timeout=options.request_timeout,
+            retries=options.retries,
+            temperature=options.temperature,
+            seed=options.seed,
         )
     from gainRAG.llm_inference.inference_hf import HFEngine
 
     return HFEngine(
-        args.lm_type,
-        device=args.device,
-        dtype=args.dtype,
-        max_batch_tokens=args.max_batch_tokens,
-        temperature=args.temperature,
-        seed=args.seed,
+        options.lm_type,
+        device=options.device,
+        dtype=options.dtype,
+        max_batch_tokens=options.max_batch_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
     )
 
 
-def map_texts(args: argparse.Namespace, make_worker: Callable[[], Worker], chunks: Iterable[Chunk]) -> Iterator[Result]:
-    """`workers.map_chunks` for workers with an engine. A server is asked by one: --concurrency is for that."""
-    if args.backend == "openai":
-        args = argparse.Namespace(**{**vars(args), "num_workers": 1})
-    return map_chunks(args, make_worker, chunks)
+def load_writer(
+    engine: EngineOptions, generation: GenerationOptions, reserved_tokens: int | None = None
+) -> tuple[Engine, PromptBuilder]:
+    """The engine, and the prompts that fit its context.
+
+    Args:
+        reserved_tokens: as `prompt_builder` takes them; None: what the LLM may write.
+    """
+    loaded = load_engine(engine)
+    reserved_tokens = generation.max_new_tokens if reserved_tokens is None else reserved_tokens
+    return loaded, prompt_builder(engine, generation, loaded.tokenizer, loaded.context_length, reserved_tokens)
 
 
 def prompt_builder(
-    args: argparse.Namespace, tokenizer: "PreTrainedTokenizerBase | None", context_length: int | None, room: int
+    engine: EngineOptions,
+    generation: GenerationOptions,
+    tokenizer: "PreTrainedTokenizerBase | None",
+    context_length: int | None,
+    reserved_tokens: int,
 ) -> PromptBuilder:
-    """The prompts of `args.task` for the LLM of the flags, leaving `room` tokens of the context for the answer.
+    """The prompts of a task for an LLM, leaving `reserved_tokens` of its context for what follows.
 
     Raises:
         UserError: the context has no room for a prompt.
     """
-    prompts = load_prompts(args.prompts)
-    limit = None if context_length is None else context_length - room
+    prompts = load_prompts(generation.prompts)
+    limit = None if context_length is None else context_length - reserved_tokens
     if limit is not None and limit < 1:
-        raise UserError(f"{args.lm_type}: its context of {context_length} tokens leaves no room beside {room} new ones")
-    return PromptBuilder(prompts, prompts.task(args.task), tokenizer, uses_chat(args), limit)
+        raise UserError(
+            f"{engine.lm_type}: its context of {context_length} tokens leaves no room beside {reserved_tokens} new ones"
+        )
+    return PromptBuilder(prompts, prompts.task(generation.task), tokenizer, generation.chat, limit)
 
 
-def model_name(args: argparse.Namespace) -> str:
-    """The LLM that writes, as results name it."""
-    return f"{args.server_model} at {args.base_url}" if args.backend == "openai" else args.lm_type
+def writing_workers(engine: EngineOptions, workers: WorkerOptions) -> WorkerOptions:
+    """How a stage's writing is spread: a server is asked by one process, --concurrency is for that."""
+    return replace(workers, num_workers=1) if engine.backend == "openai" else workers
 
 
-def generation_settings(args: argparse.Namespace) -> dict:
-    """What of the flags changes the texts an engine writes, for a stage's settings.
+def generation_settings(engine: EngineOptions, generation: GenerationOptions) -> dict:
+    """What changes the texts an engine writes, their length apart, for a stage's settings.
 
-    Weights by content: a folder of the same name may hold others by the time a run goes on. Batch sizes and the device
-    are left out, since they change last digits only (README, Determinism) and a run that died of its batches must go
-    on with smaller ones; but batches that share a seed also share what it draws.
+    Weights by content: a folder of the same name may hold others by the time a run resumes. Batch sizes and the device
+    are left out, since they change last digits only (docs/determinism.md) and a run that died of its batches must
+    resume with smaller ones; but batches that share a seed also share what it draws.
     """
-    names = ["lm_type", "backend", "dtype", "temperature", "seed", "no_chat", "task"]
-    settings = {name: getattr(args, name) for name in names}
-    if args.backend == "openai":
-        settings |= {"base_url": args.base_url, "server_model": args.server_model}
-    else:
-        settings["weights"] = identity(weights_path(args.lm_type))
-    if args.backend == "hf":
-        device = pick_device(args.device)
-        settings["dtype"] = str(pick_dtype(writing_dtype(args.dtype, device), device)).removeprefix("torch.")
-        if args.temperature:
-            settings["max_batch_tokens"] = args.max_batch_tokens
-    return {**settings, "prompts": load_prompts(args.prompts).hash()}
+    settings = {name: getattr(engine, name) for name in ("backend", "dtype", "temperature", "seed")}
+    settings |= {"chat": generation.chat, "task": generation.task, "prompts": load_prompts(generation.prompts).hash()}
+    if engine.backend == "openai":
+        return {**settings, "server_model": engine.server_model}
+    settings["weights"] = identity(weights_path(engine.lm_type))
+    if engine.backend == "hf":
+        device = pick_device(engine.device)
+        settings["dtype"] = dtype_name(pick_dtype(generation_dtype(engine.dtype, device), device))
+        if engine.temperature:
+            settings["max_batch_tokens"] = engine.max_batch_tokens
+    return settings

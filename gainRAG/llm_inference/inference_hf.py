@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from tqdm import tqdm
 
-from gainRAG.cli import UserError
-from gainRAG.llm_inference.models import clear_load_errors, pick_device, pick_dtype, weights_path, writing_dtype
+from gainRAG.common.cli import UserError
+from gainRAG.common.models import explain_load_errors, generation_dtype, pick_device, pick_dtype, weights_path
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ def load_tokenizer(lm_type: str):
     """
     from transformers import AutoTokenizer
 
-    with clear_load_errors(lm_type):
+    with explain_load_errors(lm_type):
         tokenizer = AutoTokenizer.from_pretrained(weights_path(lm_type), trust_remote_code=False)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
         raise UserError(
@@ -40,7 +40,7 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     """
     from transformers import AutoModelForCausalLM
 
-    with clear_load_errors(lm_type):
+    with explain_load_errors(lm_type):
         model = AutoModelForCausalLM.from_pretrained(
             weights_path(lm_type), dtype=pick_dtype(dtype, device), trust_remote_code=False
         )
@@ -70,7 +70,7 @@ class HFEngine:
         self.device = pick_device(device)
         self.tokenizer = load_tokenizer(lm_type)
         self.tokenizer.padding_side = "left"
-        self.model = load_causal_lm(lm_type, self.device, writing_dtype(dtype, self.device))
+        self.model = load_causal_lm(lm_type, self.device, generation_dtype(dtype, self.device))
         self.context_length = context_length(self.model.config)
         self.max_batch_tokens = max_batch_tokens
         self.temperature = temperature

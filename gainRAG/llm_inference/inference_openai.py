@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from tqdm import tqdm
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 
 if TYPE_CHECKING:
     import httpx

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 
 import torch
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.models import pick_dtype, weights_path
 from gainRAG.llm_inference.inference_hf import context_length, load_tokenizer
-from gainRAG.llm_inference.models import pick_dtype, weights_path
 
 logger = logging.getLogger(__name__)
 

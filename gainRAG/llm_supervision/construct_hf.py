@@ -16,7 +16,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from gainRAG.cli import non_negative_float, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import non_negative_float, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, read_records
+from gainRAG.common.models import pick_device, pick_dtype, weights_path
+from gainRAG.common.parallel import add_worker_arguments, check_worker_arguments, map_chunks
+from gainRAG.common.resume import StageOutput, identity, remove_output, stage_settings, write_in_chunks
+from gainRAG.common.schemas import as_retrieved
 from gainRAG.evaluation.answers import cover_exact_match, f1_score
 from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.llm_inference.background import (
@@ -35,18 +40,6 @@ from gainRAG.llm_inference.engine import (
     map_texts,
     prompt_builder,
 )
-from gainRAG.llm_inference.models import pick_device, pick_dtype, weights_path
-from gainRAG.records import (
-    Record,
-    StageWriter,
-    as_retrieved,
-    identity,
-    read_records,
-    remove_output,
-    stage_settings,
-    write_in_chunks,
-)
-from gainRAG.workers import add_worker_arguments, check_worker_arguments, map_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +135,7 @@ def room(args: argparse.Namespace) -> int:
 
 def generate(args: argparse.Namespace, path: Path, total: int) -> None:
     """First pass: pseudo-passages, and a prediction for every candidate. The engine is gone when it returns."""
-    with StageWriter(path, settings(args, "construct_hf, what the LLM writes"), args.overwrite) as writer:
+    with StageOutput(path, settings(args, "construct_hf, what the LLM writes"), args.overwrite) as writer:
         if writer.complete:
             return
         if args.predictions == "all" or not (args.no_pseudo or args.background_path):
@@ -214,7 +207,7 @@ class GainWorker:
 
     def __init__(self, args: argparse.Namespace) -> None:
         from gainRAG.llm_inference.inference_hf import context_length, load_causal_lm, load_tokenizer
-        from gainRAG.llm_supervision.decoding import GainScorer
+        from gainRAG.llm_supervision.gain import GainScorer
 
         tokenizer = load_tokenizer(args.lm_type)
         model = load_causal_lm(args.lm_type, pick_device(args.device), args.dtype)
@@ -226,7 +219,7 @@ class GainWorker:
 
     def add_gains(self, chunk: list[Record]) -> list[Record]:
         """The chunk with PPL_CD and retrieved_ppl of every candidate."""
-        from gainRAG.llm_supervision.decoding import GainRequest
+        from gainRAG.llm_supervision.gain import GainRequest
 
         requests = [
             GainRequest(
@@ -254,7 +247,7 @@ def main() -> None:
         check_tokenizer(args)  # the server writes the texts, the gains need the LLM here
     wanted = gain_settings(args)
     total = check_input(args)
-    with StageWriter(args.output_path, wanted, args.overwrite) as writer:
+    with StageOutput(args.output_path, wanted, args.overwrite) as writer:
         generated = Path(args.output_path).with_suffix(".generated.jsonl")
         if not writer.complete:
             generate(args, generated, total)

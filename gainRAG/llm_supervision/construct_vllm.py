@@ -15,7 +15,9 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from gainRAG.cli import run_stage, stage_parser
+from gainRAG.common.cli import run_stage, stage_parser
+from gainRAG.common.jsonl import Record
+from gainRAG.common.resume import StageOutput, write_in_chunks
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import check_engine_arguments, load_engine, prompt_builder
 from gainRAG.llm_supervision.construct_hf import (
@@ -28,7 +30,6 @@ from gainRAG.llm_supervision.construct_hf import (
     room,
     settings,
 )
-from gainRAG.records import Record, StageWriter, write_in_chunks
 
 if TYPE_CHECKING:
     from gainRAG.llm_inference.inference_vllm import VLLMEngine
@@ -62,7 +63,7 @@ def main() -> None:
     args = parser.parse_args()
     check_engine_arguments(args)
     total = check_input(args)
-    with StageWriter(args.output_path, settings(args, "construct_vllm"), args.overwrite) as writer:
+    with StageOutput(args.output_path, settings(args, "construct_vllm"), args.overwrite) as writer:
         if writer.complete:
             return
         engine = load_engine(args)

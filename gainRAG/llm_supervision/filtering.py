@@ -18,7 +18,10 @@ from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from gainRAG.cli import positive_int, run_stage, stage_parser
+from gainRAG.common.cli import positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import FieldError, Record, output_file, read_records, write_records
+from gainRAG.common.resume import StageOutput, stage_settings, write_in_chunks
+from gainRAG.common.schemas import as_supervised
 from gainRAG.llm_inference.engine import (
     add_engine_arguments,
     check_engine_arguments,
@@ -27,17 +30,6 @@ from gainRAG.llm_inference.engine import (
     prompt_builder,
 )
 from gainRAG.llm_supervision.construct_hf import predict
-from gainRAG.records import (
-    FieldError,
-    Record,
-    StageWriter,
-    as_supervised,
-    output_file,
-    read_records,
-    stage_settings,
-    write_in_chunks,
-    write_records,
-)
 
 logger = logging.getLogger(__name__)
 
@@ -120,7 +112,7 @@ def main() -> None:
         max_new_tokens=args.max_new_tokens,
     )
     predictions = Path(args.output_path).with_suffix(".predictions.jsonl")
-    with StageWriter(predictions, settings, args.overwrite) as writer:
+    with StageOutput(predictions, settings, args.overwrite) as writer:
         if not writer.complete:
             engine = load_engine(args)
             builder = prompt_builder(args, engine.tokenizer, engine.context_length, args.max_new_tokens)

@@ -14,7 +14,11 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
-from gainRAG.cli import positive_int, run_stage, stage_parser
+from gainRAG.common.cli import positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import FieldError, Record, read_records, write_json
+from gainRAG.common.parallel import add_worker_arguments, check_worker_arguments
+from gainRAG.common.resume import StageOutput, stage_settings, write_in_chunks
+from gainRAG.common.schemas import as_retrieved
 from gainRAG.evaluation.answers import accuracy, score_prediction
 from gainRAG.evaluation.results import markdown_table, summarize
 from gainRAG.llm_inference.build_prompts import PromptBuilder
@@ -29,17 +33,6 @@ from gainRAG.llm_inference.engine import (
     prompt_builder,
 )
 from gainRAG.prompts import Task
-from gainRAG.records import (
-    FieldError,
-    Record,
-    StageWriter,
-    as_retrieved,
-    read_records,
-    stage_settings,
-    write_in_chunks,
-    write_json,
-)
-from gainRAG.workers import add_worker_arguments, check_worker_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -149,10 +142,10 @@ def metrics_of(args: argparse.Namespace, predictions: list[Record], data_path: s
     )
 
 
-def make_writer(args: argparse.Namespace, path: Path, **inputs: str | Path | None) -> StageWriter:
+def make_writer(args: argparse.Namespace, path: Path, **inputs: str | Path | None) -> StageOutput:
     """The resumable output of one list of predictions."""
     flags = {"K_docs": args.K_docs, "max_new_tokens": args.max_new_tokens, "limit": args.limit}
-    return StageWriter(path, stage_settings("generation", inputs, **generation_settings(args), **flags), args.overwrite)
+    return StageOutput(path, stage_settings("generation", inputs, **generation_settings(args), **flags), args.overwrite)
 
 
 def load(args: argparse.Namespace) -> tuple[Engine, PromptBuilder]:

@@ -18,7 +18,10 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from gainRAG.cli import UserError, run_stage, stage_parser
+from gainRAG.common.cli import UserError, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, atomic_write, read_records, write_json
+from gainRAG.common.resume import StageOutput, write_in_chunks
+from gainRAG.common.schemas import as_retrieved, as_supervised, with_unique_ids
 from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.evaluation.results import markdown_table, mean_with_interval
 from gainRAG.llm_inference.engine import check_engine_arguments, generation_settings
@@ -31,17 +34,6 @@ from gainRAG.rag_workflow.rag_generation import (
     load,
     make_writer,
     metrics_of,
-)
-from gainRAG.records import (
-    Record,
-    StageWriter,
-    appears_when_whole,
-    as_retrieved,
-    as_supervised,
-    read_records,
-    with_unique_ids,
-    write_in_chunks,
-    write_json,
 )
 
 logger = logging.getLogger(__name__)
@@ -208,7 +200,7 @@ class SharedLLM:
         self.loaded = self.loaded or load(self.args)
         return self.loaded
 
-    def remember(self, writer: StageWriter) -> None:
+    def remember(self, writer: StageOutput) -> None:
         """Takes up the answers of a method's finished chunks (those of a torn chunk are computed again, alike)."""
         records = list(writer.records()) if writer.complete or writer.done else []
         finished = len(records) if writer.complete else len(records) // CHUNK * CHUNK
@@ -264,7 +256,7 @@ def main() -> None:
         "percent with 95 % intervals, gain as -log(PPL_CD + 1)"
     )
     text = f"{title}\n\n{table(results)}"
-    with appears_when_whole(folder / "results.md") as file:
+    with atomic_write(folder / "results.md") as file:
         file.write(text)
     print(text)
 

@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gainRAG.cli import UserError
-from gainRAG.retrieval_engine.index import Best
+from gainRAG.common.cli import UserError
+from gainRAG.retrieval_engine.exact_search import Best
 from gainRAG.retrieval_engine.passages import PassageStore
 
 logger = logging.getLogger(__name__)

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from gainRAG.cli import UserError, input_file
-from gainRAG.records import Record
+from gainRAG.common.cli import UserError, input_file
+from gainRAG.common.jsonl import Record
 
 COLUMNS = ("id", "text", "title")
 ENDINGS = (".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")

@@ -12,9 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
-from gainRAG.cli import UserError
-from gainRAG.records import Record, fingerprint, output_folder, parse_json, write_json
-from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, Best, shard_chunks, with_progress
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import Record, output_folder, parse_json, write_json
+from gainRAG.common.resume import fingerprint
+from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GB, Best, shard_chunks, with_progress
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, embedding_settings, shards_fingerprint
 

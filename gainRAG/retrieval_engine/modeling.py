@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from gainRAG.llm_inference.models import clear_load_errors, pick_device, pick_dtype, weights_path
+from gainRAG.common.models import explain_load_errors, pick_device, pick_dtype, weights_path
 
 logger = logging.getLogger(__name__)
 
@@ -139,7 +139,7 @@ def encoder_dim(model_name_or_path: str) -> int:
     """Components of the encoder's vectors, from its configuration alone."""
     from transformers import AutoConfig
 
-    with clear_load_errors(model_name_or_path):
+    with explain_load_errors(model_name_or_path):
         return AutoConfig.from_pretrained(weights_path(model_name_or_path), trust_remote_code=False).hidden_size
 
 
@@ -147,7 +147,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype):
     from transformers import AutoModel, AutoTokenizer
 
     path = weights_path(name)
-    with clear_load_errors(name):
+    with explain_load_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModel.from_pretrained(path, dtype=dtype, trust_remote_code=False)
     return tokenizer, model.to(device).eval()

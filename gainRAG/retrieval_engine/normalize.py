@@ -5,7 +5,7 @@ Passages and questions must go through the same options, or their vectors do not
 
 from dataclasses import dataclass
 
-from gainRAG.records import Record
+from gainRAG.common.jsonl import Record
 
 # Character by character what Contriever's own clean-up does (Izacard et al., 2022, published code).
 _REPLACED = {

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
-from gainRAG.llm_inference.models import DTYPES, pick_device, pick_dtype, weights_path
-from gainRAG.records import StageWriter, stage_settings
+from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.models import DTYPES, pick_device, pick_dtype, weights_path
+from gainRAG.common.parallel import add_worker_arguments, check_worker_arguments, map_chunks
+from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.retrieval_engine.modeling import POOLINGS, encoder_of
 from gainRAG.retrieval_engine.normalize import TextOptions
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
 from gainRAG.retrieval_engine.vectors import MANIFEST, save_shard
-from gainRAG.workers import add_worker_arguments, check_worker_arguments, map_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -48,12 +48,12 @@ def main() -> None:
         passage_prefix=args.passage_prefix,
         shard_size=args.shard_size,
     )
-    with StageWriter(Path(args.output_dir) / MANIFEST, settings, args.overwrite) as writer:
+    with StageOutput(Path(args.output_dir) / MANIFEST, settings, args.overwrite) as writer:
         if not writer.complete:
             embed(args, store, writer)
 
 
-def embed(args: argparse.Namespace, store: PassageStore, writer: StageWriter) -> None:
+def embed(args: argparse.Namespace, store: PassageStore, writer: StageOutput) -> None:
     """Writes the shards that are not there yet."""
     first = writer.done * args.shard_size
     shards = (

@@ -24,8 +24,9 @@ from pathlib import Path
 
 import numpy as np
 
-from gainRAG.cli import UserError
-from gainRAG.records import Record, fingerprint
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import Record
+from gainRAG.common.resume import fingerprint
 from gainRAG.retrieval_engine.corpus import corpus_file, read_corpus
 
 logger = logging.getLogger(__name__)

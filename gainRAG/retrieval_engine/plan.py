@@ -3,10 +3,10 @@
 import argparse
 from pathlib import Path
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.retrieval_engine.corpus import corpus_file, read_corpus
+from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GB, gpu_count, row_bytes
 from gainRAG.retrieval_engine.faiss_index import factory_index, index_path
-from gainRAG.retrieval_engine.index import CHUNK_ROWS, GB, gpu_count, row_bytes
 from gainRAG.retrieval_engine.modeling import encoder_dim
 from gainRAG.retrieval_engine.passages import is_current, open_store, store_folder
 from gainRAG.retrieval_engine.vectors import Shard, open_shards

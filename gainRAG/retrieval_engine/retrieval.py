@@ -18,23 +18,14 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gainRAG.cli import UserError, positive_float, positive_int, require, run_stage, stage_parser
+from gainRAG.common.cli import UserError, positive_float, positive_int, require, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, parse_json, read_records, write_json
+from gainRAG.common.models import DTYPES, pick_device, pick_dtype, weights_path
+from gainRAG.common.parallel import add_worker_arguments, check_worker_arguments
+from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings, versions
+from gainRAG.common.schemas import as_question
 from gainRAG.evaluation.recall import KS, AnswerMatcher, recall_at
-from gainRAG.llm_inference.models import DTYPES, pick_device, pick_dtype, weights_path
-from gainRAG.records import (
-    Record,
-    StageWriter,
-    as_question,
-    fingerprint,
-    identity,
-    parse_json,
-    read_records,
-    stage_settings,
-    versions,
-    write_json,
-)
-from gainRAG.retrieval_engine.faiss_index import index_path, load_or_build_index, search_index
-from gainRAG.retrieval_engine.index import (
+from gainRAG.retrieval_engine.exact_search import (
     GB,
     GPU_K,
     Best,
@@ -43,12 +34,12 @@ from gainRAG.retrieval_engine.index import (
     search_on_workers,
     search_shards,
 )
+from gainRAG.retrieval_engine.faiss_index import index_path, load_or_build_index, search_index
 from gainRAG.retrieval_engine.modeling import POOLINGS, encoder_dim, encoder_of
 from gainRAG.retrieval_engine.normalize import TextOptions
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
 from gainRAG.retrieval_engine.plan import print_plan
 from gainRAG.retrieval_engine.vectors import check_shards, embedding_settings, open_shards, shards_fingerprint
-from gainRAG.workers import add_worker_arguments, check_worker_arguments
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +68,7 @@ def main() -> None:
     writers = {}
     for source, output in outputs.items():
         inputs = {**settings["inputs"], "data_path": fingerprint(source)}
-        writers[source] = StageWriter(output, {**settings, "inputs": inputs}, args.overwrite)
+        writers[source] = StageOutput(output, {**settings, "inputs": inputs}, args.overwrite)
     retrieve(args, store, writers)
     report({source.name: writer.records() for source, writer in writers.items()}, Path(args.output_dir), args.n_docs)
 
@@ -168,7 +159,7 @@ def retrieval_settings(args: argparse.Namespace, store: PassageStore) -> Record:
     )
 
 
-def retrieve(args: argparse.Namespace, store: PassageStore, writers: dict[Path, StageWriter]) -> None:
+def retrieve(args: argparse.Namespace, store: PassageStore, writers: dict[Path, StageOutput]) -> None:
     """Searches for all questions at once, writes file after file, and finishes them together.
 
     A score's last digits depend on the questions searched for at once. So a run that goes on searches for those of its

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from gainRAG.cli import UserError
-from gainRAG.records import FieldError, Record, fingerprint, parse_json, read_records
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import FieldError, Record, parse_json, read_records
+from gainRAG.common.resume import fingerprint
 from gainRAG.retrieval_engine.passages import PassageStore
 
 MANIFEST = "shards.jsonl"

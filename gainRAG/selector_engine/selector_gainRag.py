@@ -19,7 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
-from gainRAG.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, output_file, read_records, write_json
+from gainRAG.common.models import DTYPES, pick_device
+from gainRAG.common.parallel import add_worker_arguments, check_worker_arguments, map_chunks
+from gainRAG.common.resume import StageOutput, stage_settings, write_in_chunks
+from gainRAG.common.schemas import as_retrieved, passage_text
 from gainRAG.evaluation.recall import AnswerMatcher, recall_at
 from gainRAG.llm_inference.background import (
     add_background_arguments,
@@ -28,20 +33,7 @@ from gainRAG.llm_inference.background import (
     read_backgrounds,
 )
 from gainRAG.llm_inference.engine import add_engine_arguments, check_engine_arguments
-from gainRAG.llm_inference.models import DTYPES, pick_device
 from gainRAG.prompts import TASKS
-from gainRAG.records import (
-    Record,
-    StageWriter,
-    as_retrieved,
-    output_file,
-    passage_text,
-    read_records,
-    stage_settings,
-    write_in_chunks,
-    write_json,
-)
-from gainRAG.workers import add_worker_arguments, check_worker_arguments, map_chunks
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +140,7 @@ class SelectionWorker:
     """Keeps each question's best candidates; see `workers.Worker`. Chunks to come are tokenised while one is scored."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        from gainRAG.selector_engine.reranker import Selector
+        from gainRAG.selector_engine.selector import Selector
 
         self.k = args.K_docs
         self.selector = Selector(
@@ -161,7 +153,7 @@ class SelectionWorker:
 
     def best(self, chunk: list[Record], scores: np.ndarray) -> list[Record]:
         """The chunk, `ctxs` cut to the best; `scores` (candidates of all its questions,)."""
-        from gainRAG.selector_engine.reranker import keep_best
+        from gainRAG.selector_engine.selector import keep_best
 
         kept, start = [], 0
         for record in chunk:
@@ -213,7 +205,7 @@ def main() -> None:
     output_file(args.output_path)
     check_worker_arguments(args)
     questions, before = check_input(args)
-    from gainRAG.selector_engine.reranker import check_selector, selector_dtype
+    from gainRAG.selector_engine.selector import check_selector, selector_dtype
 
     selector_path = check_selector(args.model_name_or_path)
     device = pick_device(args.device)
@@ -226,7 +218,7 @@ def main() -> None:
         **{name: getattr(args, name) for name in ("K_docs", "n_candidates", "no_pseudo", "max_length", "limit")},
         selector_dtype=str(selector_dtype(args.selector_dtype, device)).removeprefix("torch."),
     )
-    with StageWriter(args.output_path, settings, args.overwrite) as writer:
+    with StageOutput(args.output_path, settings, args.overwrite) as writer:
         if not writer.complete:
             records = with_pseudo(retrieved_candidates(args), pseudo)
             work = partial(map_chunks, args, partial(SelectionWorker, args), group=CHUNKS_A_CALL)

@@ -2,7 +2,7 @@
 
 import importlib
 
-from gainRAG.cli import run_stage
+from gainRAG.common.cli import run_stage
 
 if __name__ == "__main__":
     run_stage(lambda: importlib.import_module("gainRAG.selector_finetune.runner").main())

@@ -17,8 +17,8 @@ import torch
 import transformers
 from FlagEmbedding.abc.finetune.reranker import AbsRerankerDataArguments, AbsRerankerModelArguments
 
-from gainRAG.cli import UserError
-from gainRAG.llm_inference.models import weights_path
+from gainRAG.common.cli import UserError
+from gainRAG.common.models import weights_path
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,9 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from gainRAG.llm_inference.models import usable_positions
-from gainRAG.records import Record, as_training_group, read_records
+from gainRAG.common.jsonl import Record, read_records
+from gainRAG.common.models import usable_positions
+from gainRAG.common.schemas import as_training_group
 
 
 def read_groups(paths: list[str]) -> list[Record]:

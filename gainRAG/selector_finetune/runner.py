@@ -31,9 +31,10 @@ from transformers import HfArgumentParser
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 
-from gainRAG.cli import OneLineErrors, UserError, stage_parser
-from gainRAG.llm_inference.models import clear_load_errors
-from gainRAG.records import Record, held_open, output_folder, require_same, stage_settings, write_json
+from gainRAG.common.cli import OneLineErrors, UserError, stage_parser
+from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
+from gainRAG.common.models import explain_load_errors
+from gainRAG.common.resume import require_same, stage_settings
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, longest_pair, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
@@ -82,7 +83,7 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
             import deepspeed
 
             deepspeed.init_distributed()  # ZeRO 3 shards weights as they load, so it must know of all processes by then
-        with clear_load_errors(self.model_args.model_name_or_path):
+        with explain_load_errors(self.model_args.model_name_or_path):
             tokenizer, loaded = super().load_tokenizer_and_model()
         base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
         return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)
@@ -212,7 +213,7 @@ def _check_batches(questions: int, args: TrainingArguments) -> None:
 def _alone(args: TrainingArguments):
     """Holds the output folder against a second training; the first process of several does."""
     folder = output_folder(args.output_dir)
-    return held_open(folder / LOCK, folder, "w") if args.should_save else contextlib.nullcontext()
+    return open_locked(folder / LOCK, folder, "w") if args.should_save else contextlib.nullcontext()
 
 
 def _settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Record:

@@ -7,13 +7,13 @@ import sys
 import pytest
 
 from gainRAG.analysis import gap, report, tables
-from gainRAG.analysis.svg import histogram, interval_bars
+from gainRAG.analysis.plots import histogram, interval_bars
 from gainRAG.analysis.tables import PAPER, TABLES, collect, markdown
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import write_json, write_records
 from gainRAG.evaluation.answers import score_prediction
 from gainRAG.evaluation.results import summarize
 from gainRAG.rag_workflow.run_baselines import METHODS, SELECTED
-from gainRAG.records import write_json, write_records
 
 GOLD = "Paris"
 

@@ -8,8 +8,9 @@ import sys
 import pytest
 from conftest import REPOSITORY
 
-from gainRAG.cli import UserError
-from gainRAG.records import as_training_group, read_records
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import read_records
+from gainRAG.common.schemas import as_training_group
 
 
 @pytest.fixture

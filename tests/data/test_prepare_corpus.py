@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOTPOTQA = REPOSITORY.parent / "shared" / "data" / "hotpotqa"

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from gainRAG.cli import UserError
-from gainRAG.records import cache_folder
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import cache_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 HOTPOTQA = REPOSITORY.parent / "shared" / "data" / "hotpotqa" / "hotpotqa_train.json"

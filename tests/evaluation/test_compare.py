@@ -3,7 +3,7 @@ import re
 
 import pytest
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.evaluation.compare import compare, comparison_table, paired_scores
 
 

@@ -5,7 +5,7 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.evaluation.recall import AnswerMatcher, has_answer, recall_at, token_string
 
 DPR_TOKEN = regex.compile(r"([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])", regex.IGNORECASE | regex.UNICODE | regex.MULTILINE)

@@ -5,7 +5,8 @@ import re
 
 import pytest
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.parallel import add_worker_arguments
 from gainRAG.llm_inference import background
 from gainRAG.llm_inference.background import (
     add_background_arguments,
@@ -14,7 +15,6 @@ from gainRAG.llm_inference.background import (
     read_backgrounds,
 )
 from gainRAG.llm_inference.engine import add_engine_arguments
-from gainRAG.workers import add_worker_arguments
 
 QUESTIONS = [{"id": number, "question": f"Who is number {number}?", "answers": ["x"]} for number in range(5)]
 
@@ -61,7 +61,7 @@ def test_an_interrupted_file_goes_on_alike(arguments, data_path, tmp_path, monke
     monkeypatch.setattr(background, "CHUNK", 2)
     whole = tmp_path / "whole.jsonl"
     background_file(whole, QUESTIONS, arguments, data_path)
-    append, path = background.StageWriter.append, tmp_path / "background.jsonl"
+    append, path = background.StageOutput.append, tmp_path / "background.jsonl"
 
     def stops(self, record):
         if record["id"] == 3:
@@ -69,7 +69,7 @@ def test_an_interrupted_file_goes_on_alike(arguments, data_path, tmp_path, monke
         append(self, record)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(background.StageWriter, "append", stops)
+        patch.setattr(background.StageOutput, "append", stops)
         background_file(path, QUESTIONS, arguments, data_path)
     background_file(path, QUESTIONS, arguments, data_path)
     assert path.read_bytes() == whole.read_bytes()

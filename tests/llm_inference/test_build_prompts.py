@@ -3,7 +3,7 @@
 import pytest
 from conftest import causal_tokenizer
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.prompts import TASKS, Prompts
 

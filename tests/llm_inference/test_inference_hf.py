@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import SENTENCES, causal_tokenizer
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.models import weights_path
 from gainRAG.llm_inference.inference_hf import HFEngine, load_causal_lm, load_tokenizer
-from gainRAG.llm_inference.models import weights_path
 
 PROMPTS = [
     f"<|user|>\n{' '.join(SENTENCES[:count])} {text}<|end|>\n<|assistant|>\n"

@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.llm_inference import inference_openai
 from gainRAG.llm_inference.inference_openai import OpenAIEngine, check_server_arguments
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from conftest import SENTENCES
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.llm_inference import inference_vllm
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.llm_inference.inference_vllm import VLLMEngine, require_vllm

@@ -8,14 +8,14 @@ import torch
 from conftest import SENTENCES, causal_tokenizer
 from transformers import AutoModelForCausalLM
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.resume import StageOutput
 from gainRAG.evaluation.answers import cover_exact_match, f1_score
 from gainRAG.llm_inference.background import pseudo_passage
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.llm_supervision import construct_hf
 from gainRAG.prompts import Prompts
-from gainRAG.records import StageWriter
 
 FIELDS = {"id", "title", "text", "has_answer", "retrieval_score", "is_pseudo"}
 FIELDS |= {"prediction", "EM_with_retrieval", "F1_with_retrieval", "PPL_CD", "retrieved_ppl"}
@@ -190,7 +190,7 @@ def test_an_empty_answer_gives_exit_code_2_and_one_line(run_python, write_jsonl,
 @pytest.fixture
 def stop(construct, monkeypatch):
     """Runs the stage until it has gains, and stops it."""
-    append = StageWriter.append
+    append = StageOutput.append
 
     def stops(self, record):
         if "PPL_CD" in record["passages"][0] and record["id"] == 3:
@@ -199,7 +199,7 @@ def stop(construct, monkeypatch):
 
     def run(*arguments):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-            patch.setattr(StageWriter, "append", stops)
+            patch.setattr(StageOutput, "append", stops)
             construct(*arguments)
 
     return run

@@ -11,12 +11,12 @@ import pytest
 import torch
 from conftest import REPOSITORY, SENTENCES
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.inference_hf import load_causal_lm, load_tokenizer
 from gainRAG.llm_inference.inference_vllm import require_vllm
 from gainRAG.llm_supervision.construct_vllm import add_perplexities
-from gainRAG.llm_supervision.decoding import GainRequest, GainScorer
+from gainRAG.llm_supervision.gain import GainRequest, GainScorer
 from gainRAG.prompts import load_prompts
 
 try:

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 from conftest import SENTENCES
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.evaluation.answers import cover_exact_match, f1_score
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.llm_supervision import filtering
@@ -136,7 +136,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(answer_afresh, gains, tmp_p
     whole = answer_afresh(gains).read_bytes()
     for file in tmp_path.glob("kept*"):
         file.unlink()
-    append = filtering.StageWriter.append
+    append = filtering.StageOutput.append
 
     def stops(self, record):
         if record["id"] == 3:
@@ -144,7 +144,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(answer_afresh, gains, tmp_p
         append(self, record)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(filtering.StageWriter, "append", stops)
+        patch.setattr(filtering.StageOutput, "append", stops)
         answer_afresh(gains)
     assert not (tmp_path / "kept.jsonl").exists()
     assert answer_afresh(gains).read_bytes() == whole

@@ -6,7 +6,7 @@ import sys
 import pytest
 from conftest import SENTENCES, causal_tokenizer
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.evaluation import results
 from gainRAG.evaluation.answers import score_prediction
 from gainRAG.llm_inference.build_prompts import PromptBuilder
@@ -117,7 +117,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(generate, write_jsonl, monk
     monkeypatch.setattr(rag_generation, "CHUNK", 2)
     data = write_jsonl("selected.jsonl", made_selection())
     whole = generate(data, output="whole.jsonl")
-    append = rag_generation.StageWriter.append
+    append = rag_generation.StageOutput.append
 
     def stops(self, record):
         if record["id"] == f"q{stop}":
@@ -125,7 +125,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(generate, write_jsonl, monk
         append(self, record)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(rag_generation.StageWriter, "append", stops)
+        patch.setattr(rag_generation.StageOutput, "append", stops)
         generate(data)
     assert not (tmp_path / "predictions.jsonl").exists()
     path = generate(data)

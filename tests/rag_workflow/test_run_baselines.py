@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.evaluation import results
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.rag_workflow import rag_generation, run_baselines
@@ -140,7 +140,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, files, monkeypatch, tm
     for module in (rag_generation, run_baselines):
         monkeypatch.setattr(module, "CHUNK", 2)
     whole = run(files, output="whole")
-    append, count = run_baselines.StageWriter.append, [0]
+    append, count = run_baselines.StageOutput.append, [0]
 
     def stops(self, record):
         count[0] += 1
@@ -149,7 +149,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, files, monkeypatch, tm
         append(self, record)
 
     interruptions = 0
-    monkeypatch.setattr(run_baselines.StageWriter, "append", stops)
+    monkeypatch.setattr(run_baselines.StageOutput, "append", stops)
     while not (tmp_path / "out" / "results.md").exists():
         try:
             run(files)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.retrieval_engine.corpus import read_corpus
 from gainRAG.retrieval_engine.passages import open_store, store_folder
 

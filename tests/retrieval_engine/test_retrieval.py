@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.evaluation.recall import has_answer
 from gainRAG.retrieval_engine import passage_embed, retrieval
 from gainRAG.retrieval_engine.modeling import Encoder

@@ -6,7 +6,7 @@ import pickle
 import numpy as np
 import pytest
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.retrieval_engine.vectors import open_shards, read_published, save_shard
 
 VECTORS = np.arange(12, dtype="float16").reshape(4, 3)

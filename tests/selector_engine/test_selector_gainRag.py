@@ -8,9 +8,9 @@ import pytest
 import torch
 from conftest import SENTENCES, killed_at_record
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.selector_engine import selector_gainRag
-from gainRAG.selector_engine.reranker import Selector
+from gainRAG.selector_engine.selector import Selector
 
 
 def made_questions(count: int = 20) -> list[dict]:
@@ -193,7 +193,7 @@ def test_killed_and_resumed_gives_the_same_bytes(select, retrieved, backgrounds,
 
 
 def test_a_resumed_run_scores_only_what_is_missing(select, retrieved, monkeypatch):
-    append, scored = selector_gainRag.StageWriter.append, []
+    append, scored = selector_gainRag.StageOutput.append, []
 
     def stops(self, record):
         if record["id"] == "q17":
@@ -201,7 +201,7 @@ def test_a_resumed_run_scores_only_what_is_missing(select, retrieved, monkeypatc
         append(self, record)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(selector_gainRag.StageWriter, "append", stops)
+        patch.setattr(selector_gainRag.StageOutput, "append", stops)
         select(retrieved, "--no_pseudo")
     prepare = Selector._prepare
     monkeypatch.setattr(Selector, "_prepare", lambda self, chunk: scored.append(len(chunk)) or prepare(self, chunk))

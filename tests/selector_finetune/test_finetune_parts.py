@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.selector_finetune.dataset import EpochOrder, GroupCollator, GroupDataset, longest_pair, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder, divergence
 from gainRAG.selector_finetune.trainer import MEASURES, group_measures

@@ -17,8 +17,8 @@ import torch
 from conftest import REPOSITORY, RunsWhenUnpickled
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from gainRAG.cli import UserError
-from gainRAG.records import held_open, write_json
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import open_locked, write_json
 from gainRAG.selector_finetune import runner
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
@@ -304,7 +304,7 @@ def test_a_run_goes_on_with_the_same_settings_only_and_alone(train, tmp_path):
     resume = ["--model_name_or_path", NOWHERE, "--resume_from_checkpoint", "True"]
     with pytest.raises(UserError, match=r"training with other settings \(.*learning_rate: 0\.5 then, 0\.001 now"):
         train(*resume)
-    with held_open(out / runner.LOCK, out, "w"), pytest.raises(UserError, match="another process is writing"):
+    with open_locked(out / runner.LOCK, out, "w"), pytest.raises(UserError, match="another process is writing"):
         train(*resume)
     train("--resume_from_checkpoint", "True", "--overwrite_output_dir", "--num_train_epochs", 1)
     assert not (out / "checkpoint-3").exists()

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-PACKAGE = Path(__file__).resolve().parent
+PACKAGE = Path(__file__).resolve().parents[1]
 
 
 class UserError(Exception):
@@ -40,7 +40,7 @@ def positive_float(text: str) -> float:
     return _number(text, float, lambda value: value > 0, "a finite number above 0")
 
 
-def share(text: str) -> float:
+def fraction(text: str) -> float:
     """Argument type: a number above 0, at most 1."""
     return _number(text, float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
 
@@ -157,5 +157,5 @@ def run_stage(main: Callable[[], None]) -> None:
         print(f"error: the package {missing.name} is not installed: {OPTIONAL[missing.name]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("interrupted; the same command resumes where it stopped", file=sys.stderr)
         sys.exit(130)

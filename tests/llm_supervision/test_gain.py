@@ -7,11 +7,11 @@ import pytest
 import torch
 from conftest import causal_tokenizer
 
-from gainRAG.cli import UserError
-from gainRAG.llm_inference.models import weights_path
+from gainRAG.common.cli import UserError
+from gainRAG.common.models import weights_path
 from gainRAG.llm_supervision import decoding
-from gainRAG.llm_supervision.branches import FAST_MODEL_TYPES, AnswerTree, BranchedModel
-from gainRAG.llm_supervision.decoding import GainRequest, GainScorer
+from gainRAG.llm_supervision.answer_tree import FAST_MODEL_TYPES, AnswerTree, BranchedModel
+from gainRAG.llm_supervision.gain import GainRequest, GainScorer
 
 HEADER = "<|system|>\nAnswer the question from the passage with a few words, nothing else.<|end|>\n<|user|>\n"
 TEXT = """

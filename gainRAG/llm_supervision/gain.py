@@ -16,7 +16,7 @@ from itertools import groupby, islice
 
 import torch
 
-from gainRAG.llm_supervision.branches import AnswerTree, BranchedModel, Prefix, Row
+from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
 
 logger = logging.getLogger(__name__)
 

