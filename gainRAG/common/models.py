@@ -216,7 +216,7 @@ def _merged_adapter(base: Path, adapter: Path, folder: Path) -> None:
 
 @contextmanager
 def explain_load_errors(name: str) -> Iterator[None]:
-    """Turns what transformers says of a configuration, tokenizer or weights it cannot use into one line.
+    """Turns transformers' error about a configuration, tokenizer or weights it cannot use into one line.
 
     Raises:
         UserError: in place of the loader's exception.

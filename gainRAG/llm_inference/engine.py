@@ -98,7 +98,7 @@ class Engine(Protocol):
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str] = BACKENDS) -> None:
-    """The flags that say which LLM writes, on what, and how; the first of `backends` is the default."""
+    """The flags that choose the LLM, where it runs, and how it writes; the first of `backends` is the default."""
     group = parser.add_argument_group("language model")
     group.add_argument("--lm_type", default="Llama-3-8B-Instruct", help="the LLM: a known name, a folder or a hub id")
     group.add_argument("--backend", choices=backends, default=backends[0], help="what runs the LLM")

@@ -146,7 +146,7 @@ class VLLMEngine:
 
     def _start(self):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # a stage's table has standard output
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for a stage's table
         from vllm import LLM
         from vllm.platforms import current_platform
 
