@@ -59,6 +59,7 @@ class Prompts:
     passage: str = "{title}\n{text}"
     several_passages: str = "[{number}] {title}\n{text}"
     base_model_cue: str = "\nAnswer:"
+    system: str = ""
     tasks: dict[str, Task] = field(default_factory=lambda: dict(TASKS))
 
     def task(self, name: str) -> Task:
@@ -92,6 +93,7 @@ PLACEHOLDERS = {
     "passage": {"number", "title", "text"},
     "several_passages": {"number", "title", "text"},
     "base_model_cue": set(),
+    "system": set(),
 }
 REQUIRED = {
     "with_passages": {"question", "evidence"},

@@ -25,7 +25,7 @@ from gainRAG.common.models import (
 )
 from gainRAG.common.parallel import WorkerOptions
 from gainRAG.common.resume import identity
-from gainRAG.llm_inference.build_prompts import PromptBuilder, require_chat_template
+from gainRAG.llm_inference.build_prompts import PROMPT_DATE, PromptBuilder, require_chat_template
 from gainRAG.prompts import load_prompts
 
 if TYPE_CHECKING:
@@ -55,6 +55,7 @@ class EngineOptions:
     concurrency: int = 8
     request_timeout: float = 300.0
     retries: int = 6
+    no_template_kwargs: bool = False
 
     @property
     def model_name(self) -> str:
@@ -159,6 +160,11 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "--request_timeout", type=positive_float, default=300.0, help="seconds of silence that fail an attempt"
     )
     group.add_argument("--retries", type=non_negative_int, default=6, help="attempts after a failed one")
+    group.add_argument(
+        "--no_template_kwargs",
+        action="store_true",
+        help="leave chat_template_kwargs, which turn thinking off, out of requests: some servers refuse them",
+    )
 
 
 def engine_options(args: argparse.Namespace) -> EngineOptions:
@@ -206,18 +212,14 @@ def check_tokenizer(engine: EngineOptions, generation: GenerationOptions) -> Non
         require_chat_template(tokenizer)
 
 
-def load_engine(options: EngineOptions, chat: bool) -> Engine:
-    """The engine that the options describe.
-
-    Args:
-        chat: whether the prompts will have a chat template; see `build_prompts.encode_prompts`.
-    """
+def load_engine(options: EngineOptions, generation: GenerationOptions) -> Engine:
+    """The engine that the options describe, for prompts as `generation` asks for them."""
     if options.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
         return VLLMEngine(
             options.lm_type,
-            chat=chat,
+            chat=generation.chat,
             dtype=options.dtype,
             temperature=options.temperature,
             seed=options.seed,
@@ -236,12 +238,14 @@ def load_engine(options: EngineOptions, chat: bool) -> Engine:
             retries=options.retries,
             temperature=options.temperature,
             seed=options.seed,
+            system=load_prompts(generation.prompts).system,
+            template_kwargs=not options.no_template_kwargs,
         )
     from gainRAG.llm_inference.inference_hf import HFEngine
 
     return HFEngine(
         options.lm_type,
-        chat=chat,
+        chat=generation.chat,
         device=options.device,
         dtype=options.dtype,
         max_batch_tokens=options.max_batch_tokens,
@@ -258,7 +262,7 @@ def load_writer(
     Args:
         reserved_tokens: as `prompt_builder` takes them; None: what the LLM may write.
     """
-    loaded = load_engine(engine, generation.chat)
+    loaded = load_engine(engine, generation)
     reserved_tokens = generation.max_new_tokens if reserved_tokens is None else reserved_tokens
     return loaded, prompt_builder(engine, generation, loaded.tokenizer, loaded.context_length, reserved_tokens)
 
@@ -299,7 +303,9 @@ def generation_settings(engine: EngineOptions, generation: GenerationOptions) ->
     settings = {name: getattr(engine, name) for name in ("backend", "dtype", "temperature", "seed")}
     settings |= {"chat": generation.chat, "task": generation.task, "prompts": load_prompts(generation.prompts).hash()}
     if engine.backend == "openai":
-        return {**settings, "server_model": engine.server_model}
+        return {**settings, "server_model": engine.server_model, "template_kwargs": not engine.no_template_kwargs}
+    if generation.chat:
+        settings["prompt_date"] = str(PROMPT_DATE)
     settings["weights"] = identity(weights_path(engine.lm_type))
     if engine.backend == "vllm":
         settings["max_model_len"] = engine.max_model_len
