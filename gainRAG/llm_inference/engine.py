@@ -69,7 +69,7 @@ class GenerationOptions:
 
     Attributes:
         task: whose prompt; a key of `prompts.TASKS` or of the prompts file.
-        prompts: a YAML file that replaces texts shown to the LLM, or None.
+        prompts: a YAML file that replaces texts shown to the LLM, `reference` for the shipped one, or None.
         chat: whether prompts go through the tokenizer's chat template.
         max_new_tokens: the longest text, in tokens.
     """
@@ -127,7 +127,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str
     group.add_argument("--temperature", type=non_negative_float, default=0.0, help="0 decodes greedily, as the paper")
     group.add_argument("--seed", type=non_negative_int, default=42, help="seed of sampling (temperature above 0)")
     group.add_argument("--no_chat", action="store_true", help="do not use the chat template, whatever the model")
-    group.add_argument("--prompts", default=None, metavar="FILE.yaml", help="replaces texts shown to the LLM")
+    group.add_argument(
+        "--prompts",
+        default=None,
+        metavar="FILE.yaml",
+        help="replaces texts shown to the LLM; reference: the structure of the published code",
+    )
     if "vllm" in backends:
         _add_vllm_arguments(parser)
     if "openai" in backends:
