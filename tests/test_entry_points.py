@@ -131,7 +131,7 @@ def test_a_wrong_path_gives_code_2_and_one_line(run_python, tiny_llama, tiny_rer
 
 def test_scripts_that_only_read_records_load_no_torch(run_python):
     for script in ("data2selector", "data_filter", "prepare_sample"):
-        watch = f"import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, 'data')\n"
+        watch = "import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, 'data')\n"
         watch += f"try: runpy.run_module({script!r}, run_name='__main__')\nfinally: print('torch' in sys.modules)"
         assert run_python("-c", watch).stdout.splitlines()[-1] == "False", script
 
