@@ -66,7 +66,7 @@ class TopKHeaps:
         self._heaps.add_result(scores, -2 - positions)
         # A heap lets a candidate in only above its lowest score: those that equal it still have to be compared.
         floor = self.floor
-        for query in np.flatnonzero((scores == floor[:, None]).any(axis=1) & (floor > -np.inf)):
+        for query in np.flatnonzero((scores == floor[:, None]).any(axis=1)):
             self._keep_first_of_equals(query, positions[query, scores[query] == self._heaps.D[query, 0]])
 
     def _keep_first_of_equals(self, query: int, candidates: np.ndarray) -> None:
@@ -78,7 +78,9 @@ class TopKHeaps:
     def finish(self) -> TopK:
         """The passages, best first; nothing can be added afterwards."""
         self._heaps.finalize()
-        return TopK(self._heaps.D, -2 - self._heaps.I)
+        scores, positions = self._heaps.D, -2 - self._heaps.I
+        scores[positions < 0] = -np.inf
+        return TopK(scores, positions)
 
 
 def search_shards(
