@@ -91,7 +91,7 @@ def as_prediction(record: Record) -> Record:
 
 
 def with_unique_ids(shape: Callable[[Record], Record]) -> Callable[[Record], Record]:
-    """`shape` for one pass over one file whose records are found by `id`, a text or a number: none may stand twice."""
+    """`shape` for one pass over one file whose records are found by `id`, a text or a number: none may occur twice."""
     seen: set[str] = set()
 
     def unique(record: Record) -> Record:

@@ -279,7 +279,7 @@ def check_batches(questions: int, args: TrainingArguments) -> None:
 
 @contextlib.contextmanager
 def explain_full_disk(folder: str) -> Iterator[None]:
-    """Says what to do where the disk is full, of which torch and safetensors tell by errors of their own."""
+    """Explains errors of a full disk, for which torch and safetensors have classes of their own."""
     try:
         yield
     except (OSError, RuntimeError, SafetensorError) as problem:
