@@ -88,12 +88,11 @@ def is_long(text: str) -> bool:
 FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]*)")
 TEXTS = [*SOURCES, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("data/*.md")]
 TEXTS += sorted(REPOSITORY.glob("scripts/*"))
-# Flags of other programs that our texts and scripts call, and of scripts and benchmarks that have no --help of ours.
-# Flags of other programs that our texts and scripts call (pip, git, ray, torchrun, pytest, curl, tar), and of scripts/*.sh.
+# Flags of other programs that our texts and scripts call (pip, git, ray, torchrun, curl, ...), and of scripts/*.sh.
 OTHERS = """
-abbrev always dirty exclude no-deps only-binary retries dest quiet disable-pip-version-check editable generate head port
-address nnodes nproc_per_node rdzv_backend rdzv_endpoint standalone dist continue-at fail location silent show-error output
-connect-timeout retry index-url extra-index-url plan data_dir yes help
+abbrev always dirty exclude no-deps only-binary retries dest quiet disable-pip-version-check editable generate
+head port address nnodes nproc_per_node rdzv_backend rdzv_endpoint standalone dist continue-at fail location
+silent show-error output connect-timeout retry index-url extra-index-url plan data_dir yes help
 """
 
 
