@@ -64,10 +64,13 @@ class TopKHeaps:
     def add(self, scores: np.ndarray, positions: np.ndarray) -> None:
         """Takes in more candidates, both (queries, any), each of a query's passages once."""
         self._heaps.add_result(scores, -2 - positions)
-        # A heap lets a candidate in only above its lowest score: those that equal it still have to be compared.
-        floor = self.floor
-        for query in np.flatnonzero((scores == floor[:, None]).any(axis=1)):
-            self._keep_first_of_equals(query, positions[query, scores[query] == self._heaps.D[query, 0]])
+        # A heap lets a candidate in only above its lowest score: those that equal it still have to be compared, unless
+        # it is the lowest one itself.
+        lowest = scores == self._heaps.D[:, :1]
+        alone = positions[np.arange(len(lowest)), lowest.argmax(axis=1)] == -2 - self._heaps.I[:, 0]
+        count = lowest.sum(axis=1)
+        for query in np.flatnonzero((count > 1) | ((count == 1) & ~alone)):
+            self._keep_first_of_equals(query, positions[query, lowest[query]])
 
     def _keep_first_of_equals(self, query: int, candidates: np.ndarray) -> None:
         scores, kept = self._heaps.D[query], self._heaps.I[query]
