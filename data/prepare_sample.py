@@ -39,7 +39,7 @@ class Conditions:
 
 def main() -> None:
     """Reads, draws, writes."""
-    args = parse_args()
+    args = parse_arguments()
     only = read_wordings(*args.only_questions) if args.only_questions else None
     conditions = Conditions(only, args.answerable_in_top, args.max_answers)
     counts: Counter = Counter()
@@ -90,7 +90,7 @@ def failed_condition(record: Record, conditions: Conditions) -> str | None:
     return None
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records")
     parser.add_argument("--output_path", required=True, help="the sample, .jsonl or .json")

@@ -95,6 +95,20 @@ def with_unique_ids(shape: Callable[[Record], Record]) -> Callable[[Record], Rec
     return unique
 
 
+def split_contents(contents: str, no_title: bool = False) -> tuple[str, str]:
+    """Title and text of FlashRAG's `contents`: a line with the title, in one pair of quotation marks or without, then
+    the text. One line alone is a text without a title.
+
+    Args:
+        no_title: the first line is no title, all is text.
+    """
+    title, _, text = contents.partition("\n")
+    if no_title or not text.strip():
+        return "", contents
+    title = title.strip()
+    return title[1:-1] if len(title) > 1 and title[0] == title[-1] == '"' else title, text
+
+
 def passage_text(passage: Record) -> str:
     """What a cross-encoder reads of a passage: its title, a line break, its text (the text alone if untitled)."""
     title = passage.get("title") or ""

@@ -116,7 +116,7 @@ def search_shards(
     devices = [(knn, np.empty((size, dim), "float32")) for knn in knns]
     with ThreadPoolExecutor(len(devices)) as pool:
         running = deque()
-        for number, (positions, vectors) in enumerate(chunks):
+        for number, (positions, vectors) in enumerate(without_empty(chunks, store.empty)):
             if len(running) == len(devices):
                 heaps.add(*running.popleft().result())
             device = devices[number % len(devices)]
@@ -198,6 +198,16 @@ def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) 
         for start in range(0, len(vectors), rows):
             part = slice(start, start + rows)
             yield positions[part], rows_of(vectors, part)
+
+
+def without_empty(chunks: Iterable[Chunk], empty: np.ndarray) -> Iterator[Chunk]:
+    """The chunks without the passages at the positions `empty`."""
+    for positions, vectors in chunks:
+        if len(empty) and np.isin(positions, empty).any():
+            filled = ~np.isin(positions, empty)
+            positions, vectors = positions[filled], vectors[filled]
+        if len(positions):
+            yield positions, vectors
 
 
 def search_chunk(

@@ -55,17 +55,18 @@ CHUNK = 64  # questions written at once
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_arguments()
     workers = worker_options(args)
     encoder, search = (None, None) if args.retriever == "bm25" else dense_options(args, workers)
+    no_title = bool(args.no_title) if encoder is None else encoder.no_title
     if args.plan:
-        for name, value in plan(args.passages, args.passages_store, args.model_name_or_path, search):
+        for name, value in plan(args.passages, args.passages_store, no_title, args.model_name_or_path, search):
             print(f"{name:<12} {value}")
         return
     folder = Path(args.output_dir)
     targets = output_files(question_files(args.data_path), folder)
     read_recalls(folder)
-    store = open_store(args.passages, args.passages_store)
+    store = open_store(args.passages, args.passages_store, no_title)
     settings = retrieval_settings(store, args.n_docs, encoder, search)
     with ExitStack() as open_outputs:  # all are finished at its end, and none before
         outputs = {}
@@ -113,9 +114,10 @@ def encode_as_passages(args: argparse.Namespace, place: Path) -> EncoderOptions:
     """
     made_with = embedding_settings(place)
     passages = made_with["flags"] if made_with else SHARED
-    options = encoder_options(args, passages, prefix=args.query_prefix)
-    for name, value in options.shared.items():
-        if made_with and value != passages[name]:
+    no_title = passages.get("no_title", False) if args.no_title is None else args.no_title
+    options = encoder_options(args, passages, prefix=args.query_prefix, no_title=no_title)
+    for name, value in {**options.shared, "no_title": no_title}.items():
+        if made_with and value != passages.get(name, value):
             raise UserError(f"--{name} {value}: the passages in {place} were embedded with {passages[name]}")
     encoder = identity(weights_path(args.model_name_or_path))
     if made_with and encoder != made_with["inputs"]["model_name_or_path"]:
@@ -214,7 +216,7 @@ def find(
     check_shards(shards, dim, store)
     if search.index_path:
         index = load_or_build_index(search, shards, store, dim)
-        return search_index(encode_questions(questions, encoder), index, k)
+        return search_index(encode_questions(questions, encoder), index, k, store.empty)
     if gpu_count() and k >= GPU_K:
         raise UserError(f"--n_docs {k}: FAISS finds fewer than {GPU_K} on a GPU")
     chunk_rows(len(questions), dim, min(k, len(store)), search.max_bytes)  # before the encoder loads
@@ -279,7 +281,7 @@ def read_recalls(folder: Path) -> Record:
     return recalls
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     add = parser.add_argument
     add_store_arguments(parser)

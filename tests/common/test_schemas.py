@@ -10,6 +10,7 @@ from gainRAG.common.schemas import (
     as_supervised,
     as_training_group,
     passage_text,
+    split_contents,
     with_unique_ids,
 )
 
@@ -93,3 +94,21 @@ def test_ids_are_unique_where_records_are_found_by_them(write_jsonl):
         list(read_records(write_jsonl("a.jsonl", rows), with_unique_ids(as_question)))
     with pytest.raises(UserError, match=r"b.jsonl:1: field 'id': missing, or neither text nor a number"):
         list(read_records(write_jsonl("b.jsonl", [{**QUESTION, "id": True}]), with_unique_ids(as_question)))
+
+
+@pytest.mark.parametrize(
+    ("contents", "title", "text"),
+    [
+        ("Nile\nA river.\nIt is long.", "Nile", "A river.\nIt is long."),
+        ('"Nile"\nA river.', "Nile", "A river."),
+        ("The Eiffel Tower was completed in Paris in 1889.", "", "The Eiffel Tower was completed in Paris in 1889."),
+        ("One line.\n", "", "One line.\n"),
+        ('""Weird Al" Yankovic"\nA singer.', '"Weird Al" Yankovic', "A singer."),
+        ('"Heroes" (album)\nBy Bowie.', '"Heroes" (album)', "By Bowie."),
+        ('"\nx', '"', "x"),
+        ("\nx", "", "x"),
+    ],
+)
+def test_contents_are_a_title_and_a_text(contents, title, text):
+    assert split_contents(contents) == (title, text)
+    assert split_contents(contents, no_title=True) == ("", contents)

@@ -217,3 +217,46 @@ def test_help_in_both_forms(run_python, module):
         result = run_python(*arguments, "--help", folder=folder)
         assert result.returncode == 0, result.stderr
         assert "--passages" in result.stdout
+
+
+EMPTY = {"id": "empty", "title": "Paris", "text": " "}
+
+
+@pytest.mark.parametrize("more", [[], ["--index_type", "SQfp16"], ["--retriever", "bm25"]])
+def test_empty_passages_are_never_embedded_or_retrieved(tmp_path, setting, call, read_jsonl, monkeypatch, more):
+    encoded, encode = [], Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, texts, *a: encoded.extend(texts) or encode(self, texts, *a))
+    monkeypatch.setitem(globals(), "PASSAGES", [PASSAGES[0], EMPTY, *PASSAGES[1:]])
+    flags = setting()
+    assert len(encoded) == 7
+    if "bm25" in more:
+        pytest.importorskip("bm25s")
+    call(retrieval, *flags, "--n_docs", 8, *more)
+    found = [{ctx["id"] for ctx in record["ctxs"]} for record in read_jsonl(tmp_path / "out/questions.jsonl")]
+    assert all("empty" not in ids for ids in found)
+    assert "bm25" in more or [len(ids) for ids in found] == [7, 7, 7]
+
+
+def test_a_passage_that_is_empty_to_the_encoder_is_named(setting, monkeypatch):
+    monkeypatch.setitem(globals(), "PASSAGES", [{"id": "odd", "title": "", "text": "zzz"}])
+    tokenize = Encoder.tokenize
+    monkeypatch.setattr(
+        Encoder,
+        "tokenize",
+        lambda self, texts: (ids[: len(ids) * ("zzz" not in texts)] for ids in tokenize(self, texts)),
+    )
+    with pytest.raises(UserError, match="passage 'odd': is empty to the encoder, whose tokenizer makes no token of it"):
+        setting()
+
+
+def test_contents_without_titles(tmp_path, call, tiny_encoder, write_jsonl, read_jsonl):
+    lines = ["Paris is a city.\nIt lies on the Seine.", "Berlin is a city.\nIt lies on the Spree."]
+    corpus = write_jsonl("corpus.jsonl", [{"id": i, "contents": text} for i, text in enumerate(lines)])
+    common = ["--model_name_or_path", tiny_encoder, "--passages", corpus, "--device", "cpu"]
+    call(passage_embed, *common, "--output_dir", tmp_path / "emb", "--no_title")
+    questions = write_jsonl("questions.jsonl", QUESTIONS[:1])
+    flags = [*common, "--data_path", questions, "--n_docs", 2, "--passages_embeddings", tmp_path / "emb"]
+    call(retrieval, *flags, "--output_dir", tmp_path / "out")  # as the passages were embedded
+    ctxs = read_jsonl(tmp_path / "out/questions.jsonl")[0]["ctxs"]
+    assert sorted((ctx["title"], ctx["text"]) for ctx in ctxs) == sorted(("", text) for text in lines)
+    assert {ctx["hasanswer"] for ctx in ctxs} == {True, False}
