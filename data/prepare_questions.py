@@ -12,6 +12,7 @@ writes eval_data/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_de
 """
 
 import argparse
+import gzip
 import io
 import logging
 import shutil
@@ -23,7 +24,7 @@ import zlib
 from pathlib import Path
 
 from gainRAG.common.cli import UserError, input_file, run_stage, stage_parser
-from gainRAG.common.jsonl import cache_folder, make_once, write_records
+from gainRAG.common.jsonl import Record, cache_folder, make_once, write_records
 from gainRAG.evaluation.paper import PAPER_QUESTIONS
 from gainRAG.evaluation.question_files import Tally, read_questions
 from gainRAG.evaluation.question_formats import FORMATS
@@ -55,12 +56,19 @@ def main() -> None:
         raise UserError("give --data_path and --output_path, or --from_pip")
     if args.output_path.suffix not in (".jsonl", ".json"):
         raise UserError(f"{args.output_path}: a question file ends in .jsonl or .json")
-    data = input_file(args.data_path).read_bytes()
-    dataset, questions, tally = read_questions(
-        str(args.data_path), data, args.format, args.dataset, args.drop_unanswered
-    )
+    dataset, questions, tally = read_file(args.data_path, args.format, args.dataset, args.drop_unanswered)
     write_records(args.output_path, questions)
     report(args.output_path, dataset, len(questions), tally)
+
+
+def read_file(path: Path, *options) -> tuple[str | None, list[Record], Tally]:
+    """`read_questions` of a file, gzipped where it ends in .gz."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(input_file(path), "rb") as file:
+            return read_questions(str(path), file, *options)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        raise UserError(f"{path}: the .gz is cut short or damaged ({problem}); download it again") from None
 
 
 def write_packaged(datasets: list[str], split: str, wheel: Path | None, output_dir: Path) -> None:
