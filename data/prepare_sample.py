@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from gainRAG.common.cli import UserError, input_file, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, parse_json, read_records, write_records
 from gainRAG.common.schemas import as_question, as_retrieved
-from gainRAG.evaluation.recall import mark_hits
+from gainRAG.evaluation.recall import mark_hits, match_rule
 
 logger = logging.getLogger("prepare_sample")
 
@@ -85,9 +85,11 @@ def failed_condition(record: Record, conditions: Conditions) -> str | None:
         return "not in --only_questions"
     if conditions.max_answers is not None and len(record["answers"]) > conditions.max_answers:
         return f"more than {conditions.max_answers} gold answers"
-    if top is not None and not any(hit["hasanswer"] for hit in mark_hits(record["ctxs"][:top], record["answers"])):
-        return f"no gold answer in the first {top} passages"
-    return None
+    if top is None:
+        return None
+    passages = mark_hits(record["ctxs"][:top], record["answers"], match_rule(record))
+    holds = any(passage["hasanswer"] for passage in passages)
+    return None if holds else f"no gold answer in the first {top} passages"
 
 
 def parse_arguments() -> argparse.Namespace:

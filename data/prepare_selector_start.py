@@ -37,7 +37,7 @@ from gainRAG.common.cli import (
 from gainRAG.common.jsonl import FieldError, Record, output_folder, parse_json, read_records, write_json
 from gainRAG.common.models import pick_device, weights_path
 from gainRAG.common.schemas import as_retrieved, passage_text
-from gainRAG.evaluation.recall import mark_hits
+from gainRAG.evaluation.recall import mark_hits, match_rule
 from gainRAG.llm_inference.background import pseudo_passage
 
 logger = logging.getLogger("prepare_selector_start")
@@ -116,7 +116,7 @@ def add_own_passages(questions: list[Record], backgrounds: Path) -> None:
     for question in questions:
         passage = pseudo_passage(known.get(question["question"]) or "")
         if passage:
-            question["own"] = mark_hits([passage], question["answers"])
+            question["own"] = mark_hits([passage], question["answers"], match_rule(question))
 
 
 def split_questions(

@@ -19,7 +19,7 @@ from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
-from gainRAG.common.resume import StageOutput, stage_settings
+from gainRAG.common.resume import StageOutput, remove_output, stage_settings
 from gainRAG.retrieval_engine.modeling import Encoder, EncoderOptions, add_encoder_arguments, encoder_options
 from gainRAG.retrieval_engine.passages import PassageStore, add_store_arguments, open_store
 from gainRAG.retrieval_engine.vectors import MANIFEST, save_shard
@@ -35,6 +35,8 @@ def main() -> None:
     folder, size = Path(args.output_dir), args.shard_size
     with StageOutput(folder / MANIFEST, embed_settings(options, store, size), args.overwrite) as output:
         logger.info("%d passages", len(store))
+        if not output.complete:
+            remove_output(folder / MANIFEST)  # with --overwrite its shards are written over
         shards = output.remaining(shard_ranges(len(store), size), 1, "embed", unit="shard")
         encoded = map_chunks(partial(ShardEncoder, options, store.folder), shards, workers)
         for number, [(ids, vectors)] in enumerate(encoded, output.done):

@@ -25,7 +25,7 @@ from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options
 from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings, versions
 from gainRAG.common.schemas import as_question
-from gainRAG.evaluation.recall import KS, AnswerMatcher, recall_at
+from gainRAG.evaluation.recall import KS, MATCH, MATCHES, AnswerMatcher, match_rule, recall_at
 from gainRAG.retrieval_engine.exact_search import (
     GIB,
     GPU_K,
@@ -68,13 +68,17 @@ def main() -> None:
     read_recalls(folder)
     store = open_store(args.passages, args.passages_store, no_title)
     settings = retrieval_settings(store, args.n_docs, encoder, search)
+    if args.match != "tokens":
+        settings["flags"]["match"] = args.match
     with ExitStack() as open_outputs:  # all are finished at its end, and none before
         outputs = {}
         for source, target in targets.items():
             inputs = {**settings["inputs"], "data_path": fingerprint(source)}
             output = StageOutput(target, {**settings, "inputs": inputs}, args.overwrite)
             outputs[source] = open_outputs.enter_context(output)
-        records = {source: read_questions(source) for source, output in outputs.items() if not output.complete}
+        records = {
+            source: read_questions(source, args.match) for source, output in outputs.items() if not output.complete
+        }
         # A score's last digits depend on the questions searched for at once: a run that is resumed searches for those
         # of its first attempt again, so that its bytes are those of a run that was never stopped.
         if any(outputs[source].done < len(records[source]) for source in records):
@@ -163,9 +167,10 @@ def output_files(sources: list[Path], folder: Path) -> dict[Path, Path]:
     return outputs
 
 
-def read_questions(path: Path) -> list[Record]:
-    """The questions of a file."""
-    return list(read_records(path, as_question))
+def read_questions(path: Path, match: str) -> list[Record]:
+    """The questions of a file, with the rule by which their answers are looked for unless it is DPR's."""
+    noted = {} if match == "tokens" else {MATCH: match}
+    return [{**record, **noted} for record in read_records(path, as_question)]
 
 
 def retrieval_settings(
@@ -246,7 +251,7 @@ def write_found(
 
 def contexts(store: PassageStore, record: Record, scores: np.ndarray, positions: np.ndarray) -> list[Record]:
     """A question's `ctxs`, best first; places that the search left empty are left out."""
-    matcher = AnswerMatcher(record["answers"])
+    matcher = AnswerMatcher(record["answers"], match_rule(record))
     found = []
     for score, position in zip(scores.tolist(), positions.tolist(), strict=True):
         if position >= 0:
@@ -289,6 +294,8 @@ def parse_arguments() -> argparse.Namespace:
     add("--data_path", nargs="+", required=True, help="question files, globs or folders")
     add("--output_dir", required=True, help="folder for the results: one file an input, of the same name")
     add("--n_docs", type=positive_int, default=100, help="passages a question")
+    add("--match", choices=MATCHES, default="tokens",
+        help="hasanswer: DPR's rule, or the answer's characters in a row (Chinese, Japanese, Thai)")  # fmt: skip
     add("--retriever", choices=["dense", "bm25"], default="dense", help="vectors, or words (needs bm25s)")
     add("--index_type", default="Flat", help="Flat: exact; else a FAISS factory string, for example IVF4096,PQ64")
     add("--index_path", help="FAISS index to use, or to make; default: beside the embeddings")

@@ -84,6 +84,26 @@ def test_embedding_resumes_at_the_next_shard(tmp_path, setting, monkeypatch):
         assert np.array_equal(resumed, whole)
 
 
+def test_overwriting_that_is_killed_leaves_no_mixed_embeddings(setting, call, monkeypatch):
+    flags = setting()
+    encode, calls = Encoder.encode, []
+
+    def dies_at_the_second(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(Encoder, "encode", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        setting("--overwrite", "--pooling", "cls")
+    with pytest.raises(UserError, match="its embeddings are unfinished; run the same passage_embed command again"):
+        call(retrieval, *flags, "--n_docs", 3)
+    setting("--overwrite", "--pooling", "cls")
+    assert len(calls) == 4  # the first shard was there already
+    call(retrieval, *flags, "--n_docs", 3)
+
+
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_vectors_against_one_text_at_a_time(tiny_encoder, pooling, normalize):
@@ -260,3 +280,19 @@ def test_contents_without_titles(tmp_path, call, tiny_encoder, write_jsonl, read
     ctxs = read_jsonl(tmp_path / "out/questions.jsonl")[0]["ctxs"]
     assert sorted((ctx["title"], ctx["text"]) for ctx in ctxs) == sorted(("", text) for text in lines)
     assert {ctx["hasanswer"] for ctx in ctxs} == {True, False}
+
+
+def test_answers_are_looked_for_by_characters_where_asked(
+    tmp_path, setting, call, write_jsonl, read_jsonl, monkeypatch
+):
+    monkeypatch.setitem(globals(), "PASSAGES", [{"id": "1", "title": "", "text": "北京是中国的首都。"}])
+    monkeypatch.setitem(globals(), "QUESTIONS", [{"id": "q", "question": "首都?", "answers": ["北京"]}])
+    flags = setting()
+    call(retrieval, *flags, "--n_docs", 1)
+    assert [ctx["hasanswer"] for ctx in read_jsonl(tmp_path / "out/questions.jsonl")[0]["ctxs"]] == [False]
+    with pytest.raises(UserError, match="match: None then, 'characters' now"):
+        call(retrieval, *flags, "--n_docs", 1, "--match", "characters")
+    call(retrieval, *flags, "--n_docs", 1, "--match", "characters", "--overwrite")
+    (record,) = read_jsonl(tmp_path / "out/questions.jsonl")
+    assert record["answer_match"] == "characters"
+    assert record["ctxs"][0]["hasanswer"]
