@@ -1,7 +1,11 @@
-"""Draws a fixed sample of questions, of those that a small corpus can answer at all.
+"""Draws a fixed sample of questions, of all or of those that a small corpus can answer.
 
 Reads question or retrieval records, keeps those that pass the conditions given, draws --sample of them by --seed and
-writes them in input order. The log says how many each condition took.
+writes them in input order: the same files, seed and flags give the same questions. The log reports how many each
+condition took. The paper's training questions of HotpotQA, and a sample that a small corpus can answer:
+
+    cd data && python prepare_sample.py --data_path finetune_data/HotpotQA_train.jsonl --sample 20000 \
+        --output_path finetune_data/HotpotQA_20000.jsonl
 
     cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path eval_data/sample.jsonl \
         --answerable_in_top 20 --sample 200
@@ -44,6 +48,8 @@ def main() -> None:
     conditions = Conditions(only, args.answerable_in_top, args.max_answers)
     counts: Counter = Counter()
     records = list(keep_usable(args.data_path, conditions, counts))
+    if args.sample is not None and args.sample > len(records):
+        logger.warning("--sample %d: only %d questions are usable", args.sample, len(records))
     if args.sample is not None and args.sample < len(records):
         drawn = sorted(random.Random(args.seed).sample(range(len(records)), args.sample))
         records = [records[position] for position in drawn]

@@ -106,7 +106,9 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, texts: str) -> None:
     add("--max_length", type=positive_int, default=512, help=f"tokens that {texts} are cut to")
     add("--batch_size", type=positive_int, help=f"{texts} a forward pass; default: 256 on a GPU, 1024 tokens on a CPU")
     add("--device", help="cpu, cuda or cuda:N for the encoder; default: the first GPU, or the CPU")
-    add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")
+    add("--use_gpu", dest="device", action="store_const", const="cuda", help="as --device cuda")
+    add("--dtype", choices=["auto", *DTYPES], default="float32" if texts == "questions" else "auto",
+        help="auto: bfloat16 where the hardware has it; the paper encodes questions in float32")  # fmt: skip
 
 
 def encoder_options(

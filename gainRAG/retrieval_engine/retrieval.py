@@ -46,7 +46,13 @@ from gainRAG.retrieval_engine.modeling import (
 )
 from gainRAG.retrieval_engine.passages import PassageStore, add_store_arguments, open_store
 from gainRAG.retrieval_engine.plan import plan
-from gainRAG.retrieval_engine.vectors import check_shards, embedding_settings, open_shards, shards_fingerprint
+from gainRAG.retrieval_engine.vectors import (
+    check_shards,
+    embedding_settings,
+    embeddings_folder,
+    open_shards,
+    shards_fingerprint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +101,7 @@ def dense_options(args: argparse.Namespace, workers: WorkerOptions) -> tuple[Enc
     Raises:
         UserError: neither embeddings nor an index is given, or an option contradicts the passages'.
     """
-    embeddings = Path(args.passages_embeddings) if args.passages_embeddings else None
+    embeddings = embeddings_folder(args.passages_embeddings)
     index_path = Path(args.index_path) if args.index_path else None
     if not embeddings and not index_path:
         raise UserError("--passages_embeddings FOLDER (passage_embed makes it) or --index_path FILE is needed")
@@ -290,8 +296,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     add = parser.add_argument
     add_store_arguments(parser)
-    add("--passages_embeddings", help="folder of embeddings: passage_embed's, or Contriever's passages_00, ...")
-    add("--data_path", nargs="+", required=True, help="question files, globs or folders")
+    add("--passages_embeddings", nargs="+", default=[], metavar="FOLDER",
+        help="embeddings: passage_embed's, or Contriever's passages_00, ...; a glob of its files will do")  # fmt: skip
+    add("--data_path", "--data_path_or_dir", nargs="+", required=True, help="question files, globs or folders")
     add("--output_dir", required=True, help="folder for the results: one file an input, of the same name")
     add("--n_docs", type=positive_int, default=100, help="passages a question")
     add("--match", choices=MATCHES, default="tokens",
@@ -304,6 +311,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--plan", action="store_true", help="print passages, vectors, memory and disk for these settings, and stop")
     add("--query_prefix", default="", help='put before every question, for example "query: " for E5')
     add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
+    add("--save_or_load_index", action="store_true", help="of the published code; an index is always kept and reused")
     add_encoder_arguments(parser, "questions")
     add_worker_arguments(parser)
     args = parser.parse_args()

@@ -1,6 +1,7 @@
 """From a corpus to retrieved passages with a tiny encoder: resumed, refused, planned, and right against NumPy."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -296,3 +297,48 @@ def test_answers_are_looked_for_by_characters_where_asked(
     (record,) = read_jsonl(tmp_path / "out/questions.jsonl")
     assert record["answer_match"] == "characters"
     assert record["ctxs"][0]["hasanswer"]
+
+
+def test_the_published_codes_flags(tmp_path, setting, call, read_jsonl):
+    flags = setting()
+    call(retrieval, *flags, "--n_docs", 3)
+    own = read_jsonl(tmp_path / "out/questions.jsonl")
+    questions = flags[flags.index("--data_path") + 1]
+    theirs = [*flags[:6], "--device", "cpu", "--dtype", "float32", "--passages_embeddings", tmp_path / "emb/passages_*",
+              "--data_path_or_dir", questions, "--output_dir", tmp_path / "theirs", "--save_or_load_index"]  # fmt: skip
+    call(retrieval, *theirs, "--n_docs", 3)
+    assert read_jsonl(tmp_path / "theirs/questions.jsonl") == own
+
+
+def published(folder, shards=3):
+    """Embeddings of PASSAGES as Contriever's authors publish them."""
+    folder.mkdir()
+    vectors = np.random.default_rng(0).standard_normal((len(PASSAGES), 32)).astype("float32")
+    for number, rows in enumerate(np.array_split(np.arange(len(PASSAGES)), shards)):
+        ids = [PASSAGES[row]["id"] for row in rows]
+        (folder / f"passages_{number:02d}").write_bytes(pickle.dumps((ids, vectors[rows]), 4))
+    return folder
+
+
+def test_published_embeddings_by_folder_glob_or_names(tmp_path, setting, call, read_jsonl):
+    flags, folder = setting(), published(tmp_path / "wikipedia_embeddings")
+    found = []
+    for number, given in enumerate([[folder], [f"{folder}/*"], sorted(folder.iterdir())]):
+        call(retrieval, *flags, "--passages_embeddings", *given, "--output_dir", tmp_path / f"o{number}", "--n_docs", 3)
+        found.append(read_jsonl(tmp_path / f"o{number}/questions.jsonl"))
+    assert found[0] == found[1] == found[2]
+    for pattern, message in (
+        (f"{folder}/*1", "leaves out .*passages_00; give the folder"),
+        ("no/*", "means 0 folders"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call(retrieval, *flags, "--passages_embeddings", pattern, "--n_docs", 4)
+
+
+def test_questions_are_encoded_in_float32_unless_asked_otherwise(tmp_path, setting, call):
+    flags = setting()
+    flags.remove("--dtype")
+    flags.remove("float32")
+    call(retrieval, *flags, "--n_docs", 3)
+    settings = json.loads((tmp_path / "out/questions.jsonl.settings.json").read_text())
+    assert settings["flags"]["dtype"] == "float32"
