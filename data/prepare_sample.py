@@ -41,6 +41,31 @@ class Conditions:
     max_answers: int | None = None
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records")
+    parser.add_argument("--output_path", required=True, help="the sample, .jsonl or .json")
+    parser.add_argument("--sample", type=positive_int, default=None, help="how many questions; None: all usable ones")
+    parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of the draw")
+    parser.add_argument(
+        "--only_questions",
+        nargs=2,
+        default=None,
+        metavar=("FILE.json", "KEY"),
+        help="only questions whose wording stands in this list",
+    )
+    parser.add_argument(
+        "--answerable_in_top",
+        type=positive_int,
+        default=None,
+        help="only questions with a gold answer in that many first passages; later ones are dropped",
+    )
+    parser.add_argument(
+        "--max_answers", type=positive_int, default=None, help="only questions with no more gold answers"
+    )
+    return parser.parse_args()
+
+
 def main() -> None:
     """Reads, draws, writes."""
     args = parse_arguments()
@@ -96,31 +121,6 @@ def failed_condition(record: Record, conditions: Conditions) -> str | None:
     passages = mark_hits(record["ctxs"][:top], record["answers"], match_rule(record))
     holds = any(passage["hasanswer"] for passage in passages)
     return None if holds else f"no gold answer in the first {top} passages"
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = stage_parser(__doc__)
-    parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records")
-    parser.add_argument("--output_path", required=True, help="the sample, .jsonl or .json")
-    parser.add_argument("--sample", type=positive_int, default=None, help="how many questions; None: all usable ones")
-    parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of the draw")
-    parser.add_argument(
-        "--only_questions",
-        nargs=2,
-        default=None,
-        metavar=("FILE.json", "KEY"),
-        help="only questions whose wording stands in this list",
-    )
-    parser.add_argument(
-        "--answerable_in_top",
-        type=positive_int,
-        default=None,
-        help="only questions with a gold answer in that many first passages; later ones are dropped",
-    )
-    parser.add_argument(
-        "--max_answers", type=positive_int, default=None, help="only questions with no more gold answers"
-    )
-    return parser.parse_args()
 
 
 if __name__ == "__main__":
