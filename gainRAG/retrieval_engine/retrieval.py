@@ -84,7 +84,7 @@ def parse_arguments() -> argparse.Namespace:
     add_worker_arguments(parser)
     args = parser.parse_args()
     require("bm25s" if args.retriever == "bm25" else "faiss")
-    if args.num_workers > 1 and args.retriever == "bm25":
+    if args.num_workers > 1 and (args.retriever != "dense" or args.index_type != "Flat" or args.index_path):
         raise UserError(f"--num_workers {args.num_workers}: only exact search is shared out (dense, Flat)")
     return args
 
@@ -92,7 +92,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     workers = worker_options(args)
-    encoder, search = (None, None) if args.retriever == "bm25" else dense_options(args, workers)
+    encoder, search = (None, None) if args.retriever == "bm25" else dense_options(args)
     no_title = bool(args.no_title) if encoder is None else encoder.no_title
     if args.plan:
         for name, value in plan(args.passages, args.passages_store, no_title, args.model_name_or_path, search):
@@ -124,7 +124,7 @@ def main() -> None:
     report({source.name: output.records() for source, output in outputs.items()}, folder, args.n_docs)
 
 
-def dense_options(args: argparse.Namespace, workers: WorkerOptions) -> tuple[EncoderOptions, SearchOptions]:
+def dense_options(args: argparse.Namespace) -> tuple[EncoderOptions, SearchOptions]:
     """How questions are encoded, as their passages were where the flags do not say, and what is searched how.
 
     Raises:
@@ -137,8 +137,6 @@ def dense_options(args: argparse.Namespace, workers: WorkerOptions) -> tuple[Enc
     if not embeddings and not index_path.exists():
         raise UserError(f"{index_path}: no such index; --passages_embeddings and --index_type make one there")
     index_path = index_path or default_index_path(args.index_type, embeddings)
-    if workers.num_workers > 1 and index_path:
-        raise UserError(f"--num_workers {workers.num_workers}: only exact search is shared out (dense, Flat)")
     search = SearchOptions(
         embeddings, args.index_type, index_path, args.search_params, args.max_memory * GIB, args.overwrite
     )
