@@ -119,6 +119,17 @@ def test_candidates_predictions_and_questions_can_be_fewer(construct, retrieved,
     assert "2 of 4 questions have fewer than 3 candidates and use what they have" in caplog.text
 
 
+def test_fields_that_are_not_ours_pass_through(construct, write_jsonl, read_jsonl):
+    record = {**made_questions(1)[0], "choices": {"label": ["A"], "text": ["x"]}, "metadata": {"deep": [1]}}
+    record["ctxs"][0] |= {"url": "http://a", "title": None, "PPL_CD": 1e9}
+    flags = ["--no_pseudo", "--predictions", "none"]
+    [row] = read_jsonl(construct(write_jsonl("retrieved.jsonl", [record]), *flags))
+    assert (row["choices"], row["metadata"]) == (record["choices"], record["metadata"])
+    first, second = row["passages"]
+    assert (first["url"], first["title"], "url" in second) == ("http://a", "", False)
+    assert first["PPL_CD"] < 1e9
+
+
 def test_backgrounds_may_come_from_a_file(construct, retrieved, write_jsonl, read_jsonl, caplog, monkeypatch):
     texts = ["The Nile. Paris.", "N/A", " x ", "Paris", "n/a."]
     rows = [

@@ -92,6 +92,24 @@ def test_answering_afresh_keeps_what_the_llm_gets_right(answer_afresh, gains, re
         answer_afresh(gains, "--max_new_tokens", 6)
 
 
+def test_an_option_is_judged_by_accuracy(answer_afresh, write_jsonl, read_jsonl):
+    """By containment every text holds the gold answer "A", which normalises to nothing."""
+    options = {"answers": ["A"], "choices": {"label": ["A", "B"], "text": ["air", "bone"]}}
+    data = write_jsonl("arc.jsonl", [{**question(n, passage(5, text=SENTENCES[n])), **options} for n in range(4)])
+    assert read_jsonl(answer_afresh(data, "--task", "ARC_Challenge")) == []
+    with pytest.raises(UserError, match="--keep answerable: answers of ARC_Challenge are options"):
+        answer_afresh(data, "--task", "ARC_Challenge", "--keep", "answerable", "--overwrite")
+
+
+def test_without_the_llms_own_passage_the_best_retrieved_one_decides(answer_afresh, write_jsonl, read_jsonl, tmp_path):
+    own = passage(1, text="own", is_pseudo=True)
+    data = write_jsonl("gains.jsonl", [question(0, own, passage(2)), question(1, own)])
+    answer_afresh(data, "--no_pseudo")
+    first, second = read_jsonl(tmp_path / "kept.predictions.jsonl")
+    assert ["prediction" in candidate for candidate in first["passages"]] == [False, True]
+    assert second["passages"] == [own]
+
+
 def test_an_interrupted_run_ends_with_the_same_bytes(answer_afresh, gains, tmp_path, monkeypatch):
     monkeypatch.setattr(filtering, "CHUNK", 2)
     whole = answer_afresh(gains).read_bytes()
