@@ -58,7 +58,7 @@ class Prompts:
     )
     passage: str = "{title}\n{text}"
     several_passages: str = "[{number}] {title}\n{text}"
-    base_model_cue: str = "\nAnswer: "
+    base_model_cue: str = "\nAnswer:"
     tasks: dict[str, Task] = field(default_factory=lambda: dict(TASKS))
 
     def task(self, name: str) -> Task:
@@ -140,6 +140,8 @@ def _check_text(path: Path, key: str, text: object) -> None:
             text.format(**{**dict.fromkeys(found, ""), "number": 1})
     except (TypeError, ValueError, LookupError, AttributeError):
         raise UserError(f"{path}: '{key}' is no text with {{placeholders}}; write a literal brace twice") from None
+    if key == "base_model_cue" and text.rstrip(" ").endswith("\n"):
+        raise UserError(f"{path}: 'base_model_cue' ends in a line break; the answer follows it after a space")
     if found - PLACEHOLDERS[key] or REQUIRED.get(key, set()) - found:
         allowed = ", ".join(f"{{{name}}}" for name in sorted(PLACEHOLDERS[key])) or "none"
         needed = ", ".join(f"{{{name}}}" for name in sorted(REQUIRED.get(key, set()))) or "none"

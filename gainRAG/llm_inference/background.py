@@ -79,8 +79,8 @@ def pseudo_passage(text: str) -> Record | None:
 def write_pseudo_passages(
     engine: Engine, builder: PromptBuilder, questions: Sequence[Record], max_new_tokens: int
 ) -> list[str]:
-    """One text a question, written from the question alone, in one batched pass."""
-    return engine.generate([builder.background(question) for question in questions], max_new_tokens)
+    """One text a question, written from the question alone, in one batched pass; a base model's first paragraph."""
+    return engine.generate([builder.background(question) for question in questions], max_new_tokens, end="\n\n")
 
 
 def as_background(record: Record) -> Record:

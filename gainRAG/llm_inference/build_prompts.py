@@ -1,5 +1,7 @@
-"""From a question and its passages to the full prompt text: wording, chat template, and a cut where it is too long."""
+"""From a question and its passages to the full prompt text and its tokens: wording, chat template, a cut where it is
+too long, and what a base model gets in place of a chat template."""
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -21,6 +23,47 @@ def require_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template; name a chat model, or pass --no_chat"
         )
+
+
+MOST_START_TOKENS = 8
+ANCHOR = ":"  # what stands before an answer while it is tokenised, as before the cue's space
+
+
+def encode_prompts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], chat: bool) -> list[list[int]]:
+    """Token ids of prompt texts, as every engine and the gain give them to the LLM.
+
+    Args:
+        texts: of `PromptBuilder`.
+        chat: whether the chat template is in them already, with all special tokens; where none is, the tokenizer's
+            own ones at the start (BOS) are added.
+    """
+    if not texts:
+        return []
+    ids = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False).input_ids
+    start = [] if chat else start_tokens(tokenizer)
+    return [start + row for row in ids]
+
+
+def encode_answers(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str], chat: bool) -> list[list[int]]:
+    """Token ids of answers that follow a prompt of `encode_prompts`.
+
+    With a chat template an answer starts a turn. Without one it follows the prompt's last word after a space, which
+    most tokenizers make a part of the answer's first token.
+    """
+    if chat:
+        return encode_prompts(tokenizer, answers, chat)
+    spaced = [f" {answer.strip()}" for answer in answers]
+    anchor, *rows = encode_prompts(tokenizer, [ANCHOR, *(ANCHOR + answer for answer in spaced)], chat=True)
+    apart = encode_prompts(tokenizer, spaced, chat=True)
+    return [
+        row[len(anchor) :] if row[: len(anchor)] == anchor else alone for row, alone in zip(rows, apart, strict=True)
+    ]
+
+
+def start_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The special tokens that the tokenizer itself puts before a text, such as BOS."""
+    special = set(tokenizer.all_special_ids)
+    return list(itertools.takewhile(special.__contains__, tokenizer("a").input_ids))
 
 
 class PromptBuilder:
@@ -111,15 +154,20 @@ class PromptBuilder:
         if self.tokenizer is None:
             return text
         if not self.chat:
-            return text + (self.prompts.base_model_cue if cue is None else cue)
+            text += self.prompts.base_model_cue if cue is None else cue
+            return text.rstrip(" ")  # a space belongs to the first token of what follows
         return self.tokenizer.apply_chat_template(
             [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
         )
 
     def _excess(self, prompt: str) -> int:
-        if self.tokenizer is None or self.max_tokens is None or len(prompt.encode()) <= self.max_tokens:
+        if (
+            self.tokenizer is None
+            or self.max_tokens is None
+            or len(prompt.encode()) < self.max_tokens - MOST_START_TOKENS
+        ):
             return 0  # a token is at least one byte, so a short text need not be tokenised
-        return max(0, len(self.tokenizer(prompt, add_special_tokens=False).input_ids) - self.max_tokens)
+        return max(0, len(encode_prompts(self.tokenizer, [prompt], self.chat)[0]) - self.max_tokens)
 
     def _shorten(self, text: str, tokens: int) -> str:
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping

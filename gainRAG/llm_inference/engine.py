@@ -85,16 +85,22 @@ class Engine(Protocol):
     Attributes:
         tokenizer: the LLM's, or None where a server tokenises.
         context_length: the most tokens of prompt and answer together, or None where unknown.
+        troubles: for each prompt of the last call what went wrong, a key of `written_text.TROUBLES`, or "".
     """
 
     tokenizer: "PreTrainedTokenizerBase | None"
     context_length: int | None
+    troubles: list[str]
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """One continuation a prompt, in the prompts' order, stripped of white space."""
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
+        """One continuation a prompt, in the prompts' order, stripped of white space.
+
+        Args:
+            end: where a base model's text ends, which would run on; a chat model's ends by itself.
+        """
 
     def close(self) -> None:
-        """Frees the model's memory."""
+        """Frees the model's memory; warns of texts that went wrong."""
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str] = BACKENDS) -> None:
@@ -200,13 +206,18 @@ def check_tokenizer(engine: EngineOptions, generation: GenerationOptions) -> Non
         require_chat_template(tokenizer)
 
 
-def load_engine(options: EngineOptions) -> Engine:
-    """The engine that the options describe."""
+def load_engine(options: EngineOptions, chat: bool) -> Engine:
+    """The engine that the options describe.
+
+    Args:
+        chat: whether the prompts will have a chat template; see `build_prompts.encode_prompts`.
+    """
     if options.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
         return VLLMEngine(
             options.lm_type,
+            chat=chat,
             dtype=options.dtype,
             temperature=options.temperature,
             seed=options.seed,
@@ -230,6 +241,7 @@ def load_engine(options: EngineOptions) -> Engine:
 
     return HFEngine(
         options.lm_type,
+        chat=chat,
         device=options.device,
         dtype=options.dtype,
         max_batch_tokens=options.max_batch_tokens,
@@ -246,7 +258,7 @@ def load_writer(
     Args:
         reserved_tokens: as `prompt_builder` takes them; None: what the LLM may write.
     """
-    loaded = load_engine(engine)
+    loaded = load_engine(engine, generation.chat)
     reserved_tokens = generation.max_new_tokens if reserved_tokens is None else reserved_tokens
     return loaded, prompt_builder(engine, generation, loaded.tokenizer, loaded.context_length, reserved_tokens)
 

@@ -16,6 +16,8 @@ from gainRAG.common.models import (
     pick_dtype,
     weights_path,
 )
+from gainRAG.llm_inference.build_prompts import encode_prompts
+from gainRAG.llm_inference.written_text import TextEngine, decode_texts
 
 
 def load_tokenizer(lm_type: str):
@@ -52,7 +54,7 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     return model.to(device).eval()
 
 
-class HFEngine:
+class HFEngine(TextEngine):
     """Generation by transformers' `generate`; see `engine.Engine`.
 
     A prompt that occurs several times is continued once. Memory that runs out halves the batches from then on.
@@ -61,12 +63,14 @@ class HFEngine:
     def __init__(
         self,
         lm_type: str,
+        chat: bool = True,
         device: str | None = None,
         dtype: str = "auto",
         max_batch_tokens: int = 16384,
         temperature: float = 0.0,
         seed: int = 42,
     ) -> None:
+        super().__init__(chat)
         self.device = pick_device(device)
         self.tokenizer = load_tokenizer(lm_type)
         self.tokenizer.padding_side = "left"
@@ -76,18 +80,19 @@ class HFEngine:
         self.temperature = temperature
         self.seed = seed
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
         """One continuation a prompt, in order.
 
         Args:
-            prompts: full texts, chat template applied; no special tokens are added.
+            prompts: full texts of `PromptBuilder`.
             max_new_tokens: the longest continuation, in tokens.
+            end: where a base model's text ends.
 
         Raises:
             torch.OutOfMemoryError: one prompt alone does not fit.
         """
         distinct = list(dict.fromkeys(prompts))
-        ids = self.tokenizer(distinct, add_special_tokens=False).input_ids if distinct else []
+        ids = encode_prompts(self.tokenizer, distinct, self.chat)
         lengths = [len(row) + max_new_tokens for row in ids]
         texts: dict[str, str] = {}
 
@@ -98,7 +103,7 @@ class HFEngine:
             for batch, written in self.budget.run(lengths, forward):
                 texts |= zip((distinct[index] for index in batch), written, strict=True)
                 progress.update(len(batch))
-        return [texts[prompt] for prompt in prompts]
+        return self.finish(prompts, texts, end)
 
     @torch.inference_mode()
     def _continue(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
@@ -118,10 +123,11 @@ class HFEngine:
             **sampling,
         )
         new = output[:, batch.input_ids.shape[1] :]
-        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return decode_texts(self.tokenizer, new.tolist())
 
     def close(self) -> None:
-        """Frees the model's memory."""
+        """Frees the model's memory; warns of texts that went wrong."""
+        super().close()
         self.model = None
         gc.collect()
         if self.device.type == "cuda":

@@ -119,7 +119,7 @@ class OpenAIEngine:
         self._received: dict[tuple[str, int], str] = {}
         self._stop = threading.Event()
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
         """One continuation a prompt, in order.
 
         Raises:
