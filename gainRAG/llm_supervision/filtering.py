@@ -40,6 +40,7 @@ from gainRAG.llm_inference.engine import (
     generation_settings,
     load_writer,
 )
+from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.llm_inference.predict import predict
 from gainRAG.prompts import load_prompts
 
@@ -56,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--task", required=True, help="whose prompt to use, e.g. HotpotQA, WebQuestions, NaturalQA")
     add_filter_arguments(parser)
     parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest prediction, in tokens")
+    add_length_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
     add_engine_arguments(parser)
     return parser.parse_args()
@@ -67,10 +69,12 @@ def main() -> None:
     output_file(args.output_path)
     check_engine(engine, generation)
     check_keep(options, generation)
-    read = partial(read_records, args.data_path, partial(as_supervised, signal=options.signal))
+    lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
+    read = partial(read_records, args.data_path, lambda record: lengths(as_supervised(record, options.signal)))
     total = sum(1 for _ in read())
+    lengths.report(total)
     predictions = Path(args.output_path).with_suffix(".predictions.jsonl")
-    settings = answer_settings(args.data_path, options, engine, generation)
+    settings = answer_settings(args.data_path, args.skip_too_long, options, engine, generation)
     with StageOutput(predictions, settings, args.overwrite) as output:
         chunks = output.remaining(read(), CHUNK, "answering", total)
         for answered in map_chunks(partial(BestPassageReader, options, engine, generation), chunks):
@@ -94,7 +98,7 @@ def check_keep(options: FilterOptions, generation: GenerationOptions) -> None:
 
 
 def answer_settings(
-    data_path: str, options: FilterOptions, engine: EngineOptions, generation: GenerationOptions
+    data_path: str, skip_too_long: bool, options: FilterOptions, engine: EngineOptions, generation: GenerationOptions
 ) -> Record:
     """What decides the predictions; which of them are kept is decided afresh in every run."""
     return stage_settings(
@@ -103,6 +107,7 @@ def answer_settings(
         **generation_settings(engine, generation),
         signal=options.signal,
         no_pseudo=options.no_pseudo,
+        skip_too_long=skip_too_long,
         max_new_tokens=generation.max_new_tokens,
     )
 

@@ -110,6 +110,21 @@ def test_without_the_llms_own_passage_the_best_retrieved_one_decides(answer_afre
     assert second["passages"] == [own]
 
 
+def test_a_question_too_long_alone_is_found_before_any_model_loads(answer_afresh, write_jsonl, read_jsonl, monkeypatch):
+    long = {**question(1, passage(1)), "question": "Which of the two rivers? " * 400}
+    data = write_jsonl("long.jsonl", [question(0, passage(1)), long])
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"long\.jsonl:2: field 'question': question 1 "),
+    ):
+        patch.setattr(engines, "load_engine", lambda *_: pytest.fail("the LLM was loaded"))
+        answer_afresh(data)
+    answer_afresh(data, "--skip_too_long")
+    long["answers"] = ["x"]
+    with pytest.raises(UserError, match="all 1 questions are too long for the LLM"):
+        answer_afresh(write_jsonl("all.jsonl", [long]), "--skip_too_long", "--overwrite")
+
+
 def test_an_interrupted_run_ends_with_the_same_bytes(answer_afresh, gains, tmp_path, monkeypatch):
     monkeypatch.setattr(filtering, "CHUNK", 2)
     whole = answer_afresh(gains).read_bytes()
