@@ -85,6 +85,7 @@ def test_the_hash_tells_every_change(yaml_file):
         ("passage: '{text} {question}'", "'passage' has placeholders.*allowed: {number}, {text}, {title}"),
         ("with_passages: '{question}'", "'with_passages' has.*needed: {evidence}, {question}"),
         ("background: Write.", "'background'.*needed: {question}"),
+        ('base_model_cue: "A:\\n"', "'base_model_cue' ends in a line break"),
         ("base_model_cue: '{question}'", "'base_model_cue'.*allowed: none"),
         ("passage: '{text} {}'", "'passage' has placeholders"),
         ("passage: '{text.__class__}'", "'passage' has placeholders"),

@@ -1,7 +1,6 @@
 """From a question and its passages to the full prompt text and its tokens: wording, chat template, a cut where it is
 too long, and what a base model gets in place of a chat template."""
 
-import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -62,8 +61,8 @@ def encode_answers(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str],
 
 def start_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     """The special tokens that the tokenizer itself puts before a text, such as BOS."""
-    special = set(tokenizer.all_special_ids)
-    return list(itertools.takewhile(special.__contains__, tokenizer("a").input_ids))
+    plain, full = (tokenizer("a", add_special_tokens=added).input_ids for added in (False, True))
+    return next((full[:start] for start in range(len(full)) if full[start : start + len(plain)] == plain), [])
 
 
 class PromptBuilder:

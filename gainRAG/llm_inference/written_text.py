@@ -28,6 +28,7 @@ THOUGHTS = (
     ("◁think▷", "◁/think▷"),
     ("<|channel|>analysis", "<|channel|>final<|message|>"),
 )
+MARKS = {mark for pair in THOUGHTS for mark in pair} | {"<|channel|>", "<|message|>"}  # tokens of a thought's edges
 
 
 def without_thoughts(text: str, thinking: bool = False) -> tuple[str, bool]:
@@ -51,14 +52,13 @@ def opens_thought(prompt: str) -> bool:
 
 def decode_texts(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[int]]) -> list[str]:
     """Texts of token ids without special tokens, except those that mark thoughts."""
-    texts = tokenizer.batch_decode(rows, skip_special_tokens=True)
-    marks = {token for pair in THOUGHTS for mark in pair for token in (mark, mark[: mark.find("|>") + 2])}
-    shown = {token for token in tokenizer.all_special_tokens if token in marks | {"<|message|>"}}
-    ids = set(tokenizer.convert_tokens_to_ids(list(shown)))
+    texts = tokenizer.batch_decode(rows, skip_special_tokens=True) if rows else []
+    special = set(tokenizer.all_special_tokens)
+    marks = set(tokenizer.convert_tokens_to_ids(list(special & MARKS)))
     for number, row in enumerate(rows):
-        if not ids.isdisjoint(row):
+        if not marks.isdisjoint(row):
             texts[number] = tokenizer.decode(row, skip_special_tokens=False)
-            for token in set(tokenizer.all_special_tokens) - shown:
+            for token in special - MARKS:
                 texts[number] = texts[number].replace(token, "")
     return texts
 

@@ -1,10 +1,13 @@
 """Prompts as an LLM gets them: wording, chat template, and the cut of what is too long."""
 
 import pytest
-from conftest import causal_tokenizer
+from conftest import SENTENCES, causal_tokenizer
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
 from gainRAG.common.cli import UserError
-from gainRAG.llm_inference.build_prompts import PromptBuilder
+from gainRAG.llm_inference.build_prompts import PromptBuilder, encode_answers, encode_prompts
 from gainRAG.prompts import TASKS, Prompts
 
 QUESTION = {"id": "q1", "question": "Where does the Seine flow, {and} why?", "answers": ["Paris"]}
@@ -118,3 +121,62 @@ def test_a_question_that_does_not_fit_is_named(tokenizer, kind):
     arguments = [record, passages(2)] if kind == "with_passages" else [record]
     with pytest.raises(UserError, match=r"question 'q1' \(Why so long.*tokens longer than the 100"):
         getattr(limited, kind)(*arguments)
+
+
+def started(tokenizer):
+    """The tokenizer, made to put <|system|> before and <|end|> behind a text, as Llama's does with its BOS."""
+    begin, end = ("<|system|>", "<|end|>")
+    ids = [(token, tokenizer.convert_tokens_to_ids(token)) for token in (begin, end)]
+    template = TemplateProcessing(single=f"{begin} $A {end}", special_tokens=ids)
+    tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer, ids[0][1]
+
+
+def test_prompts_without_template_get_the_tokenizers_own_start(tokenizer):
+    with_start, begin = started(causal_tokenizer())
+    plain = encode_prompts(tokenizer, ["Who?", ""], chat=True)
+    assert encode_prompts(with_start, ["Who?", ""], chat=True) == plain
+    assert encode_prompts(with_start, ["Who?", ""], chat=False) == [[begin, *row] for row in plain]
+    assert encode_prompts(tokenizer, ["Who?", ""], chat=False) == plain
+    assert encode_prompts(tokenizer, [], chat=False) == []
+
+
+def metaspace_tokenizer():
+    """As Llama-2's: a word's first token holds the space before it, also at the start of a text."""
+    model = Tokenizer(models.Unigram())
+    model.pre_tokenizer = pre_tokenizers.Metaspace()
+    model.train_from_iterator(SENTENCES, trainers.UnigramTrainer(vocab_size=300, unk_token="<unk>"))
+    return PreTrainedTokenizerFast(tokenizer_object=model, unk_token="<unk>", eos_token="</s>", bos_token="<s>")
+
+
+@pytest.mark.parametrize("make", [causal_tokenizer, metaspace_tokenizer])
+@pytest.mark.parametrize("answer", ["Paris", "the Nile", "1903", "日本"])
+def test_an_answer_without_template_is_tokenised_as_it_follows_a_space(make, answer):
+    tokenizer = make()
+    prompt = builder(tokenizer, chat=False).without_passage(QUESTION)
+    together = encode_prompts(tokenizer, [f"{prompt} {answer}"], chat=False)[0]
+    parts = encode_prompts(tokenizer, [prompt], chat=False) + encode_answers(tokenizer, [answer], chat=False)
+    assert sum(parts, []) == together
+    assert encode_answers(tokenizer, [answer], chat=True) == encode_prompts(tokenizer, [answer], chat=True)
+    assert encode_answers(tokenizer, [], chat=False) == []
+
+
+@pytest.mark.parametrize("cue", [Prompts().base_model_cue, "\nA: ", "", " "])
+def test_a_prompt_without_template_never_ends_in_a_space(tokenizer, cue):
+    base = PromptBuilder(Prompts(base_model_cue=cue), TASKS["HotpotQA"], tokenizer, chat=False)
+    record = {**QUESTION, "question": "Who? "}
+    for prompt in (base.without_passage(record), base.with_passages(record, passages(1))):
+        assert not prompt.endswith(" ")
+
+
+def test_the_start_counts_in_the_length_of_a_prompt():
+    tokenizer, _ = started(causal_tokenizer())
+    limited = builder(tokenizer, chat=False, max_tokens=119)
+    fitted = 0
+    for words in range(1, 60):
+        passage = {"title": "", "text": "Paris " * words}
+        prompt = limited.with_passages(QUESTION, [passage])
+        assert len(encode_prompts(tokenizer, [prompt], chat=False)[0]) <= 119
+        fitted += len(encode_prompts(tokenizer, [prompt], chat=False)[0]) == 119
+    assert fitted
+    assert limited.cut
