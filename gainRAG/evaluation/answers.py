@@ -42,7 +42,7 @@ def cover_exact_match(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def cover_exact_match_bounded(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the tokens of a normalised gold answer stand in a row in the normalised prediction.
+    """Whether the tokens of a normalised gold answer are consecutive in the normalised prediction.
 
     A gold answer that normalises to nothing is covered only by a prediction that does so too.
     """
