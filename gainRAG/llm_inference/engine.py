@@ -26,7 +26,7 @@ from gainRAG.common.models import (
 )
 from gainRAG.common.parallel import WorkerOptions
 from gainRAG.common.resume import identity
-from gainRAG.llm_inference.build_prompts import PromptBuilder, require_chat_template
+from gainRAG.llm_inference.build_prompts import PROMPT_DATE, PromptBuilder, require_chat_template
 from gainRAG.prompts import load_prompts
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class EngineOptions:
     concurrency: int = 8
     request_timeout: float = 300.0
     retries: int = 6
+    no_template_kwargs: bool = False
 
     @property
     def model_name(self) -> str:
@@ -69,7 +70,7 @@ class GenerationOptions:
 
     Attributes:
         task: whose prompt; a key of `prompts.TASKS` or of the prompts file.
-        prompts: a YAML file that replaces texts shown to the LLM, or None.
+        prompts: a YAML file that replaces texts shown to the LLM, `reference` for the shipped one, or None.
         chat: whether prompts go through the tokenizer's chat template.
         max_new_tokens: the longest text, in tokens.
     """
@@ -127,7 +128,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str
     group.add_argument("--temperature", type=non_negative_float, default=0.0, help="0 decodes greedily, as the paper")
     group.add_argument("--seed", type=non_negative_int, default=42, help="seed of sampling (temperature above 0)")
     group.add_argument("--no_chat", action="store_true", help="do not use the chat template, whatever the model")
-    group.add_argument("--prompts", default=None, metavar="FILE.yaml", help="replaces texts shown to the LLM")
+    group.add_argument(
+        "--prompts",
+        default=None,
+        metavar="FILE.yaml",
+        help="replaces texts shown to the LLM; reference: the structure of the published code",
+    )
     if "vllm" in backends:
         _add_vllm_arguments(parser)
     if "openai" in backends:
@@ -160,6 +166,11 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "--request_timeout", type=positive_float, default=300.0, help="seconds of silence that fail an attempt"
     )
     group.add_argument("--retries", type=non_negative_int, default=6, help="attempts after a failed one")
+    group.add_argument(
+        "--no_template_kwargs",
+        action="store_true",
+        help="leave chat_template_kwargs, which turn thinking off, out of requests: some servers refuse them",
+    )
 
 
 def engine_options(args: argparse.Namespace) -> EngineOptions:
@@ -217,18 +228,14 @@ def context_length(engine: EngineOptions) -> int | None:
     return min(engine.max_model_len, longest or engine.max_model_len) if engine.backend == "vllm" else longest
 
 
-def load_engine(options: EngineOptions, chat: bool) -> Engine:
-    """The engine that the options describe.
-
-    Args:
-        chat: whether the prompts will have a chat template; see `build_prompts.encode_prompts`.
-    """
+def load_engine(options: EngineOptions, generation: GenerationOptions) -> Engine:
+    """The engine that the options describe, for prompts as `generation` asks for them."""
     if options.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
         return VLLMEngine(
             options.lm_type,
-            chat=chat,
+            chat=generation.chat,
             dtype=options.dtype,
             temperature=options.temperature,
             seed=options.seed,
@@ -247,12 +254,14 @@ def load_engine(options: EngineOptions, chat: bool) -> Engine:
             retries=options.retries,
             temperature=options.temperature,
             seed=options.seed,
+            system=load_prompts(generation.prompts).system,
+            template_kwargs=not options.no_template_kwargs,
         )
     from gainRAG.llm_inference.inference_hf import HFEngine
 
     return HFEngine(
         options.lm_type,
-        chat=chat,
+        chat=generation.chat,
         device=options.device,
         dtype=options.dtype,
         max_batch_tokens=options.max_batch_tokens,
@@ -269,7 +278,7 @@ def load_writer(
     Args:
         reserved_tokens: as `prompt_builder` takes them; None: what the LLM may write.
     """
-    loaded = load_engine(engine, generation.chat)
+    loaded = load_engine(engine, generation)
     reserved_tokens = generation.max_new_tokens if reserved_tokens is None else reserved_tokens
     return loaded, prompt_builder(engine, generation, loaded.tokenizer, loaded.context_length, reserved_tokens)
 
@@ -310,7 +319,9 @@ def generation_settings(engine: EngineOptions, generation: GenerationOptions) ->
     settings = {name: getattr(engine, name) for name in ("backend", "dtype", "temperature", "seed")}
     settings |= {"chat": generation.chat, "task": generation.task, "prompts": load_prompts(generation.prompts).hash()}
     if engine.backend == "openai":
-        return {**settings, "server_model": engine.server_model}
+        return {**settings, "server_model": engine.server_model, "template_kwargs": not engine.no_template_kwargs}
+    if generation.chat:
+        settings["prompt_date"] = str(PROMPT_DATE)
     settings["weights"] = identity(weights_path(engine.lm_type))
     if engine.backend == "vllm":
         settings["max_model_len"] = engine.max_model_len

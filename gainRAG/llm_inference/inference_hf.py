@@ -66,6 +66,13 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     return model.to(device).eval()
 
 
+def end_tokens(generation_config, tokenizer) -> list[int] | None:
+    """The tokens that end a text: the model's own, and the tokenizer's, which some models' settings leave out."""
+    ends = generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+    return sorted(ends - {None}) or None
+
+
 class HFEngine(TextEngine):
     """Generation by transformers' `generate`; see `engine.Engine`.
 
@@ -88,6 +95,7 @@ class HFEngine(TextEngine):
         self.tokenizer.padding_side = "left"
         self.model = load_causal_lm(lm_type, self.device, generation_dtype(dtype, self.device))
         self.context_length = longest_input(self.model.config)
+        self._ends = end_tokens(self.model.generation_config, self.tokenizer)
         self.budget = BatchBudget(max_batch_tokens)
         self.temperature = temperature
         self.seed = seed
@@ -126,6 +134,7 @@ class HFEngine(TextEngine):
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             max_new_tokens=max_new_tokens,
+            eos_token_id=self._ends,
             pad_token_id=self.tokenizer.pad_token_id,
             top_k=None,
             top_p=None,

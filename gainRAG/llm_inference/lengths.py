@@ -84,8 +84,8 @@ class LengthCheck:
             raise FieldError("question", f"{problem}, {REMEDY}") from None
 
     def _check_answers(self, record: Record) -> None:
-        """Prompts leave `reserved_tokens` free, and a token is at least one byte: most answers need no counting."""
-        longer = [answer for answer in record["answers"] if len(answer.encode()) + 2 > self.reserved_tokens]
+        # Prompts leave `reserved_tokens` free, which a short answer does not reach whatever its tokens are.
+        longer = [answer for answer in record["answers"] if 2 * len(answer.encode()) + 2 > self.reserved_tokens]
         if not longer:
             return
         room = self.context_length - self._longest_prompt(record) - 1  # vLLM writes one more token

@@ -13,9 +13,11 @@ logger = logging.getLogger(__name__)
 THOUGHT = "thought"
 LENGTH = "length"
 FILTERED = "content_filter"
+EMPTY = "empty"
 TROUBLES = {
     THOUGHT: "%d texts end inside a thought and count as empty: raise the limit of new tokens, or turn thinking off",
     LENGTH: "%d texts were cut at the limit of new tokens",
+    EMPTY: "%d answers of the server have no content and count as empty",
     FILTERED: "%d texts were withheld by the server's content filter",
 }
 

@@ -116,6 +116,7 @@ def candidate_settings(
         "no_pseudo": not options.pseudo.wanted,
         "max_new_tokens": options.max_new_tokens,
         "background_tokens": options.pseudo.max_new_tokens,
+        "keep_na": options.pseudo.keep_na,
     }
     inputs = {"data_path": options.data_path, "background_path": options.pseudo.path}
     return stage_settings(stage, inputs, **{**generation_settings(engine, generation), **flags, **more})
@@ -158,15 +159,15 @@ def read_candidates(options: CandidateOptions, lengths: LengthCheck) -> Iterator
         passages = [candidate(passage, matcher) for passage in record.pop("ctxs")[: options.num_passages]]
         question = {**record, "passages": passages}
         if pseudo_text_of:
-            add_pseudo_passage(question, pseudo_text_of(question))
+            add_pseudo_passage(question, pseudo_text_of(question), pseudo.keep_na)
         return lengths(question)
 
     return itertools.islice(read_records(options.data_path, as_candidates), options.limit)
 
 
-def add_pseudo_passage(record: Record, text: str) -> None:
-    """Appends a pseudo-passage to the candidates; none where the LLM knew nothing."""
-    pseudo = pseudo_passage(text)
+def add_pseudo_passage(record: Record, text: str, keep_na: bool) -> None:
+    """Appends a pseudo-passage to the candidates; where the LLM knew nothing only with `keep_na`."""
+    pseudo = pseudo_passage(text, keep_na)
     if pseudo:
         record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"])))
 
@@ -183,7 +184,7 @@ class CandidateWriter:
         if pseudo.written_here:
             texts = write_pseudo_passages(self.engine, self.builder, chunk, pseudo.max_new_tokens)
             for record, text in zip(chunk, texts, strict=True):
-                add_pseudo_passage(record, text)
+                add_pseudo_passage(record, text, pseudo.keep_na)
         if self.options.predict:
             cases = [(record, passage) for record in chunk for passage in record["passages"]]
             predict(self.engine, self.builder, cases, self.options.max_new_tokens)

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import shutil
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,7 +13,7 @@ from tokenizers.processors import TemplateProcessing
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import weights_path
-from gainRAG.llm_inference.inference_hf import HFEngine, load_causal_lm, load_tokenizer
+from gainRAG.llm_inference.inference_hf import HFEngine, end_tokens, load_causal_lm, load_tokenizer
 
 PROMPTS = [
     f"<|user|>\n{' '.join(SENTENCES[:count])} {text}<|end|>\n<|assistant|>\n"
@@ -165,6 +166,24 @@ def test_thoughts_are_left_out_and_those_that_never_end_are_counted(make_engine,
     assert engine.troubles == [""]
     engine.close()
     assert caplog.text.count("3 texts end inside a thought and count as empty") == 1
+
+
+@pytest.mark.parametrize("own", [None, 5, [5, 6]])
+def test_the_tokenizers_own_end_token_ends_a_text(make_engine, tiny_llama, tmp_path, own):
+    folder = tmp_path / "endless"
+    shutil.copytree(tiny_llama, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": own}))
+    engine = make_engine(folder)
+    shown, generate = [], engine.model.generate
+    engine.model.generate = lambda **options: shown.append(generate(**options)[0].tolist()) or torch.tensor(shown[-1:])
+    assert engine.tokenizer.eos_token_id in engine._ends
+    engine.generate(PROMPTS[:1], 12)
+    written = shown[0][-12:]
+    assert len(set(written)) > 2
+    engine._ends = end_tokens(engine.model.generation_config, SimpleNamespace(eos_token_id=written[2]))
+    engine.generate(PROMPTS[:1], 12)
+    assert shown[1] == shown[0][:-12] + written[: written.index(written[2]) + 1]
 
 
 def test_sampling_is_seeded(make_engine):

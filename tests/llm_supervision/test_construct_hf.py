@@ -208,6 +208,10 @@ def test_backgrounds_may_come_from_a_file(construct, retrieved, write_jsonl, rea
     assert "2 of 5 questions have fewer than 3 candidates" in caplog.text
     pseudo = [[(p["text"], p["has_answer"]) for p in row["passages"] if p["is_pseudo"]] for row in found]
     assert pseudo == [[("The Nile. Paris.", True)], [], [("x", False)], [("Paris", True)], []]
+    kept = read_jsonl(construct(retrieved, *flags, "--keep_na", "--predictions", "none", "--overwrite"))
+    pseudo = [[p["text"] for p in row["passages"] if p["is_pseudo"]] for row in kept]
+    assert pseudo == [["The Nile. Paris."], ["N/A"], ["x"], ["Paris"], ["n/a."]]
+    assert all("PPL_CD" in row["passages"][-1] for row in kept)
 
 
 @pytest.fixture
