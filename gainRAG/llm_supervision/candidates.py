@@ -11,7 +11,7 @@ from gainRAG.common.cli import positive_int
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.resume import stage_settings
 from gainRAG.common.schemas import as_retrieved
-from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.llm_inference.background import (
     PseudoPassageOptions,
     add_background_arguments,
@@ -155,7 +155,7 @@ def read_candidates(options: CandidateOptions, lengths: LengthCheck) -> Iterator
 
     def as_candidates(record: Record) -> Record | None:
         record = as_retrieved(record)
-        matcher = AnswerMatcher(record["answers"])
+        matcher = AnswerMatcher(record["answers"], match_rule(record))
         passages = [candidate(passage, matcher) for passage in record.pop("ctxs")[: options.num_passages]]
         question = {**record, "passages": passages}
         if pseudo_text_of:
@@ -169,7 +169,7 @@ def add_pseudo_passage(record: Record, text: str, keep_na: bool) -> None:
     """Appends a pseudo-passage to the candidates; where the LLM knew nothing only with `keep_na`."""
     pseudo = pseudo_passage(text, keep_na)
     if pseudo:
-        record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"])))
+        record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"], match_rule(record))))
 
 
 class CandidateWriter:

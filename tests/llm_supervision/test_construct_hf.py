@@ -132,6 +132,15 @@ def test_fields_that_are_not_ours_pass_through(construct, write_jsonl, read_json
     assert first["PPL_CD"] < 1e9
 
 
+@pytest.mark.parametrize(("rule", "hit"), [({}, False), ({"answer_match": "characters"}, True)])
+def test_answers_are_looked_for_by_the_rule_that_retrieval_noted(construct, write_jsonl, read_jsonl, rule, hit):
+    record = {"id": 0, "question": "Which?", "answers": ["北京"], "ctxs": [{"title": "", "text": "北京是中国的首都。"}]}
+    texts = write_jsonl("texts.jsonl", [{"id": 0, "question": "Which?", "background": "首都是北京。"}])
+    flags = ["--predictions", "none", "--background_path", texts]
+    [row] = read_jsonl(construct(write_jsonl("retrieved.jsonl", [record | rule]), *flags))
+    assert [passage["has_answer"] for passage in row["passages"]] == [hit, hit]
+
+
 @pytest.fixture
 def short_llm(tiny_llama, tmp_path):
     """A folder of an LLM with 160 positions."""
