@@ -23,6 +23,7 @@ from gainRAG.llm_inference.engine import (
     load_writer,
     writing_workers,
 )
+from gainRAG.llm_inference.written_text import without_thoughts
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def pseudo_passage(text: str, keep_na: bool = False) -> Record | None:
     Args:
         keep_na: make "N/A" a candidate as well: choosing it means that no passage is chosen.
     """
-    text = text.strip() or NOTHING
+    text = without_thoughts(text)[0] or NOTHING  # a file of them may come from elsewhere
     if not keep_na and text.upper().rstrip(".") in (NOTHING, "NA", "NONE"):
         return None
     return {"id": PSEUDO_ID, "title": "", "text": text, "score": None, "is_pseudo": True}

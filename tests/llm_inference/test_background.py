@@ -29,6 +29,13 @@ def test_knowing_nothing_gives_no_passage(text):
     assert pseudo_passage(text, keep_na=True)["text"] == (text.strip() or "N/A")
 
 
+def test_thoughts_of_a_file_written_elsewhere_are_left_out():
+    assert pseudo_passage("<think>The Seine?</think>\n\nParis lies on it.")["text"] == "Paris lies on it."
+    for text in ("I am unsure.\n</think>\n\nN/A", "<think> The Seine?"):
+        assert pseudo_passage(text) is None
+        assert pseudo_passage(text, keep_na=True)["text"] == "N/A"
+
+
 def test_a_text_becomes_a_candidate():
     wanted = {"id": "pseudo", "title": "", "text": "N/A is a note.", "score": None, "is_pseudo": True}
     assert pseudo_passage(" N/A is a note.\n") == wanted
