@@ -1,7 +1,8 @@
 """How often holding the answer and helping the LLM part ways (the paper's figure 1).
 
 For every question set and method: the share of questions answered wrongly although a passage in the prompt holds a gold
-answer, and the share answered rightly although none does. Right means containment (cover_em). Writes OUT.json, its
+answer, and the share answered rightly although none does. Right is by the
+task's own metric: containment (cover_em), or accuracy. Writes OUT.json, its
 Markdown and an SVG plot beside it.
 
     python -m gainRAG.analysis.gap --work results/paper --datasets NaturalQA_test \
@@ -16,6 +17,7 @@ from gainRAG.analysis.plots import interval_bars
 from gainRAG.analysis.runs import find_picks, read_predictions, read_results
 from gainRAG.common.cli import UserError, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, write_json
+from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
 from gainRAG.rag_workflow.picks import METHODS, Picks
@@ -96,7 +98,7 @@ def gap(predictions: list[Record], picks: Picks, method: str) -> Record:
     for record in predictions:
         matcher = AnswerMatcher(record["answers"])
         held = any(matcher.matches(passage["text"]) for passage in picks.passages_for(method, record))
-        cases.append((held, record["cover_em"] == 1))
+        cases.append((held, record[main_metric(record)] == 1))
     return {
         "n": len(cases),
         "held": sum(held for held, _ in cases),

@@ -22,6 +22,7 @@ from gainRAG.rag_workflow.picks import METHODS
 logger = logging.getLogger(__name__)
 
 METRIC_LABELS = {
+    "accuracy": "accuracy",
     "cover_em": "EM (cover_em)",
     "f1": "F1",
     "mean": "mean of EM and F1",
@@ -160,6 +161,12 @@ class Answered:
         names = ("questions", *FACTS, "versions", "git_commit", "suspect_answers")
         return {name: result[name] for name in names if name in result}
 
+    def metrics(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """A table's metrics; for a task with its own, accuracy in the place of those that compare texts."""
+        if not any("accuracy" in result["metrics"] for result, _ in self.results.values()):
+            return wanted
+        return ("accuracy", *(metric for metric in wanted if metric not in ("cover_em", "f1", "mean")))
+
     def score(self, method: str, k: int | None, metric: str) -> Record | None:
         """`mean`, `low` and `high` in percent; None where it was not run or does not apply."""
         if (method, k) not in self.results:
@@ -189,7 +196,7 @@ def cells(table: Table, name: str, answered: Answered) -> list[Record]:
         label = table.labels.get(method, METHODS[method])
         for k in table.ks or (None,):
             published = PAPER.get(method, {}).get(dataset_of(name), {}) if k in (None, 1) else {}
-            for metric in table.metrics:
+            for metric in answered.metrics(table.metrics):
                 ours, paper = answered.score(method, k, metric), published.get(metric)
                 both = ours is not None and paper is not None
                 cell = {"dataset": name, "method": method, "label": label, "K": k, "metric": metric, "paper": paper}

@@ -20,6 +20,7 @@ from gainRAG.common.cli import UserError, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, read_records, write_json
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import with_unique_ids
+from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import AnswerMatcher
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
 from gainRAG.llm_inference.engine import (
@@ -185,11 +186,11 @@ def find_hits(record: Record, passages: list[Record]) -> list[bool]:
 
 def results_table(results: dict[str, Record]) -> str:
     """Rows of methods; means with 95 % intervals, percent except the gain."""
-    header = ("method", "cover_em", "em", "f1", "hit@1", "gain of the pick", "pseudo picked")
+    main = main_metric(next(iter(results.values()))["metrics"])
+    header = ("method", main, "em", "f1", "hit@1", "gain of the pick", "pseudo picked")
     rows = []
     for method, result in results.items():
         metrics, picked = result["metrics"], result["picks"]
-        main = "accuracy" if "accuracy" in metrics else "cover_em"
         scores = [metrics[main], metrics["em"], metrics["f1"], picked.get("hit_at_1")]
         gain = format_interval(picked.get("pick_gain"), digits=3, scale=1)
         pseudo = picked.get("pseudo_share")

@@ -207,6 +207,27 @@ def test_mistakes_end_with_code_2_and_one_line(run_python, arguments, said):
     assert "Traceback" not in done.stderr
 
 
+def test_a_task_with_its_own_metric_is_judged_by_it_everywhere(answered, tmp_path):
+    """ "A" normalises to nothing, so cover_em counts every answer to it as right."""
+    folder = answered("ARC_test", {"standard_rag": ["gibberish", "A"]}) / "ARC_test"
+    records = [
+        {**record, "answers": ["A"], "cover_em": 1.0, "accuracy": float(record["prediction"] == "A")}
+        for record in predictions(["gibberish", "A"])
+    ]
+    write_records(folder / "standard_rag.jsonl", records)
+    facts = {"model": "tiny", "prompts_hash": "abc", "seed": 42, "split": "ARC"}
+    write_json(folder / "results.json", {"standard_rag": {**summarize(records, **facts, K_docs=1), "picks": {}}})
+    content = collect("main", [tmp_path / "answers"], ["ARC_test"])
+    assert cell(content, method="standard_rag", metric="accuracy")["ours"]["mean"] == 50
+    assert {one["metric"] for one in content["cells"]} == {"accuracy"}
+    write_records(tmp_path / "retrieved" / "ARC_test.jsonl", passages(["Paris", "Paris"]))
+    [row] = gap.measure(tmp_path, "ARC_test", ["standard_rag"])
+    assert row["gap"]["right_though_not_held"]["mean"] == 50
+    text = report.page(tmp_path, examples=2)
+    assert '<td class="wrong">gibberish</td>' in text and '<td class="right">A</td>' in text
+    assert "<th>accuracy</th>" in text and "cover_em" not in text
+
+
 # --- figure 1 -----------------------------------------------------------------------------------------------------
 
 
