@@ -3,6 +3,7 @@
 import argparse
 import itertools
 import logging
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from gainRAG.common.schemas import as_retrieved
 from gainRAG.evaluation.answers import accuracy, option_labels, score_prediction
 from gainRAG.evaluation.results import summarize
 from gainRAG.llm_inference.engine import (
+    Engine,
     EngineOptions,
     GenerationOptions,
     add_engine_arguments,
@@ -23,6 +25,9 @@ from gainRAG.prompts import Task, load_prompts
 logger = logging.getLogger(__name__)
 
 CHUNK = 256  # questions
+OWN_FIELDS = ("ctxs", "accuracy", "trouble")  # a question's fields of these names are not taken for an output's
+
+Answer = tuple[str, str]  # its text, and what went wrong with it (llm_inference.written_text) or ""
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -86,32 +91,45 @@ def open_predictions(
     return StageOutput(path, settings, overwrite)
 
 
+def write_answers(engine: Engine, prompts: list[str], max_new_tokens: int) -> list[Answer]:
+    """The LLM's answers, in order, each with what went wrong."""
+    texts = engine.generate(prompts, max_new_tokens)
+    troubles = getattr(engine, "troubles", None) or [""] * len(texts)
+    return list(zip(texts, troubles, strict=True))
+
+
 def answer_chunk(
-    chunk: list[Record], prompt_of: Callable[[Record], str], write: Callable[[list[str]], list[str]], task: Task
+    chunk: list[Record], prompt_of: Callable[[Record], str], write: Callable[[list[str]], list[Answer]], task: Task
 ) -> list[Record]:
     """The output records of some questions.
 
     Args:
         prompt_of: a question's full prompt.
-        write: prompts -> predictions, in order.
+        write: prompts -> answers, in order.
     """
     prompts = [prompt_of(record) for record in chunk]
     return [score_record(*case, task) for case in zip(chunk, prompts, write(prompts), strict=True)]
 
 
-def score_record(record: Record, prompt: str, prediction: str, task: Task) -> Record:
-    """One generation output record; `accuracy` joins the scores for option and true/false tasks."""
-    scores = score_prediction(prediction, record["answers"])
+def score_record(record: Record, prompt: str, answer: Answer, task: Task) -> Record:
+    """One generation output record. `accuracy` joins the scores for option and true/false tasks, `trouble` an answer
+    that went wrong; the question's other fields pass through behind ours."""
+    prediction, trouble = answer
+    scored = {name: record.get(name) for name in ("id", "question", "answers")}
+    scored |= {"prompt": prompt, "prediction": prediction, **score_prediction(prediction, record["answers"])}
     if task.metric == "accuracy":
-        scores["accuracy"] = float(accuracy(prediction, record["answers"], option_labels(record)))
-    kept = {name: record.get(name) for name in ("id", "question", "answers")}
-    return {**kept, "prompt": prompt, "prediction": prediction, **scores}
+        scored["accuracy"] = float(accuracy(prediction, record["answers"], option_labels(record)))
+    if trouble:
+        scored["trouble"] = trouble
+    passed = {name: value for name, value in record.items() if name not in scored and name not in OWN_FIELDS}
+    return {**scored, **passed}
 
 
 def summarize_predictions(
     predictions: list[Record], data_path: str | Path, engine: EngineOptions, generation: GenerationOptions, k: int
 ) -> Record:
-    """The results file's content for one list of predictions."""
+    """The results file's content for one list of predictions; `troubles` counts the answers that went wrong, as those
+    cut at `max_new_tokens` or inside a thought."""
     return summarize(
         predictions,
         split=f"{generation.task} ({Path(data_path).name})",
@@ -122,4 +140,5 @@ def summarize_predictions(
         backend=engine.backend,
         dtype=engine.dtype,
         max_new_tokens=generation.max_new_tokens,
+        troubles=Counter(record["trouble"] for record in predictions if "trouble" in record),
     )

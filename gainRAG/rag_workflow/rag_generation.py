@@ -1,7 +1,8 @@
 """Answers each question from its selected passages and scores the answers.
 
 Reads a selection (or plain retrieval output), puts the first K_docs passages into the prompt, and writes a record a
-question with prompt, prediction and scores; the means with their intervals go to OUT.metrics.json.
+question with prompt, prediction, scores and the question's other fields; the means with their intervals go to
+OUT.metrics.json.
 
     python -m gainRAG.rag_workflow.rag_generation --data_path selected.jsonl --task HotpotQA \
         --lm_type Llama-3-8B-Instruct --K_docs 1
@@ -27,12 +28,14 @@ from gainRAG.llm_inference.engine import (
 )
 from gainRAG.rag_workflow.answering import (
     CHUNK,
+    Answer,
     add_generation_arguments,
     answer_chunk,
     open_predictions,
     read_answerable,
     read_questions,
     summarize_predictions,
+    write_answers,
 )
 
 logger = logging.getLogger(__name__)
@@ -83,8 +86,8 @@ class AnswerWorker:
     def _prompt(self, record: Record) -> str:
         return self.builder.with_passages(record, record["ctxs"][: self.k])
 
-    def _write(self, prompts: list[str]) -> list[str]:
-        return self.engine.generate(prompts, self.max_new_tokens)
+    def _write(self, prompts: list[str]) -> list[Answer]:
+        return write_answers(self.engine, prompts, self.max_new_tokens)
 
     def close(self) -> None:
         self.engine.close()

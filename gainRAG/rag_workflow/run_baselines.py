@@ -33,12 +33,14 @@ from gainRAG.llm_inference.engine import (
 )
 from gainRAG.rag_workflow.answering import (
     CHUNK,
+    Answer,
     add_generation_arguments,
     answer_chunk,
     as_answerable,
     open_predictions,
     read_questions,
     summarize_predictions,
+    write_answers,
 )
 from gainRAG.rag_workflow.picks import METHODS, SELECTED, Picks, explained
 
@@ -128,7 +130,7 @@ class SharedLLM:
     def __init__(self, engine: EngineOptions, generation: GenerationOptions) -> None:
         self.engine = engine
         self.generation = generation
-        self.known: dict[str, str] = {}
+        self.known: dict[str, Answer] = {}
 
     @cached_property
     def writer(self):
@@ -139,7 +141,8 @@ class SharedLLM:
         """Takes up the answers of a method's finished chunks (those of a torn chunk are computed again, alike)."""
         records = list(output.records()) if output.complete or output.done else []
         finished = len(records) if output.complete else len(records) // CHUNK * CHUNK
-        self.known.update((record["prompt"], record["prediction"]) for record in records[:finished])
+        for record in records[:finished]:
+            self.known[record["prompt"]] = record["prediction"], record.get("trouble", "")
 
     def answer(self, chunk: list[Record], passages_for: Callable[[Record], list[Record]]) -> list[Record]:
         """The output records of some questions, each answered from its passages (from none where it has none)."""
@@ -151,10 +154,10 @@ class SharedLLM:
 
         return answer_chunk(chunk, prompt_of, self._write, builder.task)
 
-    def _write(self, prompts: list[str]) -> list[str]:
+    def _write(self, prompts: list[str]) -> list[Answer]:
         engine, _ = self.writer
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
-        self.known.update(zip(new, engine.generate(new, self.generation.max_new_tokens), strict=True))
+        self.known.update(zip(new, write_answers(engine, new, self.generation.max_new_tokens), strict=True))
         return [self.known[prompt] for prompt in prompts]
 
 

@@ -68,8 +68,30 @@ def test_records_hold_prompt_prediction_and_scores(generate, write_jsonl, read_j
         prediction = said(prompt)
         kept = {name: record[name] for name in ("id", "question", "answers")}
         scores = score_prediction(prediction, record["answers"])
-        assert row == {**kept, "prompt": prompt, "prediction": prediction, **scores}
+        assert row == {**kept, "prompt": prompt, "prediction": prediction, **scores, "level": "easy"}
         assert {"cover_em", "em", "f1"} <= row.keys()
+
+
+def test_a_questions_other_fields_pass_through_unless_the_output_has_them(generate, write_jsonl, read_jsonl):
+    more = {"metadata": {"hops": [2, None]}, "em": "theirs", "accuracy": "theirs", "trouble": "theirs"}
+    [row] = read_jsonl(generate(write_jsonl("selected.jsonl", made_selection(1, **more))))
+    assert row["metadata"] == {"hops": [2, None]} and row["level"] == "easy"
+    assert row["em"] in (0.0, 1.0)
+    assert not row.keys() & {"accuracy", "trouble", "ctxs"}
+
+
+def test_answers_that_went_wrong_are_marked_and_counted(generate, write_jsonl, read_jsonl, monkeypatch):
+    whole = HFEngine.generate
+
+    def troubled(self, prompts, max_new_tokens):
+        texts = whole(self, prompts, max_new_tokens)
+        self.troubles = ["thought" if "Which, 1?" in prompt else "" for prompt in prompts]
+        return texts
+
+    monkeypatch.setattr(HFEngine, "generate", troubled)
+    path = generate(write_jsonl("selected.jsonl", made_selection(3)))
+    assert [row.get("trouble") for row in read_jsonl(path)] == [None, "thought", None]
+    assert json.loads(path.with_suffix(".metrics.json").read_text())["troubles"] == {"thought": 1}
 
 
 def test_metrics_are_means_of_the_records(generate, write_jsonl, read_jsonl, capsys):
