@@ -79,8 +79,8 @@ def as_training_group(record: Record) -> Record:
 
 
 def as_prediction(record: Record) -> Record:
-    """A line of generation output: `question`, `answers`, `prediction`, and `cover_em`, `f1` and, where the task has it,
-    `accuracy`, from 0 to 1."""
+    """A line of generation output: `question`, `answers`, `prediction`, and from 0 to 1 `cover_em`, `f1` and, where the
+    task has it, `accuracy`."""
     for name, kind in (("question", str), ("prediction", str), ("answers", list)):
         if not isinstance(record.get(name), kind):
             raise FieldError(name, f"missing, or no {kind.__name__}; rag_generation writes it")

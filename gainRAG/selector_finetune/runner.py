@@ -33,7 +33,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from gainRAG.common.cli import OneLineErrors, UserError, stage_parser
 from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
-from gainRAG.common.models import explain_load_errors, longest_input
+from gainRAG.common.models import explain_load_errors, fit_tokenizer, longest_input
 from gainRAG.common.resume import require_same, stage_settings
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups
@@ -212,6 +212,7 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
             deepspeed.init_distributed()  # ZeRO 3 shards weights as they load, so it must know of all processes by then
         with explain_load_errors(self.model_args.model_name_or_path):
             tokenizer, loaded = super().load_tokenizer_and_model()
+        fit_tokenizer(tokenizer, loaded.model.config, self.model_args.model_name_or_path)
         base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
         return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)
 

@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, RunsWhenUnpickled
+from conftest import REPOSITORY, RunsWhenUnpickled, cross_encoder_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import open_locked, write_json
+from gainRAG.selector_engine.selector import Selector
 from gainRAG.selector_finetune import runner
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
@@ -184,6 +185,15 @@ def test_saved_folder_scores_alike_in_flagembedding_and_sentence_transformers(tr
     assert np.ptp(own) > 1e-2
     np.testing.assert_allclose(flag, own, atol=1e-4)
     np.testing.assert_allclose(cross, own, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "GPT2", "RoBERTa"])
+def test_other_kinds_of_cross_encoders_train_and_select(train, kind, tmp_path):
+    start = cross_encoder_of(kind, tmp_path / "start")
+    folder = train("--model_name_or_path", start, "--num_train_epochs", 1, "--passage_max_len", 60)
+    assert AutoTokenizer.from_pretrained(folder).pad_token is not None
+    pairs = [(record["query"], text) for record in records(4) for text in record["neg"]]
+    assert np.ptp(Selector(str(folder), device="cpu").score(pairs)) > 1e-3
 
 
 @pytest.mark.parametrize(("metric", "best"), [("top1_agreement", max), ("gain_regret", min), ("loss", min)])
