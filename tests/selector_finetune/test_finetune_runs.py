@@ -510,3 +510,69 @@ def test_two_processes_without_deepspeed_learn_as_one(torchrun, train, steady_re
         2, "--model_name_or_path", steady_reranker, "--train_data", data, "--per_device_train_batch_size", 4, *same_run
     )
     assert losses(folder) == pytest.approx(losses(expected), abs=1e-3)
+
+
+def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train, caplog):
+    auto = ["--resume_from_checkpoint", "auto"]
+    out = train(*auto)
+    trained = (out / "model.safetensors").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        train(*auto)
+    assert f"{out} is complete already, with the same settings" in caplog.text
+    with pytest.raises(
+        UserError, match=r"out holds a training with other settings .*num_train_epochs: 2\S* then, 1\S* now"
+    ):
+        train(*auto, "--num_train_epochs", 1)
+    assert (out / "model.safetensors").stat().st_mtime_ns == trained
+    train(*auto, "--num_train_epochs", 1, "--overwrite_output_dir")
+    assert len(losses(out)) == 3
+    (out / runner.FINISHED).unlink()  # as if killed before its first checkpoint
+    train(*auto, "--num_train_epochs", 1)
+    assert (out / runner.FINISHED).exists()
+
+
+def test_checkpoints_of_other_names_are_left_alone(train, tmp_path):
+    flags = ["--save_strategy", "steps", "--save_steps", 2]
+    out = train(*flags)
+    shutil.copytree(out / "checkpoint-2", out / "checkpoint-2-best")
+    (out / "checkpoint-notes").write_text("mine")
+    whole = losses(out)
+    assert losses(train(*flags, "--resume_from_checkpoint", "True")) == pytest.approx(whole, abs=1e-6)
+    train(*flags, "--overwrite_output_dir", "--num_train_epochs", 1)
+    assert (out / "checkpoint-2-best" / "trainer_state.json").exists()
+    assert (out / "checkpoint-notes").read_text() == "mine"
+    assert not (out / "checkpoint-6").exists()
+
+
+def test_settings_do_not_depend_on_spelling_and_other_versions_only_stop_an_unfinished_training(
+    train, tiny_reranker, tmp_path, monkeypatch, caplog
+):
+    auto = ["--resume_from_checkpoint", "auto", "--save_strategy", "steps", "--save_steps", 2]
+    out = train(*auto)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_reranker, "start")
+    (tmp_path / "start" / "README.md").write_text("downloaded")
+    shutil.copy("train.jsonl", "same.jsonl")
+    spelled = [*auto, "--model_name_or_path", "./start", "--train_data", "same.jsonl", "--output_dir", "./out"]
+    saved = (out / "model.safetensors").stat().st_mtime_ns
+    train(*spelled)
+    settings = json.loads((out / runner.SETTINGS).read_text())
+    write_json(out / runner.SETTINGS, {**settings, "versions": {**settings["versions"], "torch": "1.0"}})
+    train(*spelled)
+    assert (out / "model.safetensors").stat().st_mtime_ns == saved
+    assert "made with other versions of libraries (torch: '1.0' then" in caplog.text
+    (out / runner.FINISHED).unlink()
+    with pytest.raises(UserError, match="torch: '1.0' then"):
+        train(*spelled)
+
+
+def test_resuming_auto_takes_up_the_last_checkpoint(train):
+    flags = ["--resume_from_checkpoint", "auto", "--save_strategy", "steps", "--save_steps", 2]
+    out = train(*flags)
+    whole = losses(out)
+    shutil.rmtree(out / "checkpoint-6")
+    (out / runner.FINISHED).unlink()
+    kept = (out / "checkpoint-4").stat().st_mtime_ns
+    train(*flags)
+    assert losses(out) == whole
+    assert (out / "checkpoint-4").stat().st_mtime_ns == kept
