@@ -49,7 +49,7 @@ PAPER: dict[str, dict[str, dict[str, float]]] = {
 NOT_REPRODUCED = (
     "Self-RAG and the other baselines of the main table that need their own training or their own way of decoding.",
     "The experiments with other LLMs than the one that is named above; LLM=NAME runs the same tables with another.",
-    "Cells of the paper that are unknown to us, so that ours have no number beside them: SQuAD throughout, no retrieval "
+    "Cells that are unknown to us, so that ours have no number beside them: SQuAD throughout, no retrieval "
     "except WebQuestions, the reranker except on HotpotQA and two averages, ablations except on HotpotQA, "
     "2WikiMultiHopQA and NaturalQA.",
     "The curve over more passages in the prompt: the paper states its shape (one passage is best), not its values.",
