@@ -4,7 +4,7 @@ import argparse
 import itertools
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gainRAG.common.cli import positive_int
@@ -20,6 +20,7 @@ from gainRAG.llm_inference.engine import (
     add_engine_arguments,
     generation_settings,
 )
+from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.prompts import Task, load_prompts
 
 logger = logging.getLogger(__name__)
@@ -37,16 +38,23 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest answer, in tokens")
     parser.add_argument("--limit", type=positive_int, default=None, help="only the first questions")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
+    add_length_arguments(parser)
     add_engine_arguments(parser)
 
 
-def read_answerable(path: str | Path, limit: int | None) -> Iterator[Record]:
-    """The first questions of a selection or retrieval file, each with a passage at least.
+def read_answerable(
+    path: str | Path, limit: int | None, lengths: LengthCheck, shape: Callable[[Record], Record] | None = None
+) -> Iterator[Record]:
+    """The first questions of a selection or retrieval file that fit the LLM, each with a passage at least.
+
+    Args:
+        shape: what checks a record; None: `as_answerable`.
 
     Raises:
-        UserError: a record is unusable, or has no passage.
+        UserError: a record is unusable, has no passage, or is too long and not to be skipped.
     """
-    return itertools.islice(read_records(path, as_answerable), limit)
+    shape = shape or as_answerable
+    return itertools.islice(read_records(path, lambda record: lengths(shape(record))), limit)
 
 
 def as_answerable(record: Record) -> Record:
@@ -57,13 +65,11 @@ def as_answerable(record: Record) -> Record:
     return record
 
 
-def read_questions(
-    path: str | Path, limit: int | None, k: int, shape: Callable[[Record], Record] = as_answerable
-) -> list[Record]:
-    """The first questions without their passages. Reads every record, so that a bad one ends the run before any model
-    loads; questions with fewer than `k` passages are counted in the log."""
+def check_questions(records: Iterable[Record], k: int) -> list[Record]:
+    """The questions without their passages. Reads every record, so that a bad one ends the run before any model loads;
+    questions with fewer than `k` passages are counted in the log."""
     questions, fewer = [], 0
-    for record in itertools.islice(read_records(path, shape), limit):
+    for record in records:
         fewer += len(record["ctxs"]) < k
         questions.append({name: value for name, value in record.items() if name != "ctxs"})
     if fewer:
@@ -78,6 +84,7 @@ def open_predictions(
     generation: GenerationOptions,
     k: int,
     limit: int | None,
+    skip_too_long: bool,
     overwrite: bool,
 ) -> StageOutput:
     """The resumable output of one list of predictions.
@@ -86,7 +93,7 @@ def open_predictions(
         inputs: flag name -> the file that passages come from.
         k: passages in the prompt.
     """
-    flags = {"K_docs": k, "max_new_tokens": generation.max_new_tokens, "limit": limit}
+    flags = {"K_docs": k, "max_new_tokens": generation.max_new_tokens, "limit": limit, "skip_too_long": skip_too_long}
     settings = stage_settings("generation", inputs, **generation_settings(engine, generation), **flags)
     return StageOutput(path, settings, overwrite)
 
@@ -126,10 +133,19 @@ def score_record(record: Record, prompt: str, answer: Answer, task: Task) -> Rec
 
 
 def summarize_predictions(
-    predictions: list[Record], data_path: str | Path, engine: EngineOptions, generation: GenerationOptions, k: int
+    predictions: list[Record],
+    data_path: str | Path,
+    engine: EngineOptions,
+    generation: GenerationOptions,
+    k: int,
+    too_long: int,
 ) -> Record:
     """The results file's content for one list of predictions; `troubles` counts the answers that went wrong, as those
-    cut at `max_new_tokens` or inside a thought."""
+    cut at `max_new_tokens` or inside a thought.
+
+    Args:
+        too_long: questions that were left out for their length.
+    """
     return summarize(
         predictions,
         split=f"{generation.task} ({Path(data_path).name})",
@@ -140,5 +156,6 @@ def summarize_predictions(
         backend=engine.backend,
         dtype=engine.dtype,
         max_new_tokens=generation.max_new_tokens,
+        too_long=too_long,
         troubles=Counter(record["trouble"] for record in predictions if "trouble" in record),
     )

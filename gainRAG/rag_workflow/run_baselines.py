@@ -31,14 +31,16 @@ from gainRAG.llm_inference.engine import (
     generation_options,
     load_writer,
 )
+from gainRAG.llm_inference.lengths import LengthCheck
 from gainRAG.rag_workflow.answering import (
     CHUNK,
     Answer,
     add_generation_arguments,
     answer_chunk,
     as_answerable,
+    check_questions,
     open_predictions,
-    read_questions,
+    read_answerable,
     summarize_predictions,
     write_answers,
 )
@@ -94,7 +96,11 @@ def main() -> None:
     args = parse_arguments()
     engine, generation = engine_options(args), generation_options(args)
     check_engine(engine, generation)
-    questions = read_questions(args.data_path, args.limit, args.K_docs, with_unique_ids(as_answerable))
+    lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
+    read = read_answerable(args.data_path, args.limit, lengths, with_unique_ids(as_answerable))
+    questions = check_questions(read, args.K_docs)
+    lengths.report(len(questions))
+    flags = args.K_docs, args.limit, args.skip_too_long, args.overwrite
     picks = Picks(args.K_docs, args.data_path, args.selections, args.gains_path)
     picks.require(questions)
     llm = SharedLLM(engine, generation)
@@ -104,13 +110,13 @@ def main() -> None:
         inputs = {"data_path": args.data_path, "selection": args.selections.get(method)}
         if method == "best_by_gain":
             inputs["gains_path"] = args.gains_path
-        with open_predictions(path, inputs, engine, generation, args.K_docs, args.limit, args.overwrite) as output:
+        with open_predictions(path, inputs, engine, generation, *flags) as output:
             llm.remember(output)
             for chunk in output.remaining(questions, CHUNK, explained(method)):
                 output.append(llm.answer(chunk, partial(picks.passages_for, method)))
         predictions = list(read_records(path))
         results[method] = {
-            **summarize_predictions(predictions, args.data_path, engine, generation, args.K_docs),
+            **summarize_predictions(predictions, args.data_path, engine, generation, args.K_docs, lengths.skipped),
             "picks": pick_metrics(picks, method, questions),
         }
     write_json(folder / "results.json", results)

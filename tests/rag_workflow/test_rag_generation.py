@@ -179,7 +179,7 @@ def test_mistakes_are_named_before_any_model_loads(generate, write_jsonl, monkey
     with pytest.raises(UserError, match="b.jsonl:1: field 'ctxs': empty; wanted at least one passage"):
         generate(write_jsonl("b.jsonl", made_selection(2, ctxs=[])))
     with pytest.raises(UserError, match=r"c\.jsonl:1: field 'choices'"):
-        generate(write_jsonl("c.jsonl", made_selection(1, choices=["A", "B"])))
+        generate(write_jsonl("c.jsonl", made_selection(1, choices={"label": ["A"], "text": []})))
     with pytest.raises(UserError, match="--task Hotpot: unknown"):
         generate(data, task="Hotpot")
     with pytest.raises(UserError, match="no such file"):
@@ -191,6 +191,26 @@ def test_mistakes_are_named_before_any_model_loads(generate, write_jsonl, monkey
             generate(data, *flags)
         assert refused.value.code == 2
     assert not list(tmp_path.glob("predictions*"))
+
+
+def test_a_question_beyond_the_context_is_named_before_any_model_loads_or_left_out(
+    generate, write_jsonl, read_jsonl, monkeypatch, caplog
+):
+    selection = made_selection(3)
+    selection[1]["question"] = "Which? " * 1500
+    data = write_jsonl("selected.jsonl", selection)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"selected\.jsonl:2: .*'q1'.*--skip_too_long"):
+        patch.setattr(rag_generation, "load_writer", lambda *_: pytest.fail("the LLM was loaded"))
+        generate(data)
+    path = generate(data, "--skip_too_long")
+    assert [row["id"] for row in read_jsonl(path)] == ["q0", "q2"]
+    metrics = json.loads(path.with_suffix(".metrics.json").read_text())
+    assert (metrics["questions"], metrics["too_long"]) == (2, 1)
+    assert "1 questions are too long for the LLM and are left out" in caplog.text
+    former = path.read_bytes()
+    assert generate(data, "--skip_too_long").read_bytes() == former
+    with pytest.raises(UserError, match="all 1 questions are too long"):
+        generate(write_jsonl("one.jsonl", selection[1:2]), "--skip_too_long", output="one.out.jsonl")
 
 
 def test_fewer_passages_than_wanted_are_counted(generate, write_jsonl, caplog):
