@@ -23,7 +23,7 @@ class Task:
 
     Attributes:
         instruction: what the answer is to look like.
-        label: what stands before the question's text.
+        label: what comes before the question's text.
         metric: `answers` (containment, EM, F1) or `accuracy` (option letter, true or false).
     """
 
@@ -72,7 +72,7 @@ class Prompts:
         return self.tasks[name]
 
     def evidence(self, passages: Sequence[Record]) -> str:
-        """How one passage, or several in their order, stand in a prompt."""
+        """The text of one passage, or of several in their order, as a prompt shows them."""
         layout = self.passage if len(passages) == 1 else self.several_passages
         spelled = [
             layout.format(number=number, title=passage.get("title") or "", text=passage["text"]).strip()
@@ -116,7 +116,7 @@ def load_prompts(path: str | Path | None = None) -> Prompts:
     try:
         given = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as problem:
-        # PyYAML lets through what int(), float(), datetime() and the like say of a value that does not fit its tag
+        # PyYAML does not catch what int(), float(), datetime() and the like raise for a value that does not fit its tag
         raise UserError(f"{path}: is not YAML ({' '.join(str(problem).split()):.200})") from None
     if not isinstance(given, dict):
         raise UserError(f"{path}: wanted a mapping with keys among {', '.join([*PLACEHOLDERS, 'tasks'])}")

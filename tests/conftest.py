@@ -6,9 +6,12 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import json
+import resource
 import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -52,17 +55,17 @@ def killed_at_record(module: str, record: int, before: str = "") -> str:
     """
     return f"""
 import importlib, os, signal
-from gainRAG import records
+from gainRAG.common import resume
 stage = importlib.import_module("{module}")
 {before}
-append, count = records.StageOutput.append, 0
-def dies(self, record):
+line_of, count = resume.line_of, 0
+def dies(record):
     global count
     count += 1
     if count == {record}:
         os.kill(os.getpid(), signal.SIGKILL)
-    append(self, record)
-records.StageOutput.append = dies
+    return line_of(record)
+resume.line_of = dies
 stage.main()
 """
 
@@ -207,6 +210,19 @@ def write_jsonl(tmp_path):
 def read_jsonl():
     """Reads a .jsonl file as a list."""
     return lambda path: [json.loads(line) for line in Path(path).open("rb")]
+
+
+@contextmanager
+def files_no_longer_than(size: int):
+    """The operating system's own refusal to write on, for this process."""
+    former = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, former)
+        signal.signal(signal.SIGXFSZ, handler)
 
 
 @pytest.fixture(scope="session")

@@ -9,12 +9,9 @@ from gainRAG.common.cli import UserError
 
 
 class Doubler:
-    """Doubles numbers. Words are told to it: `bad` is the user's mistake, `bug` ours, `deadly` kills its process."""
+    """Doubles numbers. Some words are orders: `bad` is a user error, `bug` is ours, `deadly` kills the process."""
 
-    def __call__(self, chunks):
-        return map(self.double, chunks)
-
-    def double(self, chunk):
+    def __call__(self, chunk):
         if chunk == "bad":
             raise UserError("bad: wanted a number")
         if chunk == "bug":
@@ -22,9 +19,6 @@ class Doubler:
         if chunk == "deadly":
             os.kill(os.getpid(), signal.SIGKILL)
         return 2 * chunk, os.getpid()
-
-    def close(self):
-        pass
 
 
 class Dying:
@@ -38,13 +32,10 @@ class Dying:
         self.worker = getattr(importlib.import_module(module), name)(*arguments)
         self.marker, self.chunks = marker, 0
 
-    def __call__(self, chunks):
-        for results in self.worker(chunks):
-            self.chunks += 1
-            if self.chunks == 2 and not self.marker.exists():
-                self.marker.touch()
-                os.kill(os.getpid(), signal.SIGKILL)
-            yield results
-
-    def close(self):
-        self.worker.close()
+    def __call__(self, chunk):
+        results = self.worker(chunk)
+        self.chunks += 1
+        if self.chunks == 2 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return results

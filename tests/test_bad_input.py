@@ -1,10 +1,11 @@
-"""What users get wrong, stage by stage: exit code 2, one line that says where and what would be right, before any model
+"""User errors, stage by stage: exit code 2, one line that says where and what would be right, before any model
 loads, nothing under a final name. And what only looks wrong, which works."""
 
 import copy
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import logging
 import re
@@ -265,8 +266,12 @@ DAMAGES = {  # name -> (the good lines -> bad bytes, what is said); {field} is t
 }
 
 
-@pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("stage", READS)
+OWN_READERS = ("passage_embed", "prepare_questions", "prepare_corpus")  # the others': common/test_jsonl.py has them all
+DAMAGED = [(stage, damage) for stage in OWN_READERS for damage in DAMAGES]
+DAMAGED += [pair for pair in zip(READS, itertools.cycle(DAMAGES), strict=False) if pair[0] not in OWN_READERS]
+
+
+@pytest.mark.parametrize(("stage", "damage"), DAMAGED)
 def test_a_damaged_file_is_named_with_its_line(refused, bench, stage, damage):
     make, said = DAMAGES[damage]
     path = bench.write("bad.jsonl", make([lines([record]) for record in READS[stage][1][:3]]))
@@ -277,8 +282,7 @@ def assert_says(line: str, said: str, path: Path) -> None:
     assert re.search(said.replace("{path}", re.escape(str(path))), line), line
 
 
-@pytest.mark.parametrize("value", ["gone", 5, None, {"a": 1}], ids=["missing", "a number", "null", "an object"])
-@pytest.mark.parametrize("stage", READS)
+@pytest.mark.parametrize(("stage", "value"), zip(READS, itertools.cycle(["gone", 5, None, {"a": 1}]), strict=False))
 def test_a_missing_field_or_a_wrong_type_is_named(refused, bench, stage, value):
     _, good, field = READS[stage]
     path = bench.write("bad.jsonl", changed(good[:3], 2, field, value=value))
@@ -286,14 +290,9 @@ def test_a_missing_field_or_a_wrong_type_is_named(refused, bench, stage, value):
 
 
 @pytest.mark.parametrize("stage", READS)
-def test_a_wrong_path_is_named(refused, bench, stage):
+def test_a_wrong_path_and_a_folder_for_a_file_are_named(refused, bench, stage):
     path = bench.folder / "gone.jsonl"
     assert_says(refused(stage, *bench.command(stage, path)), "{path}: no such file", path)
-
-
-@pytest.mark.parametrize("stage", READS)
-def test_a_folder_for_a_file_is_named(refused, bench, stage):
-    path = bench.folder / "folder.jsonl"
     path.mkdir()
     assert_says(refused(stage, *bench.command(stage, path)), "{path}: (is a folder|no such file, folder with)", path)
 
@@ -312,29 +311,16 @@ def output_below(stage: str, folder) -> list:
 
 
 @pytest.mark.parametrize("stage", READS)
-def test_an_output_below_a_file_is_refused(refused, bench, stage):
-    file = bench.write("file", b"")
+def test_an_output_that_cannot_be_written_is_refused(refused, bench, stage):
+    """Below a file, where nothing can be written, and of the wrong kind."""
+    file, folder = bench.write("a_file", b""), bench.folder / "a_folder.jsonl"
+    folder.mkdir()
     assert str(file) in refused(stage, *bench.command(stage), *output_below(stage, file))
-
-
-@pytest.mark.parametrize("stage", READS)
-def test_a_place_where_nothing_can_be_written_is_refused(refused, bench, stage):
     assert "/proc/below" in refused(stage, *bench.command(stage), *output_below(stage, "/proc"))
-
-
-@pytest.mark.parametrize("stage", READS)
-def test_an_output_of_the_wrong_kind_is_refused(refused, bench, stage):
-    if OUTPUTS[stage] == "--output_dir":
-        path = bench.write("a_file", b"")
-    else:
-        path = bench.folder / "a_folder.jsonl"
-        path.mkdir()
-    assert str(path) in refused(stage, *bench.command(stage), OUTPUTS[stage], path)
-
-
-@pytest.mark.parametrize("stage", [stage for stage in READS if OUTPUTS[stage] == "--output_path"])
-def test_an_output_of_unknown_ending_is_refused(refused, bench, stage):
-    assert "out.txt: " in refused(stage, *bench.command(stage), "--output_path", bench.out / "out.txt")
+    wrong = file if OUTPUTS[stage] == "--output_dir" else folder
+    assert str(wrong) in refused(stage, *bench.command(stage), OUTPUTS[stage], wrong)
+    if OUTPUTS[stage] == "--output_path":
+        assert "out.txt: " in refused(stage, *bench.command(stage), "--output_path", bench.out / "out.txt")
 
 
 # --- one case a line --------------------------------------------------------------------------------------------
@@ -343,37 +329,23 @@ NAN, TOO_LARGE = float("nan"), 10**400
 FLAG_CASES = [  # stage, flags after those of a good command (the last one counts), what is said
     *((stage, ["--task", "Hot"], "--task Hot: unknown; wanted one of HotpotQA") for stage in LLM_STAGES[:-1]),
     *((stage, ["--lm_type", "Llama-9"], "Llama-9: neither a model folder, a hub id") for stage in LLM_STAGES),
-    *((stage, ["--device", "cuda"], "this machine has 0 CUDA devices; use --device cpu") for stage in LLM_STAGES),
-    *((stage, ["--device", "tpu"], "--device tpu: no such device; use cpu, cuda") for stage in LLM_STAGES),
-    *((stage, ["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0") for stage in LLM_STAGES),
-    *((stage, ["--temperature", "nan"], "argument --temperature: 'nan' is not a finite") for stage in LLM_STAGES),
     *((stage, ["--backend", "openai"], "--backend openai needs --base_url, e.g. ") for stage in LLM_STAGES),
-    *((stage, ["--prompts", "gone.yaml"], "gone.yaml: no such file") for stage in LLM_STAGES),
-    *((stage, ["--limit", "0"], "'0' is not a whole number from 1") for stage in LLM_STAGES if stage != "filtering"),
-    *(
-        (stage, ["--no_such_flag"], "unrecognized arguments: --no_such_flag")
-        for stage in READS
-        if stage != "selector_finetune"
-    ),
-    *(
-        ("construct_hf", ["--alpha", alpha], f"argument --alpha: '{alpha}' is not a finite number from 0")
-        for alpha in ("-0.1", "nan", "inf", "half")
-    ),
-    *(("construct_hf", ["--num_passages", k], f"argument --num_passages: '{k}' is not a whole") for k in ("0", "-3")),
-    *(
-        ("rag_generation", ["--K_docs", k], f"argument --K_docs: '{k}' is not a whole number")
-        for k in ("0", "-1", "1.5")
-    ),
-    *(
-        ("run_baselines", ["--K_docs", k], f"argument --K_docs: '{k}' is not a whole number from 1")
-        for k in ("0", "-1")
-    ),
-    *(("selector_gainRag", ["--K_docs", k], f"argument --K_docs: '{k}' is not a whole number") for k in ("0", "-1")),
+    ("construct_hf", ["--device", "cuda"], "this machine has 0 CUDA devices; use --device cpu"),
+    ("rag_generation", ["--device", "tpu"], "--device tpu: no such device; use cpu, cuda"),
+    ("run_baselines", ["--seed", "-1"], "argument --seed: '-1' is not a whole number from 0"),
+    ("selector_gainRag", ["--temperature", "nan"], "argument --temperature: 'nan' is not a finite"),
+    ("filtering", ["--prompts", "gone.yaml"], "gone.yaml: no such file"),
+    ("rag_generation", ["--limit", "0"], "'0' is not a whole number from 1"),
+    *((stage, ["--no_such_flag"], "unrecognized arguments: --no_such_flag") for stage in ("retrieval", "data_filter")),
+    ("construct_hf", ["--alpha", "-0.1"], "argument --alpha: '-0.1' is not a finite number from 0"),
+    ("construct_hf", ["--num_passages", "0"], "argument --num_passages: '0' is not a whole"),
+    ("rag_generation", ["--K_docs", "1.5"], "argument --K_docs: '1.5' is not a whole number"),
+    ("run_baselines", ["--K_docs", "0"], "argument --K_docs: '0' is not a whole number from 1"),
     ("selector_gainRag", ["--n_candidates", "0"], "argument --n_candidates: '0' is not a whole number from 1"),
     ("selector_gainRag", ["--K_docs", "5", "--n_candidates", "3"], "--K_docs 5: a question has at most 4 candidates"),
     ("selector_gainRag", ["--model_name_or_path", "nothing"], "nothing: neither a model folder"),
     ("selector_gainRag", ["--background_path", "gone.jsonl"], "gone.jsonl: no such file"),
-    *(("retrieval", ["--n_docs", k], f"argument --n_docs: '{k}' is not a whole number from 1") for k in ("0", "-1")),
+    ("retrieval", ["--n_docs", "0"], "argument --n_docs: '0' is not a whole number from 1"),
     ("retrieval", ["--passages", "gone.tsv"], "gone.tsv: no such file"),
     ("retrieval", ["--passages_embeddings", "gone"], "gone: no such folder of passage embeddings"),
     ("retrieval", ["--max_memory", "nan"], "argument --max_memory: 'nan' is not a finite number above 0"),
@@ -421,37 +393,24 @@ def test_a_flag_that_cannot_be_is_named(refused, bench, monkeypatch, stage, flag
 RECORD_CASES = [  # stage, its records, what is said
     *(
         (stage, changed(READS[stage][1], 1, "answers", value=[]), ":2: field 'answers': wanted a list of at least one")
-        for stage in ("retrieval", "construct_hf", "filtering", "data2selector", "selector_gainRag", "rag_generation")
+        for stage in ("retrieval", "filtering", "rag_generation")
     ),
     *(
         (stage, changed(READS[stage][1], 1, "answers", value=[" "]), ":2: field 'answers': ' ' is not a gold answer")
-        for stage in ("retrieval", "construct_hf", "data_filter", "selector_gainRag", "run_baselines")
+        for stage in ("construct_hf", "data_filter")
     ),
     ("prepare_questions", changed(NQ_OPEN, 1, "answer", value=[]), ":2: no usable answer; --drop_unanswered leaves"),
     ("prepare_questions", QUESTIONS, ":1: found 'id', 'question', 'answers': no known format; --help lists them"),
     *(
         (stage, changed(RETRIEVED, 1, "ctxs", 2, "score", value=NAN), ":2: field 'ctxs[2].score': nan is not a finite")
-        for stage in ("construct_hf", "selector_gainRag", "rag_generation", "run_baselines", "prepare_selector_start")
+        for stage in ("selector_gainRag", "prepare_selector_start")
     ),
     ("construct_hf", changed(RETRIEVED, 1, "ctxs", 2, "score", value=TOO_LARGE), "field 'ctxs[2].score': 1000"),
     *(
-        (
-            stage,
-            changed(SUPERVISED, 1, "passages", 2, "PPL_CD", value=value),
-            f":2: field 'passages[2].PPL_CD': {shown}",
-        )
+        (stage, changed(SUPERVISED, 1, "passages", 2, "PPL_CD", value=NAN), ":2: field 'passages[2].PPL_CD': nan is")
         for stage in ("filtering", "data_filter", "data2selector")
-        for value, shown in (
-            (NAN, "nan is not a finite"),
-            (-1, "-1 is below 0"),
-            ("2", "'2' is not"),
-            (TOO_LARGE, "1000"),
-        )
     ),
-    *(
-        ("selector_finetune", changed(GROUPS, 1, "neg_scores", 0, value=value), ":2: field 'neg_scores[0]': ")
-        for value in (NAN, float("-inf"), "x", None, TOO_LARGE)
-    ),
+    ("selector_finetune", changed(GROUPS, 1, "neg_scores", 0, value=NAN), ":2: field 'neg_scores[0]': nan"),
     ("selector_finetune", changed(GROUPS, 1, "neg_scores", value=[-1.0]), ":2: field 'neg_scores': 1 scores for 2"),
     ("selector_finetune", changed(GROUPS, 1, "pos", value=[]), ":2: field 'pos': empty; wanted at least one passage"),
     # no candidates

@@ -1,4 +1,4 @@
-"""Every entry point, found by its last lines: --help in both forms, and a wrong path as the user's mistake."""
+"""Every entry point, found by its last lines: --help in both forms, and a wrong path as a user error."""
 
 import json
 
@@ -127,6 +127,13 @@ def test_a_wrong_path_gives_code_2_and_one_line(run_python, tiny_llama, tiny_rer
         assert shown.splitlines()[-1].startswith("error: "), (name, shown)
         assert "gone." in shown.splitlines()[-1], (name, shown)
     assert not list(tmp_path.rglob("out*.jsonl"))
+
+
+def test_scripts_that_only_read_records_load_no_torch(run_python):
+    for script in ("data2selector", "data_filter", "prepare_sample"):
+        watch = "import runpy, sys; sys.argv = ['x', '--help']; sys.path.insert(0, 'data')\n"
+        watch += f"try: runpy.run_module({script!r}, run_name='__main__')\nfinally: print('torch' in sys.modules)"
+        assert run_python("-c", watch).stdout.splitlines()[-1] == "False", script
 
 
 def test_help_needs_no_heavy_packages(run_python):

@@ -102,9 +102,7 @@ def write_json(path: str | Path, value: Any) -> None:
 
 def write_records(path: str | Path, records: Iterable[Record]) -> int:
     """Writes .jsonl or .json by the ending, under its name only when whole; returns how many."""
-    path = Path(path)
-    if path.suffix not in (".jsonl", ".json"):
-        raise UserError(f"{path}: an output's name ends in .jsonl or .json")
+    path = records_file_name(path)
     count = 0
     with atomic_write(path) as file:
         as_list = path.suffix == ".json"
@@ -144,12 +142,22 @@ def output_file(path: str | Path) -> Path:
     Raises:
         UserError: it is a folder, ends otherwise than in .jsonl or .json, or its folder cannot be written to.
     """
+    path = records_file_name(path)
+    output_folder(path.parent)
+    return path
+
+
+def records_file_name(path: str | Path) -> Path:
+    """`path` as a Path that can name an output of records.
+
+    Raises:
+        UserError: it is a folder, or ends otherwise than in .jsonl or .json.
+    """
     path = Path(path)
     if path.suffix not in (".jsonl", ".json"):
         raise UserError(f"{path}: an output's name ends in .jsonl or .json")
     if path.is_dir():
         raise UserError(f"{path}: is a folder, the output is a file")
-    output_folder(path.parent)
     return path
 
 

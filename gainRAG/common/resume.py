@@ -21,9 +21,9 @@ from gainRAG.common.jsonl import (
     jsonl_items,
     line_of,
     open_locked,
-    output_file,
     parse_json,
     read_records,
+    records_file_name,
     sync,
     write_json,
     write_records,
@@ -139,7 +139,7 @@ class StageOutput:
     """
 
     def __init__(self, path: str | Path, settings: Record, overwrite: bool = False) -> None:
-        self.path = output_file(path)
+        self.path = records_file_name(path)
         self.settings = json.loads(json.dumps(settings))
         self.unfinished = self.path.with_name(self.path.name + ".unfinished")
         self._settings_path = settings_file(self.path)
@@ -150,6 +150,7 @@ class StageOutput:
         self._progress: tqdm | None = None
         self._known = 0  # records of the first chunk that an earlier run wrote already
         with explain_write_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self._open(overwrite)
             except BaseException:

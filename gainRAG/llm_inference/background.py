@@ -51,7 +51,7 @@ class PseudoPassageOptions:
 
 
 def add_background_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say where pseudo-passages come from."""
+    """The flags that decide where pseudo-passages come from."""
     group = parser.add_argument_group("pseudo-passage")
     group.add_argument("--no_pseudo", action="store_true", help="leave the LLM's own passage out")
     group.add_argument(

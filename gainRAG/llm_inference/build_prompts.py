@@ -28,7 +28,7 @@ class PromptBuilder:
 
     Args:
         prompts: the wording.
-        task: whose instruction stands in the prompt.
+        task: whose instruction the prompt gives.
         tokenizer: the LLM's; None leaves text as it is (a server applies its own chat template).
         chat: wrap the text in the tokenizer's chat template as one user turn.
         max_tokens: the longest prompt; a longer one is cut inside its passages, the last one first, and never
@@ -67,7 +67,7 @@ class PromptBuilder:
         self.cut += 1
         passages = list(passages)
         while excess and passages:
-            text = self._shortened(passages[-1]["text"], excess)
+            text = self._shorten(passages[-1]["text"], excess)
             if text:
                 passages[-1] = {**passages[-1], "text": text}
             else:
@@ -84,14 +84,16 @@ class PromptBuilder:
         Raises:
             UserError: even that is too long.
         """
-        return self._fitting(record, self._wrap(self.prompts.without_passage.format(**self._question(record))))
+        return self._require_fit(
+            record, self._wrap(self.prompts.without_passage.format(**self._question_fields(record)))
+        )
 
     def background(self, record: Record) -> str:
         """The prompt that asks for a pseudo-passage (paper section 3: the LLM's own knowledge as a candidate)."""
         text = self.prompts.background.format(question=question_text(record))
-        return self._fitting(record, self._wrap(text, cue="\n\n"))
+        return self._require_fit(record, self._wrap(text, cue="\n\n"))
 
-    def _fitting(self, record: Record, prompt: str) -> str:
+    def _require_fit(self, record: Record, prompt: str) -> str:
         if excess := self._excess(prompt):
             raise UserError(
                 f"question {record.get('id')!r} ({record['question']:.60}): its prompt is {excess} tokens longer than "
@@ -99,11 +101,11 @@ class PromptBuilder:
             )
         return prompt
 
-    def _question(self, record: Record) -> dict[str, str]:
+    def _question_fields(self, record: Record) -> dict[str, str]:
         return {"instruction": self.task.instruction, "label": self.task.label, "question": question_text(record)}
 
     def _with_evidence(self, record: Record, evidence: str) -> str:
-        return self._wrap(self.prompts.with_passages.format(**self._question(record), evidence=evidence))
+        return self._wrap(self.prompts.with_passages.format(**self._question_fields(record), evidence=evidence))
 
     def _wrap(self, text: str, cue: str | None = None) -> str:
         if self.tokenizer is None:
@@ -119,7 +121,7 @@ class PromptBuilder:
             return 0  # a token is at least one byte, so a short text need not be tokenised
         return max(0, len(self.tokenizer(prompt, add_special_tokens=False).input_ids) - self.max_tokens)
 
-    def _shortened(self, text: str, tokens: int) -> str:
+    def _shorten(self, text: str, tokens: int) -> str:
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping
         kept = len(offsets) - tokens
         return text[: offsets[kept][0]].rstrip() if kept > 0 else ""

@@ -47,7 +47,8 @@ class EngineOptions:
     max_batch_tokens: int = 16384
     temperature: float = 0.0
     seed: int = 42
-    tensor_parallel_size: int | None = None
+    max_model_len: int = 16384
+    tensor_parallel_size: int = 1
     gpu_memory_utilization: float | None = None
     base_url: str | None = None
     server_model: str | None = None
@@ -97,7 +98,7 @@ class Engine(Protocol):
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str] = BACKENDS) -> None:
-    """The flags that say which LLM writes, on what, and how; the first of `backends` is the default."""
+    """The flags that choose the LLM, where it runs, and how it writes; the first of `backends` is the default."""
     group = parser.add_argument_group("language model")
     group.add_argument("--lm_type", default="Llama-3-8B-Instruct", help="the LLM: a known name, a folder or a hub id")
     group.add_argument("--backend", choices=backends, default=backends[0], help="what runs the LLM")
@@ -129,16 +130,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str
 def _add_vllm_arguments(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("language model behind vLLM")
     group.add_argument(
-        "--tensor_parallel_size",
+        "--max_model_len",
         type=positive_int,
-        default=None,
-        help="GPUs that share the LLM; None: all visible ones that can",
+        default=16384,
+        help="longest prompt and answer in tokens, where the LLM's context is longer",
     )
+    group.add_argument("--tensor_parallel_size", type=positive_int, default=1, help="GPUs that share the LLM")
     group.add_argument(
         "--gpu_memory_utilization",
         type=fraction,
         default=None,
-        help="share of each GPU's memory for weights and cache; None: 0.9 (without a GPU: 0.2 of the RAM)",
+        help="fraction of each GPU's memory for weights and cache; None: 0.9 (without a GPU: 0.2 of the RAM)",
     )
 
 
@@ -208,6 +210,7 @@ def load_engine(options: EngineOptions) -> Engine:
             dtype=options.dtype,
             temperature=options.temperature,
             seed=options.seed,
+            max_model_len=options.max_model_len,
             tensor_parallel_size=options.tensor_parallel_size,
             gpu_memory_utilization=options.gpu_memory_utilization,
         )
@@ -286,6 +289,8 @@ def generation_settings(engine: EngineOptions, generation: GenerationOptions) ->
     if engine.backend == "openai":
         return {**settings, "server_model": engine.server_model}
     settings["weights"] = identity(weights_path(engine.lm_type))
+    if engine.backend == "vllm":
+        settings["max_model_len"] = engine.max_model_len
     if engine.backend == "hf":
         device = pick_device(engine.device)
         settings["dtype"] = dtype_name(pick_dtype(generation_dtype(engine.dtype, device), device))

@@ -1,16 +1,21 @@
 """The transformers engine: left-padded batches, sorted by length, on a CPU or a GPU."""
 
 import gc
-import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import torch
 from tqdm import tqdm
 
+from gainRAG.common.batching import BatchBudget
 from gainRAG.common.cli import UserError
-from gainRAG.common.models import explain_load_errors, generation_dtype, pick_device, pick_dtype, weights_path
-
-logger = logging.getLogger(__name__)
+from gainRAG.common.models import (
+    explain_load_errors,
+    generation_dtype,
+    longest_input,
+    pick_device,
+    pick_dtype,
+    weights_path,
+)
 
 
 def load_tokenizer(lm_type: str):
@@ -47,15 +52,10 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     return model.to(device).eval()
 
 
-def context_length(config) -> int | None:
-    """The model's positions, or None where its configuration names none."""
-    return getattr(config, "max_position_embeddings", None)
-
-
 class HFEngine:
     """Generation by transformers' `generate`; see `engine.Engine`.
 
-    A prompt that occurs several times is continued once. Out of GPU memory halves the batch and goes on.
+    A prompt that occurs several times is continued once. Memory that runs out halves the batches from then on.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class HFEngine:
         self.tokenizer = load_tokenizer(lm_type)
         self.tokenizer.padding_side = "left"
         self.model = load_causal_lm(lm_type, self.device, generation_dtype(dtype, self.device))
-        self.context_length = context_length(self.model.config)
-        self.max_batch_tokens = max_batch_tokens
+        self.context_length = longest_input(self.model.config)
+        self.budget = BatchBudget(max_batch_tokens)
         self.temperature = temperature
         self.seed = seed
 
@@ -82,38 +82,26 @@ class HFEngine:
         Args:
             prompts: full texts, chat template applied; no special tokens are added.
             max_new_tokens: the longest continuation, in tokens.
+
+        Raises:
+            torch.OutOfMemoryError: one prompt alone does not fit.
         """
         distinct = list(dict.fromkeys(prompts))
         ids = self.tokenizer(distinct, add_special_tokens=False).input_ids if distinct else []
-        order = sorted(range(len(distinct)), key=lambda index: -len(ids[index]))
+        lengths = [len(row) + max_new_tokens for row in ids]
         texts: dict[str, str] = {}
+
+        def forward(batch: list[int]) -> list[str]:
+            return self._continue([ids[index] for index in batch], max_new_tokens)
+
         with tqdm(total=len(distinct), desc="generating", unit="prompt", leave=False) as progress:
-            for batch in self._batches(order, ids, max_new_tokens):
-                for index, text in zip(batch, self._continue([ids[i] for i in batch], max_new_tokens), strict=True):
-                    texts[distinct[index]] = text
+            for batch, written in self.budget.run(lengths, forward):
+                texts |= zip((distinct[index] for index in batch), written, strict=True)
                 progress.update(len(batch))
         return [texts[prompt] for prompt in prompts]
 
-    def _batches(self, order: list[int], ids: list[list[int]], max_new_tokens: int) -> Iterator[list[int]]:
-        start = 0
-        while start < len(order):
-            rows = max(1, self.max_batch_tokens // (len(ids[order[start]]) + max_new_tokens))
-            yield order[start : start + rows]
-            start += rows
-
-    def _continue(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
-        try:
-            return self._continue_at_once(rows, max_new_tokens)
-        except torch.cuda.OutOfMemoryError:
-            if len(rows) == 1:
-                raise
-        half = len(rows) // 2  # outside the handler, whose traceback holds the batch's tensors
-        logger.warning("out of memory: %d prompts go on as two batches", len(rows))
-        torch.cuda.empty_cache()
-        return self._continue(rows[:half], max_new_tokens) + self._continue(rows[half:], max_new_tokens)
-
     @torch.inference_mode()
-    def _continue_at_once(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
+    def _continue(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
         batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
         sampling = {"temperature": self.temperature} if self.temperature else {}
         torch.manual_seed(self.seed)  # per batch: what one batch draws does not depend on those before it

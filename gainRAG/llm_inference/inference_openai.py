@@ -1,7 +1,7 @@
 """The server engine: any OpenAI-compatible chat completions, from vLLM's or llama.cpp's server to a hosted one.
 
 The server applies its own chat template; a model that thinks aloud should be served with thinking off. The key comes
-from OPENAI_API_KEY alone, and stands in no log, setting or error.
+from OPENAI_API_KEY alone, and appears in no log, setting or error.
 """
 
 import email.utils
@@ -32,10 +32,10 @@ RETRIED_STATUS = {408, 409, 425, 429}  # and all from 500
 
 
 def check_server_arguments(base_url: str | None, server_model: str | None) -> None:
-    """Finds mistakes in the server's address before a request is sent.
+    """Checks the server's address and key before a request is sent.
 
     Raises:
-        UserError: an argument is missing, or the address is none, or carries what may be a key (settings record it).
+        UserError: an argument is missing, the address is not one, or it holds what may be a key.
     """
     if not base_url or not server_model:
         missing = "--server_model" if base_url else "--base_url"
@@ -62,7 +62,7 @@ def _key() -> str:
 
 
 class _TryAgain(Exception):
-    """An attempt failed in a way that may pass; `after` is the server's wish in seconds."""
+    """An attempt failed in a way that may pass; `after` is how long the server asks to wait, in seconds."""
 
     def __init__(self, reason: str, after: float = 0.0) -> None:
         super().__init__(reason)
@@ -73,9 +73,9 @@ class OpenAIEngine:
     """Generation by a server's `/chat/completions`, one user message a prompt; see `engine.Engine`.
 
     A prompt that occurs several times is asked once. Rate limits (429), server errors, time-outs, dropped connections
-    and answers that are no answer are tried again, later each time. When a prompt fails for good, the requests that
-    run are awaited, no other is sent, and the answers received stay with the engine: the same call again asks only
-    for the missing ones.
+    and malformed answers are tried again, after a longer pause each time. When a prompt fails for good, the engine
+    waits for the running requests, sends no other, and keeps the answers: the same call again asks only for the
+    missing ones.
 
     Args:
         base_url: up to and with `/v1`.
@@ -123,7 +123,7 @@ class OpenAIEngine:
         """One continuation a prompt, in order.
 
         Raises:
-            UserError: the server refuses the key or a prompt, or a prompt stays without an answer; names the prompt.
+            UserError: the server refuses the key or a prompt, or a prompt gets no answer; names the prompt.
         """
         cases = [(prompt, max_new_tokens) for prompt in prompts]
         missing = [case for case in dict.fromkeys(cases) if case not in self._received]
@@ -166,7 +166,7 @@ class OpenAIEngine:
                     self._stop.set()
                     raise self._failure(prompt, f"no answer in {attempt + 1} attempts, the last: {problem}") from None
                 delay = max(problem.after, random.uniform(0.5, 1.0) * min(LONGEST_DELAY, FIRST_DELAY * 2**attempt))
-                logger.warning("%s: %s; asking again in %.1f s", self.base_url, self._hidden(str(problem)), delay)
+                logger.warning("%s: %s; asking again in %.1f s", self.base_url, self._hide_key(str(problem)), delay)
                 self._stop.wait(delay)
         return None
 
@@ -180,21 +180,21 @@ class OpenAIEngine:
             raise _TryAgain(str(problem) or type(problem).__name__) from None
         if response.status_code in (401, 403):
             hint = "check OPENAI_API_KEY" if self._key else "OPENAI_API_KEY is not set"
-            raise UserError(self._hidden(f"{self.base_url} refuses the key: {hint} ({_said(response)})"))
+            raise UserError(self._hide_key(f"{self.base_url} refuses the key: {hint} ({_refusal(response)})"))
         if response.status_code in RETRIED_STATUS or response.status_code >= 500:
             after = _retry_after(response.headers.get("Retry-After", ""))
             if after > LONGEST_RETRY_AFTER:
-                raise self._failure(prompt, f"{_said(response)}, asks to come back in {after:.0f} s")
-            raise _TryAgain(_said(response), after)
+                raise self._failure(prompt, f"{_refusal(response)}, asks to come back in {after:.0f} s")
+            raise _TryAgain(_refusal(response), after)
         if not response.is_success:
-            raise self._failure(prompt, f"refused, {_said(response)}")
+            raise self._failure(prompt, f"refused, {_refusal(response)}")
         return _content(response)
 
     def _failure(self, prompt: str, reason: str) -> UserError:
         shown = prompt if len(prompt) <= 120 else f"{prompt[:60]} ... {prompt[-60:]}"
-        return UserError(self._hidden(f"{self.base_url}: {reason}; prompt {shown!r}"))
+        return UserError(self._hide_key(f"{self.base_url}: {reason}; prompt {shown!r}"))
 
-    def _hidden(self, text: str) -> str:
+    def _hide_key(self, text: str) -> str:
         return text.replace(self._key, "***") if self._key else text
 
     def close(self) -> None:
@@ -216,7 +216,7 @@ def _content(response: "httpx.Response") -> str:
     return (text or "").strip()
 
 
-def _said(response: "httpx.Response") -> str:
+def _refusal(response: "httpx.Response") -> str:
     """Status and message of a refusal, on one line."""
     try:
         said = response.json()["error"]["message"]

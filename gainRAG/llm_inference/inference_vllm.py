@@ -1,4 +1,4 @@
-"""The vLLM engine: offline, tensor parallel over the visible GPUs, prefix caching.
+"""The vLLM engine: offline, on one GPU or several that share the model, with prefix caching.
 
 The engine runs in a process of its own (vLLM's default), which ends with `close`: that frees all of its GPU memory.
 There, how requests fall into batches depends on the moment, and with it the last bits of bfloat16 numbers: vLLM's own
@@ -14,16 +14,14 @@ from collections.abc import Sequence
 import torch
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.models import pick_dtype, weights_path
-from gainRAG.llm_inference.inference_hf import context_length, load_tokenizer
+from gainRAG.common.models import dtype_name, explain_load_errors, longest_input, pick_dtype, weights_path
+from gainRAG.llm_inference.inference_hf import load_tokenizer
 
 logger = logging.getLogger(__name__)
 
-SHORTEST_CONTEXT = 512  # tokens
-
 
 def require_vllm() -> None:
-    """Says what to install where vLLM is absent.
+    """Checks that vLLM is installed.
 
     Raises:
         UserError: neither vLLM nor its CPU build is installed.
@@ -40,17 +38,18 @@ def require_vllm() -> None:
 class VLLMEngine:
     """Generation by vLLM; see `engine.Engine`.
 
-    vLLM starts with the first prompts, at a context length that holds the longest of them (the next power of two, so
-    that it seldom has to start anew for longer ones). A prompt that occurs several times is continued once.
+    vLLM starts with the first prompts, once. A prompt that occurs several times is continued once.
 
     Args:
         lm_type: a name of `models.MODELS`, a folder or a hub id.
         dtype: as `models.pick_dtype` reads it.
         temperature: 0 decodes greedily.
         seed: each prompt's own draw, whatever is generated beside it.
-        tensor_parallel_size: GPUs that share the model; None: as many visible ones as divide its attention heads.
-        gpu_memory_utilization: share of each GPU's memory (without a GPU: of RAM) for weights and cache; None: 0.9
-            (without a GPU: 0.2).
+        max_model_len: the most tokens of prompt and answer together that vLLM makes room for, where the model's own
+            context is longer.
+        tensor_parallel_size: GPUs that share the model.
+        gpu_memory_utilization: fraction of each GPU's memory (without a GPU: of the RAM) for weights and cache; None:
+            0.9 (without a GPU: 0.2).
 
     Raises:
         UserError: vLLM is absent, the weights cannot be had, or the GPUs cannot share the model.
@@ -62,7 +61,8 @@ class VLLMEngine:
         dtype: str = "auto",
         temperature: float = 0.0,
         seed: int = 42,
-        tensor_parallel_size: int | None = None,
+        max_model_len: int = 16384,
+        tensor_parallel_size: int = 1,
         gpu_memory_utilization: float | None = None,
     ) -> None:
         require_vllm()
@@ -70,27 +70,24 @@ class VLLMEngine:
 
         self.lm_type = lm_type
         self.tokenizer = load_tokenizer(lm_type)
-        self._config = AutoConfig.from_pretrained(weights_path(lm_type), trust_remote_code=False)
-        self.context_length = context_length(self._config)
+        with explain_load_errors(lm_type):
+            config = AutoConfig.from_pretrained(weights_path(lm_type), trust_remote_code=False)
+        self.context_length = min(max_model_len, longest_input(config) or max_model_len)
         self.dtype = dtype
         self.temperature = temperature
         self.seed = seed
-        self.tensor_parallel_size = self._shared_by(tensor_parallel_size)
+        self.tensor_parallel_size = tensor_parallel_size
         self.gpu_memory_utilization = gpu_memory_utilization
         self._llm = None
-        self._capacity = 0
+        self._check_shares(config.get_text_config().num_attention_heads)
 
-    def _shared_by(self, wanted: int | None) -> int:
-        heads = self._config.num_attention_heads
-        visible = torch.cuda.device_count()
-        if wanted is None:
-            return max(count for count in range(1, max(1, visible) + 1) if heads % count == 0)
-        if heads % wanted or (visible and wanted > visible):
+    def _check_shares(self, heads: int) -> None:
+        size, visible = self.tensor_parallel_size, torch.cuda.device_count()
+        if heads % size or (visible and size > visible):
             raise UserError(
-                f"--tensor_parallel_size {wanted}: {self.lm_type} has {heads} attention heads to be shared evenly, "
+                f"--tensor_parallel_size {size}: {self.lm_type} has {heads} attention heads to be shared evenly, "
                 f"and {visible} GPUs are visible"
             )
-        return wanted
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
         """One continuation a prompt, in order.
@@ -100,7 +97,7 @@ class VLLMEngine:
             max_new_tokens: the longest continuation, in tokens.
 
         Raises:
-            UserError: a prompt and its continuation exceed the model's context.
+            UserError: a prompt and its continuation exceed `context_length`.
         """
         if not prompts:
             return []
@@ -119,7 +116,7 @@ class VLLMEngine:
             cases: token ids of a prompt and of the answer that follows it.
 
         Raises:
-            UserError: a prompt and its answer exceed the model's context.
+            UserError: a prompt and its answer exceed `context_length`.
         """
         rows = [prompt + answer for prompt, answer in cases]
         found = []
@@ -132,40 +129,35 @@ class VLLMEngine:
         """vLLM's outputs for rows of token ids, in order."""
         if not rows:
             return []
-        self._make_room(max(map(len, rows)) + max_tokens)
+        self._check_lengths(max(map(len, rows)) + max_tokens)
+        if self._llm is None:
+            self._llm = self._start()
         from vllm import SamplingParams
 
         parameters = SamplingParams(max_tokens=max_tokens, detokenize=False, **sampling)
         return self._llm.generate([{"prompt_token_ids": row} for row in rows], parameters)
 
-    def _make_room(self, tokens: int) -> None:
-        if self.context_length and tokens > self.context_length:
+    def _check_lengths(self, longest: int) -> None:
+        if longest > self.context_length:
             raise UserError(
                 f"{self.lm_type}: its context of {self.context_length} tokens is shorter than a prompt and its answer, "
-                f"{tokens} together"
+                f"{longest} together (--max_model_len is the most that vLLM makes room for)"
             )
-        if tokens <= self._capacity:
-            return
-        self.close()
-        capacity = max(SHORTEST_CONTEXT, 1 << (tokens - 1).bit_length())
-        capacity = min(capacity, self.context_length or capacity)
-        logger.info("starting vLLM for %s, %d tokens of context", self.lm_type, capacity)
-        self._llm = self._start(capacity)
-        self._capacity = capacity
 
-    def _start(self, capacity: int):
+    def _start(self):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
-        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # a stage's table has standard output
+        os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for a stage's table
         from vllm import LLM
         from vllm.platforms import current_platform
 
+        logger.info("starting vLLM for %s, %d tokens of context", self.lm_type, self.context_length)
         on_cpu = current_platform.is_cpu()
         dtype = pick_dtype(self.dtype, torch.device("cpu" if on_cpu else "cuda"))
         return LLM(
             weights_path(self.lm_type),
-            dtype=str(dtype).removeprefix("torch."),
+            dtype=dtype_name(dtype),
             seed=self.seed,
-            max_model_len=capacity,
+            max_model_len=self.context_length,
             tensor_parallel_size=self.tensor_parallel_size,
             gpu_memory_utilization=self.gpu_memory_utilization or (0.2 if on_cpu else 0.9),
             enable_prefix_caching=True,
@@ -178,7 +170,6 @@ class VLLMEngine:
             return
         self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
-        self._capacity = 0
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from gainRAG import cli
+from gainRAG.common import cli
 from gainRAG.common.cli import UserError, run_stage, stage_parser
 
 
@@ -78,7 +78,7 @@ def test_an_interruption_ends_with_130(capsys):
     with pytest.raises(SystemExit) as ended:
         run_stage(main)
     assert ended.value.code == 130
-    assert "the same command goes on" in capsys.readouterr().err
+    assert "the same command resumes" in capsys.readouterr().err
 
 
 def test_our_own_mistakes_keep_their_traceback():

@@ -10,6 +10,7 @@ import os
 import signal
 import sys
 from argparse import Namespace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -18,13 +19,13 @@ import torch
 from conftest import REPOSITORY, SENTENCES, killed_at_record
 from doubles import Doubler, Dying
 
-from gainRAG import cli, workers
+from gainRAG.common import cli, parallel
 from gainRAG.common.cli import UserError
-from gainRAG.common.parallel import check_worker_arguments, map_chunks
+from gainRAG.common.parallel import WorkerOptions, map_chunks, worker_options
 from gainRAG.llm_inference import background
 from gainRAG.llm_supervision import construct_hf
 from gainRAG.rag_workflow import rag_generation
-from gainRAG.retrieval_engine import index, passage_embed, retrieval
+from gainRAG.retrieval_engine import exact_search, passage_embed, retrieval
 from gainRAG.selector_engine import selector_gainRag
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
@@ -43,86 +44,95 @@ def ray_stops():
 
 
 @pytest.fixture
-def two(ray_stops, monkeypatch):
-    """Flags of two workers, with as many threads as this process has: sums in their last bits depend on it."""
+def two(ray_stops, monkeypatch) -> WorkerOptions:
+    """Two workers, with as many threads as this process has: sums in their last bits depend on it."""
     monkeypatch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
-    return Namespace(num_workers=2, ray_address=None, device="cpu")
+    return WorkerOptions(num_workers=2, device="cpu")
 
 
-# --- the pool ---------------------------------------------------------------------------------------------------
+# --- the workers ------------------------------------------------------------------------------------------------
 
 
 def test_one_worker_is_this_process_and_imports_no_ray(run_python):
     script = (
-        "import sys; from argparse import Namespace; from doubles import Doubler; from gainRAG.common.parallel import *\n"
-        "print([double for double, _ in map_chunks(Namespace(num_workers=1), Doubler, range(3))], 'ray' in sys.modules)"
+        "import sys; from doubles import Doubler; from gainRAG.common.parallel import *\n"
+        "print([double for double, _ in map_chunks(Doubler, range(3))], 'ray' in sys.modules)"
     )
     done = run_python("-c", script, folder="tests")
     assert done.stdout == "[0, 2, 4] False\n", done.stderr
 
 
+def test_without_a_chunk_no_worker_is_made_and_with_some_it_is_closed():
+    class Closing(Doubler):
+        def __init__(self):
+            made.append("made")
+
+        def close(self):
+            made.append("closed")
+
+    made = []
+    assert list(map_chunks(Closing, [])) == [] == made
+    assert len(list(map_chunks(Closing, [1, 2]))) == 2
+    assert made == ["made", "closed"]
+
+
 @needs_ray
-@pytest.mark.parametrize("group", [1, 3])
-def test_results_come_in_order_from_both_workers(two, group):
-    found = list(map_chunks(two, Doubler, range(40), group))
+def test_results_come_in_order_from_both_workers_within_a_window(two):
+    read, found = [], []
+    for result in map_chunks(Doubler, (read.append(number) or number for number in range(40)), two):
+        found.append(result)
+        assert len(read) < len(found) + parallel.CALLS_A_WORKER * 2
     assert [double for double, _ in found] == list(range(0, 80, 2))
-    assert os.getpid() not in {pid for _, pid in found}
-    assert len({pid for _, pid in found}) == 2
-    assert list(map_chunks(two, Doubler, [])) == []
+    assert len({pid for _, pid in found} - {os.getpid()}) == 2
+    assert list(map_chunks(Doubler, [], two)) == []
 
 
 @needs_ray
-def test_the_input_is_read_no_further_than_the_window(two):
-    read = []
-    results = map_chunks(two, Doubler, (read.append(number) or number for number in range(40)))
-    for taken, _ in enumerate(results, 1):
-        assert len(read) <= taken + 2 * workers.GROUPS_AHEAD
-    assert read == list(range(40))
-
-
-@needs_ray
-def test_a_killed_worker_is_replaced_and_nothing_is_lost_or_doubled(two, tmp_path):
+def test_a_killed_worker_is_restarted_and_nothing_is_lost_or_doubled(two, tmp_path):
     dying = partial(Dying, "doubles", "Doubler", tmp_path / "killed")
-    found = list(map_chunks(two, dying, range(40)))
+    found = list(map_chunks(dying, range(40), two))
     assert (tmp_path / "killed").exists()
     assert [double for double, _ in found] == list(range(0, 80, 2))
 
 
 @needs_ray
-def test_a_worker_lost_with_its_machine_is_not_waited_for(two, tmp_path, monkeypatch):
-    room = iter([2, 1])
-    monkeypatch.setattr(workers._Pool, "_capacity", lambda self: next(room))
-    dying = partial(Dying, "doubles", "Doubler", tmp_path / "killed")
-    found = list(map_chunks(two, dying, range(40)))
-    assert [double for double, _ in found] == list(range(0, 80, 2))
-    assert len({pid for _, pid in found}) <= 2
-    monkeypatch.setattr(workers._Pool, "_capacity", lambda self: 2 if not hasattr(self, "next") else 0)
-    with pytest.raises(UserError, match="last machine"):
-        list(map_chunks(two, Doubler, ["deadly", "deadly"]))
-
-
-@needs_ray
 def test_records_that_kill_every_worker_end_the_run(two):
-    results = map_chunks(two, Doubler, [1, "deadly", 3])
+    results = map_chunks(Doubler, [1, "deadly", 3], two)
     assert next(results)[0] == 2
-    with pytest.raises(UserError, match=f"{workers.DEATHS} workers died of the same records"):
+    with pytest.raises(UserError, match=f"{parallel.DEATHS} workers died of the same records"):
         list(results)
 
 
 @needs_ray
 def test_mistakes_and_bugs_of_a_worker_reach_the_driver(two, monkeypatch, tmp_path):
     with pytest.raises(UserError) as mistake:
-        list(map_chunks(two, Doubler, [1, "bad"]))
+        list(map_chunks(Doubler, [1, "bad"], two))
     assert str(mistake.value) == "bad: wanted a number"
     with pytest.raises(ValueError, match="a bug"):
-        list(map_chunks(two, Doubler, [1, "bug"]))
+        list(map_chunks(Doubler, [1, "bug"], two))
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "only_here.py").write_text("class Here: pass")
     with pytest.raises(UserError, match=r"every machine needs the same packages.*No module named 'only_here'"):
-        list(map_chunks(two, importlib.import_module("only_here").Here, [1]))
-    two.num_workers = 10_000
+        list(map_chunks(importlib.import_module("only_here").Here, [1], two))
     with pytest.raises(UserError, match=r"--num_workers 10000: this machine has \d+ CPUs, one a worker"):
-        list(map_chunks(two, Doubler, [1]))
+        list(map_chunks(Doubler, [1], replace(two, num_workers=10_000)))
+
+
+@needs_ray
+def test_a_busy_cluster_is_reported_and_not_waited_for_for_ever(two, monkeypatch, caplog):
+    """Two workers where another job holds the processors: one line says what is awaited, the flag ends it."""
+    ray = parallel._connect(None)
+    held = [ray.remote(Doubler).options(num_cpus=int(ray.cluster_resources()["CPU"])).remote()]
+    ray.get(held[0].__call__.remote(1))
+    monkeypatch.setattr(parallel, "REPORT_SECONDS", 0.5)
+    caplog.set_level("INFO", logger="gainRAG.common.parallel")
+    try:
+        with pytest.raises(UserError, match="no worker finished anything for 2 s .*--worker_timeout"):
+            list(map_chunks(Doubler, [1], replace(two, worker_timeout=1.5)))
+    finally:
+        ray.kill(held[0])
+    assert "waiting for a worker since 0 s: " in caplog.text
+    assert "2 workers wanted" in caplog.text
 
 
 # --- flags ------------------------------------------------------------------------------------------------------
@@ -160,16 +170,17 @@ def test_without_ray_every_stage_says_what_to_install(module, monkeypatch, capsy
     ],
 )
 def test_flags_that_cannot_be_are_refused(monkeypatch, flags, problem):
-    monkeypatch.setattr(workers, "require", lambda package: None)
+    monkeypatch.setattr(parallel, "require", lambda package: None)
     usual = {"num_workers": 2, "ray_address": None, "device": None, "tensor_parallel_size": None}
-    check_worker_arguments(Namespace(**usual))
+    usual["worker_timeout"] = 60.0
+    worker_options(Namespace(**usual))
     with pytest.raises(UserError, match=problem):
-        check_worker_arguments(Namespace(**{**usual, **flags}))
+        worker_options(Namespace(**{**usual, **flags}))
 
 
 @pytest.mark.parametrize("flags", [["--retriever", "bm25"], ["--index_type", "IVF4,Flat"], ["--index_path", "i"]])
 def test_only_exact_search_is_shared_out(monkeypatch, flags):
-    monkeypatch.setattr(workers, "require", lambda package: None)
+    monkeypatch.setattr(parallel, "require", lambda package: None)
     arguments = STAGES["gainRAG.retrieval_engine.retrieval"]
     monkeypatch.setattr(sys, "argv", ["retrieval", *arguments, "--num_workers", "2", *flags])
     with pytest.raises(UserError, match="only exact search is shared out"):
@@ -217,7 +228,7 @@ def content(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("stage", "dying"),
     [
-        (retrieval, {"SearchWorker": index}),
+        (retrieval, {"SearchWorker": exact_search}),
         (rag_generation, {"AnswerWorker": rag_generation}),
         (passage_embed, {"EmbeddingWorker": passage_embed}),
         (construct_hf, {"TextWorker": construct_hf, "GainWorker": construct_hf}),
@@ -230,7 +241,6 @@ def test_a_stage_ends_with_the_same_bytes_though_workers_are_killed(
     for chunked in (construct_hf, rag_generation, background):
         monkeypatch.setattr(chunked, "CHUNK", 2)
     monkeypatch.setattr(selector_gainRag, "CHUNK", {"cpu": 2})
-    monkeypatch.setattr(selector_gainRag, "CHUNKS_A_CALL", 2)
     data = ["--data_path", write_jsonl("questions.jsonl", made_questions())]
     lm = ["--lm_type", tiny_llama, "--device", "cpu", "--max_batch_tokens", 512]
     task = ["--task", "HotpotQA", "--max_new_tokens", 6]

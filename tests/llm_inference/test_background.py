@@ -1,20 +1,19 @@
 """Pseudo-passages: what counts as one, and the file that keeps them."""
 
-import argparse
 import re
+from dataclasses import replace
 
 import pytest
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.parallel import add_worker_arguments
+from gainRAG.common.parallel import WorkerOptions
 from gainRAG.llm_inference import background
 from gainRAG.llm_inference.background import (
-    add_background_arguments,
-    background_file,
     pseudo_passage,
-    read_backgrounds,
+    pseudo_passage_lookup,
+    write_pseudo_passage_file,
 )
-from gainRAG.llm_inference.engine import add_engine_arguments
+from gainRAG.llm_inference.engine import EngineOptions, GenerationOptions
 
 QUESTIONS = [{"id": number, "question": f"Who is number {number}?", "answers": ["x"]} for number in range(5)]
 
@@ -30,55 +29,55 @@ def test_a_text_becomes_a_candidate():
 
 
 @pytest.fixture
-def arguments(tiny_llama):
-    parser = argparse.ArgumentParser()
-    add_background_arguments(parser)
-    add_engine_arguments(parser)
-    add_worker_arguments(parser)
-    flags = ["--lm_type", str(tiny_llama), "--dtype", "float32", "--device", "cpu", "--background_tokens", "6"]
-    return parser.parse_args(flags, argparse.Namespace(task="HotpotQA", overwrite=False))
+def write_file(tiny_llama, write_jsonl):
+    """Writes pseudo-passages of QUESTIONS to a path."""
+    data_path = write_jsonl("questions.jsonl", QUESTIONS)
+    engine = EngineOptions(str(tiny_llama), dtype="float32", device="cpu")
+    generation = GenerationOptions("HotpotQA", max_new_tokens=6)
+
+    def write(path, **changes):
+        return write_pseudo_passage_file(
+            path, QUESTIONS, data_path, engine, replace(generation, **changes), WorkerOptions()
+        )
+
+    return write
 
 
-@pytest.fixture
-def data_path(write_jsonl):
-    return write_jsonl("questions.jsonl", QUESTIONS)
-
-
-def test_backgrounds_are_written_once(arguments, data_path, tmp_path, read_jsonl, monkeypatch):
+def test_pseudo_passages_are_written_once(write_file, tmp_path, read_jsonl, monkeypatch):
     path = tmp_path / "background.jsonl"
-    texts = background_file(path, QUESTIONS, arguments, data_path)
+    texts = write_file(path)
     assert [(row["id"], row["question"]) for row in read_jsonl(path)] == [(q["id"], q["question"]) for q in QUESTIONS]
     assert [row["background"] for row in read_jsonl(path)] == texts
     assert len(set(texts)) > 1
-    monkeypatch.setattr(background, "load_engine", lambda args: pytest.fail("the LLM was loaded again"))
-    assert background_file(path, QUESTIONS, arguments, data_path) == texts
-    arguments.background_tokens = 7
+    monkeypatch.setattr(background, "load_writer", lambda *_: pytest.fail("the LLM was loaded again"))
+    assert write_file(path) == texts
     with pytest.raises(UserError, match="max_new_tokens: 6 then, 7 now"):
-        background_file(path, QUESTIONS, arguments, data_path)
+        write_file(path, max_new_tokens=7)
 
 
-def test_an_interrupted_file_goes_on_alike(arguments, data_path, tmp_path, monkeypatch):
+def test_an_interrupted_file_resumes_alike(write_file, tmp_path, monkeypatch):
     monkeypatch.setattr(background, "CHUNK", 2)
-    whole = tmp_path / "whole.jsonl"
-    background_file(whole, QUESTIONS, arguments, data_path)
-    append, path = background.StageOutput.append, tmp_path / "background.jsonl"
+    whole, path = tmp_path / "whole.jsonl", tmp_path / "background.jsonl"
+    write_file(whole)
+    append = background.StageOutput.append
 
-    def stops(self, record):
-        if record["id"] == 3:
+    def stop(self, records):
+        if any(record["id"] == 3 for record in records):
             raise KeyboardInterrupt
-        append(self, record)
+        append(self, records)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(background.StageOutput, "append", stops)
-        background_file(path, QUESTIONS, arguments, data_path)
-    background_file(path, QUESTIONS, arguments, data_path)
+        patch.setattr(background.StageOutput, "append", stop)
+        write_file(path)
+    assert not path.exists()
+    write_file(path)
     assert path.read_bytes() == whole.read_bytes()
 
 
-def test_backgrounds_are_found_by_id_and_wording(write_jsonl):
+def test_pseudo_passages_are_found_by_id_and_wording(write_jsonl):
     rows = [{"id": str(q["id"]), "question": q["question"], "background": f"text {q['id']}"} for q in QUESTIONS]
     path = write_jsonl("background.jsonl", rows[::-1])
-    assert read_backgrounds(path, QUESTIONS) == [f"text {number}" for number in range(5)]
+    assert [*map(pseudo_passage_lookup(path), QUESTIONS)] == [f"text {number}" for number in range(5)]
     unknown = f"background.jsonl: no background for id 3 ({QUESTIONS[3]['question']})"
     for changed, expected in (
         ({"id": "9"}, unknown),
@@ -87,4 +86,4 @@ def test_backgrounds_are_found_by_id_and_wording(write_jsonl):
     ):
         path = write_jsonl("background.jsonl", [*rows[:3], {**rows[3], **changed}, rows[4]])
         with pytest.raises(UserError, match=re.escape(expected)):
-            read_backgrounds(path, QUESTIONS)
+            [*map(pseudo_passage_lookup(path), QUESTIONS)]

@@ -7,7 +7,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from gainRAG.llm_inference.engine import add_engine_arguments, generation_settings
+from gainRAG.llm_inference.engine import (
+    add_engine_arguments,
+    engine_options,
+    generation_options,
+    generation_settings,
+)
 
 
 @pytest.fixture
@@ -24,7 +29,8 @@ def settings(model):
         parser = argparse.ArgumentParser()
         add_engine_arguments(parser)
         arguments = ["--lm_type", model, "--device", "cpu", *flags]
-        return generation_settings(parser.parse_args(list(map(str, arguments)), argparse.Namespace(task=task)))
+        args = parser.parse_args(list(map(str, arguments)), argparse.Namespace(task=task))
+        return generation_settings(engine_options(args), generation_options(args))
 
     return of
 
@@ -42,11 +48,21 @@ def test_changed_weights_under_the_same_name_change_them(settings, model, backen
     assert after == before
 
 
-def test_a_hub_id_stands_for_itself_and_a_server_for_its_address(settings):
+def test_a_hub_id_is_known_by_its_name_and_a_server_by_its_models(settings):
     assert settings("--lm_type", "nobody/model")["weights"] == "nobody/model"
     server = ["--backend", "openai", "--base_url", "http://127.0.0.1:1/v1", "--server_model"]
     assert "weights" not in settings(*server, "a", "--lm_type", "no weights here")
     assert settings(*server, "a") != settings(*server, "b")
+
+
+def test_the_spelling_of_a_path_and_the_host_of_a_server_are_left_out(settings, model, monkeypatch):
+    monkeypatch.chdir(model.parent)
+    assert settings("--lm_type", "./model") == settings("--lm_type", model)
+    hosts = [
+        settings("--backend", "openai", "--server_model", "a", "--base_url", f"http://{host}/v1", "--lm_type", name)
+        for host, name in (("here", "one/model"), ("there:1", "other"))
+    ]
+    assert hosts[0] == hosts[1]
 
 
 def test_flags_that_change_last_digits_only_are_left_out(settings):

@@ -308,5 +308,5 @@ def test_a_stage_runs_on_a_server_alone(server, run_python, write_jsonl, read_js
     assert all(record["prediction"] == f"answer to {record['prompt']}".strip() for record in records)
     written = "".join(path.read_text() for path in tmp_path.iterdir()) + run.stdout + run.stderr
     assert KEY not in written
-    assert server.url in (tmp_path / "out.jsonl.settings.json").read_text()
+    assert "the-model" in (tmp_path / "out.jsonl.settings.json").read_text()
     assert json.loads((tmp_path / "out.metrics.json").read_text())["model"] == f"the-model at {server.url}"

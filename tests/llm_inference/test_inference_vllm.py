@@ -66,12 +66,21 @@ def test_greedy_text_equals_transformers(engine, reference):
 
 
 @needs_vllm
-def test_a_longer_prompt_than_before_finds_room(engine, reference):
+def test_a_longer_prompt_than_before_is_no_reason_to_start_again(engine, reference):
+    engine.generate(["short"], 1)
+    started = engine._llm
     longer = [" ".join(SENTENCES * 5)]
-    before = engine._capacity
-    assert len(engine.tokenizer(longer[0]).input_ids) > inference_vllm.SHORTEST_CONTEXT
     assert engine.generate(longer, 12) == reference.generate(longer, 12)
-    assert before < engine._capacity <= engine.context_length
+    assert engine._llm is started
+
+
+@needs_vllm
+def test_the_context_is_the_models_or_what_is_asked_for(engine, vllm_llama):
+    assert engine.context_length == 2048
+    short = VLLMEngine(str(vllm_llama), max_model_len=64)
+    assert short.context_length == 64
+    with pytest.raises(UserError, match="context of 64 tokens is shorter than .* 513 together.*--max_model_len"):
+        short.answer_log_probabilities([([1] * 500, [1] * 12)])
 
 
 @needs_vllm
