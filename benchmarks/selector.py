@@ -137,7 +137,7 @@ def ways(path: str, device: torch.device) -> dict[str, Callable[[list[list[Pair]
 def measure(path: str, device: torch.device, groups: list[list[Pair]], repeats: int) -> list[dict]:
     """Of each way: seconds (the best of the repeats, which take turns), pairs a second, top picks shared.
 
-    `cpu_seconds`, of all threads, says how far other work on the machine has slowed a run on a CPU.
+    `cpu_seconds`, of all threads, shows how far other work on the machine has slowed a run on a CPU.
     """
     scorers = ways(path, device)
     scores = {name: score(groups[:1]) for name, score in scorers.items()}  # also warms up

@@ -5,9 +5,9 @@ The teacher's score of a passage is -log(PPL + 1); the lowest-perplexity passage
     cd data && python data2selector.py --data_path kept.jsonl --output_path finetune_data/train.jsonl
 """
 
+import argparse
 import itertools
 import logging
-import math
 import random
 from collections import Counter
 from collections.abc import Iterator
@@ -16,19 +16,50 @@ from functools import partial
 from gainRAG.common.cli import non_negative_int, positive_float, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_records
 from gainRAG.common.schemas import as_supervised, passage_text
-from gainRAG.llm_supervision.filtering import SIGNALS
+from gainRAG.evaluation.gains import SIGNALS, gain_of
 
 logger = logging.getLogger("data2selector")
 
 
-def teacher_score(perplexity: float) -> float:
-    """-log(PPL + 1): 0 at best, lower is worse."""
-    return -math.log(perplexity + 1)
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--data_path", required=True, nargs="+", help="supervision records, one file or several")
+    parser.add_argument("--output_path", required=True, help="training groups, .jsonl or .json")
+    parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="retrieved_ppl is the ablation")
+    parser.add_argument("--max_ppl", type=positive_float, default=None, help="drop passages with a higher perplexity")
+    parser.add_argument("--no_pseudo", action="store_true", help="leave the LLM's own passages out")
+    parser.add_argument("--sample", type=positive_int, default=None, help="that many questions, drawn by --seed")
+    parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of --sample")
+    return parser.parse_args()
 
 
-def training_group(
-    record: Record, signal: str, max_ppl: float | None, no_pseudo: bool, counts: Counter
-) -> Record | None:
+def main() -> None:
+    args = parse_arguments()
+    positions = None
+    if args.sample is not None:
+        total = sum(1 for _ in read_all(args.data_path, args.signal))
+        positions = set(random.Random(args.seed).sample(range(total), min(args.sample, total)))
+    counts: Counter = Counter()
+    records = take(read_all(args.data_path, args.signal), positions)
+    groups = (make_group(record, args.signal, args.max_ppl, args.no_pseudo, counts) for record in records)
+    written = write_records(args.output_path, filter(None, groups))
+    for reason, count in counts.items():
+        logger.info("%d %s", count, reason)
+    logger.info("%s: %d groups", args.output_path, written)
+
+
+def read_all(paths: list[str], signal: str) -> Iterator[Record]:
+    """The supervision records of all files, each with the perplexity `signal`."""
+    shape = partial(as_supervised, signal=signal)
+    return itertools.chain.from_iterable(read_records(path, shape) for path in paths)
+
+
+def take(records: Iterator[Record], positions: set[int] | None) -> Iterator[Record]:
+    """The records at `positions`, in input order; all where None."""
+    return (record for position, record in enumerate(records) if positions is None or position in positions)
+
+
+def make_group(record: Record, signal: str, max_ppl: float | None, no_pseudo: bool, counts: Counter) -> Record | None:
     """One question's group; None where fewer than two candidates remain."""
     kept = []
     for passage in record["passages"]:
@@ -47,49 +78,9 @@ def training_group(
         "query": record["question"],
         "pos": [passage_text(best)],
         "neg": [passage_text(passage) for passage in rest],
-        "pos_scores": [teacher_score(best[signal])],
-        "neg_scores": [teacher_score(passage[signal]) for passage in rest],
+        "pos_scores": [gain_of(best[signal])],
+        "neg_scores": [gain_of(passage[signal]) for passage in rest],
     }
-
-
-def groups(records: Iterator[Record], args, counts: Counter) -> Iterator[Record]:
-    """The groups of all usable records, in input order."""
-    for record in records:
-        group = training_group(record, args.signal, args.max_ppl, args.no_pseudo, counts)
-        if group:
-            yield group
-
-
-def sampled(records: Iterator[Record], positions: set[int] | None) -> Iterator[Record]:
-    """The records at `positions`, in input order; all where None."""
-    return (record for position, record in enumerate(records) if positions is None or position in positions)
-
-
-def main() -> None:
-    parser = stage_parser(__doc__)
-    parser.add_argument("--data_path", required=True, nargs="+", help="supervision records, one file or several")
-    parser.add_argument("--output_path", required=True, help="training groups, .jsonl or .json")
-    parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="retrieved_ppl is the ablation")
-    parser.add_argument("--max_ppl", type=positive_float, default=None, help="drop passages with a higher perplexity")
-    parser.add_argument("--no_pseudo", action="store_true", help="leave the LLM's own passages out")
-    parser.add_argument("--sample", type=positive_int, default=None, help="that many questions, drawn by --seed")
-    parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of --sample")
-    args = parser.parse_args()
-
-    shape = partial(as_supervised, signal=args.signal)
-
-    def records() -> Iterator[Record]:
-        return itertools.chain.from_iterable(read_records(path, shape) for path in args.data_path)
-
-    positions = None
-    if args.sample is not None:
-        total = sum(1 for _ in records())
-        positions = set(random.Random(args.seed).sample(range(total), min(args.sample, total)))
-    counts: Counter = Counter()
-    written = write_records(args.output_path, groups(sampled(records(), positions), args, counts))
-    for reason, count in counts.items():
-        logger.info("%d %s", count, reason)
-    logger.info("%s: %d groups", args.output_path, written)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from functools import partial
 
 from gainRAG.common.cli import run_stage, stage_parser
 from gainRAG.common.jsonl import read_records, write_records
-from gainRAG.llm_supervision.filtering import add_filter_arguments, as_answered, keep_answered, report
+from gainRAG.evaluation.gains import add_filter_arguments, as_answered, describe_kept, keep_answered
 
 logger = logging.getLogger("data_filter")
 
@@ -23,7 +23,7 @@ def main() -> None:
     counts: Counter = Counter()
     records = read_records(args.data_path, partial(as_answered, signal=args.signal))
     write_records(args.output_path, keep_answered(records, args.signal, args.keep, counts))
-    logger.info("%s: %s", args.output_path, report(counts))
+    logger.info("%s: %s", args.output_path, describe_kept(counts))
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ class Format:
         detect: whether an entry is of this format.
         read: an entry's texts.
         words: a passage's greatest length in words unless the user says otherwise; 0 keeps texts whole.
-        title_once: a title stands for one text, and later copies of it are left out.
+        title_once: a title has one text, and later copies of it are left out.
     """
 
     looks: str
@@ -120,7 +120,7 @@ FORMATS = {
 
 
 def entries(path: Path) -> Iterator[tuple[str, Record]]:
-    """The file's objects with where they stand; of an object {title: value}, one {"title", "value"} each."""
+    """The file's objects with where they are; of an object {title: value}, one {"title", "value"} each."""
     path = input_file(path)
     if path.suffix == ".json" and path.read_bytes()[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         titles = parse_json(path.read_bytes(), str(path))
@@ -159,7 +159,7 @@ class Tally:
 
 
 def texts(path: Path, format_name: str | None) -> Iterator[tuple[str, Format, Text]]:
-    """Every text of `path` with where it stands and the file's format.
+    """Every text of `path` with where it is and the file's format.
 
     Raises:
         UserError: names file, entry and field.
@@ -211,7 +211,7 @@ def passages(
             for number, block in enumerate(blocks, 1):
                 name = _block_id(identity, number, len(blocks)) or str(len(seen) + 1)
                 if name in seen:
-                    raise UserError(f"{where}: id {name!r} stands there a second time; ids must be unique")
+                    raise UserError(f"{where}: id {name!r} is there a second time; ids must be unique")
                 seen.add(name)
                 yield {"id": name, "title": " ".join(title.split()), "text": block}
     if not seen:
@@ -261,8 +261,7 @@ def write_tsv(path: Path, records: Iterator[Record]) -> int:
     return count
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command's flags."""
+def parse_args() -> argparse.Namespace:
     flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
     source = flags.add_mutually_exclusive_group(required=True)
     source.add_argument("--data_path", type=Path, help="corpus file to read, .json or .jsonl")
@@ -280,12 +279,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument(
         "--only_first", action="store_true", help="of a text longer than --words keep the first passage alone, its lead"
     )
-    return flags
+    return flags.parse_args()
 
 
 def main() -> None:
     """Writes the passages of one corpus."""
-    args = parser().parse_args()
+    args = parse_args()
     if args.output_path.suffix not in (".jsonl", ".tsv"):
         raise UserError(f"{args.output_path}: a corpus ends in .jsonl or .tsv")
     path = packaged_corpus() if args.from_pip else args.data_path

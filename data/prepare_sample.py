@@ -11,17 +11,50 @@ import argparse
 import logging
 import random
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from gainRAG.common.cli import UserError, input_file, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, parse_json, read_records, write_records
 from gainRAG.common.schemas import as_question, as_retrieved
-from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.evaluation.recall import mark_hits
 
 logger = logging.getLogger("prepare_sample")
 
 
-def named_questions(path: str, key: str) -> set[str]:
+@dataclass(frozen=True)
+class Conditions:
+    """Which questions are kept.
+
+    Attributes:
+        only: their wordings; None: any.
+        answerable_in_top: one of so many first passages holds a gold answer; None: passages do not count.
+        max_answers: they have no more gold answers; None: any number.
+    """
+
+    only: set[str] | None = None
+    answerable_in_top: int | None = None
+    max_answers: int | None = None
+
+
+def main() -> None:
+    """Reads, draws, writes."""
+    args = parse_args()
+    only = read_wordings(*args.only_questions) if args.only_questions else None
+    conditions = Conditions(only, args.answerable_in_top, args.max_answers)
+    counts: Counter = Counter()
+    records = list(keep_usable(args.data_path, conditions, counts))
+    if args.sample is not None and args.sample < len(records):
+        drawn = sorted(random.Random(args.seed).sample(range(len(records)), args.sample))
+        records = [records[position] for position in drawn]
+    reasons = "; ".join(f"{count} {reason}" for reason, count in counts.items())
+    if not records:
+        raise UserError(f"no question is left ({reasons})")
+    write_records(args.output_path, records)
+    logger.info("%s: %d questions (%s)", args.output_path, len(records), reasons)
+
+
+def read_wordings(path: str, key: str) -> set[str]:
     """The questions (by wording) listed under a key of a JSON file.
 
     Raises:
@@ -34,37 +67,30 @@ def named_questions(path: str, key: str) -> set[str]:
     return set(questions)
 
 
-def condition_failed(record: Record, args: argparse.Namespace, only: set[str] | None) -> str | None:
-    """The first condition that a record does not meet; None where it meets all."""
-    if only is not None and record["question"] not in only:
-        return "not in --only_questions"
-    if args.max_answers is not None and len(record["answers"]) > args.max_answers:
-        return f"more than {args.max_answers} gold answers"
-    top = args.answerable_in_top
-    if top is not None and not any(map(holds_answer(record), record["ctxs"][:top])):
-        return f"no gold answer in the first {top} passages"
-    return None
-
-
-def holds_answer(record: Record) -> Callable[[Record], bool]:
-    """Whether a passage of the record holds a gold answer: as retrieval found, else by looking."""
-    matcher = AnswerMatcher(record["answers"])
-    return lambda passage: passage["hasanswer"] if "hasanswer" in passage else matcher.matches(passage["text"])
-
-
-def usable(args: argparse.Namespace, counts: Counter) -> Iterator[Record]:
-    """The records that meet every condition, their passages cut to --answerable_in_top."""
-    only = named_questions(*args.only_questions) if args.only_questions else None
-    top = args.answerable_in_top
-    for path in args.data_path:
+def keep_usable(paths: list[str], conditions: Conditions, counts: Counter) -> Iterator[Record]:
+    """The records that meet every condition, their passages cut to the first `answerable_in_top`."""
+    top = conditions.answerable_in_top
+    for path in paths:
         for record in read_records(path, as_question if top is None else as_retrieved):
-            failed = condition_failed(record, args, only)
+            failed = failed_condition(record, conditions)
             counts[failed or "usable"] += 1
             if failed is None:
                 yield record if top is None else {**record, "ctxs": record["ctxs"][:top]}
 
 
-def main() -> None:
+def failed_condition(record: Record, conditions: Conditions) -> str | None:
+    """The first condition that a record does not meet; None where it meets all."""
+    top = conditions.answerable_in_top
+    if conditions.only is not None and record["question"] not in conditions.only:
+        return "not in --only_questions"
+    if conditions.max_answers is not None and len(record["answers"]) > conditions.max_answers:
+        return f"more than {conditions.max_answers} gold answers"
+    if top is not None and not any(hit["hasanswer"] for hit in mark_hits(record["ctxs"][:top], record["answers"])):
+        return f"no gold answer in the first {top} passages"
+    return None
+
+
+def parse_args() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records")
     parser.add_argument("--output_path", required=True, help="the sample, .jsonl or .json")
@@ -86,21 +112,7 @@ def main() -> None:
     parser.add_argument(
         "--max_answers", type=positive_int, default=None, help="only questions with no more gold answers"
     )
-    args = parser.parse_args()
-    counts: Counter = Counter()
-    records = list(usable(args, counts))
-    if args.sample is not None and args.sample < len(records):
-        drawn = sorted(random.Random(args.seed).sample(range(len(records)), args.sample))
-        records = [records[position] for position in drawn]
-    if not records:
-        raise UserError(f"no question is left ({'; '.join(f'{n} {reason}' for reason, n in counts.items())})")
-    write_records(args.output_path, records)
-    logger.info(
-        "%s: %d questions (%s)",
-        args.output_path,
-        len(records),
-        "; ".join(f"{count} {reason}" for reason, count in counts.items()),
-    )
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ with sentence-transformers' cross-encoder trainer, in two phases of groups with 
     cd data && python prepare_selector_start.py --corpus eval_data/wiki_summaries.jsonl \\
         --retrieved eval_data/dev_retrieved.jsonl --output_dir my_selector_start
 
---adapter goes on from one that is there, on the questions it was trained on, and ends halfway between the two.
+--adapter trains on from one that is there, on the questions it was trained on, and ends halfway between the two.
 --max_groups 64 tries it all in minutes on a CPU. Writes adapter_config.json, adapter_model.safetensors, questions.json
 (trained on, held out) and quality.json (hit@1 and hit@3 on the held-out questions).
 """
 
 import argparse
-import json
 import logging
 import random
 import re
@@ -35,10 +34,10 @@ from gainRAG.common.cli import (
     run_stage,
     stage_parser,
 )
-from gainRAG.common.jsonl import FieldError, Record, output_folder, read_records, write_json
+from gainRAG.common.jsonl import FieldError, Record, output_folder, parse_json, read_records, write_json
 from gainRAG.common.models import pick_device, weights_path
 from gainRAG.common.schemas import as_retrieved, passage_text
-from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.evaluation.recall import mark_hits
 from gainRAG.llm_inference.background import pseudo_passage
 
 logger = logging.getLogger("prepare_selector_start")
@@ -48,6 +47,123 @@ NEIGHBOURS = 30  # wrong passages of phase (a) are drawn from so many
 CANDIDATES = 20  # retrieved passages that phase (b) and the evaluation look at
 SPLIT = ("held_out", "trained_on")
 RANK, ALPHA, TARGETS = 32, 64, ["query", "key", "value", "dense"]
+
+
+def main() -> None:
+    """Reads and splits, trains both phases, measures, writes."""
+    from transformers import set_seed
+
+    args = parse_args()
+    path, device = weights_path(args.model_name_or_path), str(pick_device(args.device))
+    questions = read_usable_questions(args.retrieved, args.group_size)
+    corpus = read_corpus(args.corpus, args.group_size) if args.corpus_passes else []
+    rng = random.Random(args.seed)
+    held_out, trained_on = split_questions(questions, args.retrieved, args.adapter, args.held_out, rng)
+    output_folder(args.output_dir)
+    if args.backgrounds:
+        add_own_passages(trained_on, args.backgrounds)
+    if args.max_groups:
+        held_out, trained_on = held_out[: args.max_groups], trained_on[: args.max_groups]
+        corpus = rng.sample(corpus, min(len(corpus), max(args.max_groups, args.group_size)))
+    logger.info("%d passages, %d training and %d held-out questions", len(corpus), len(trained_on), len(held_out))
+
+    set_seed(args.seed)
+    model = adapt_encoder(path, args.max_length, device, args.adapter)
+    if args.corpus_passes:
+        near = near_passages(corpus, path, device)
+        passes = [corpus_groups(corpus, near, args.group_size, rng) for _ in range(args.corpus_passes)]
+        train(model, sum(passes, []), args.corpus_learning_rate, args.batch_size, args.seed)
+    if args.question_passes:
+        passes = [question_groups(trained_on, args.group_size, rng) for _ in range(args.question_passes)]
+        train(model, sum(passes, []), args.question_learning_rate, args.batch_size, args.seed)
+    if args.adapter:
+        turn_halfway_back(model, args.adapter)
+
+    quality = {"held_out": len(held_out), "trained_on": len(trained_on), "retrieval": hit_rates(held_out, None)}
+    quality["adapter"] = hit_rates(held_out, lambda pairs: model.predict(pairs, show_progress_bar=False).tolist())
+    quality["settings"] = {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()}
+    for config in model.model.peft_config.values():
+        config.base_model_name_or_path = args.model_name_or_path  # not the folder where it lies on this machine
+    model.model.save_pretrained(args.output_dir)
+    wording = {k: [q["question"] for q in kept] for k, kept in zip(SPLIT, (held_out, trained_on), strict=True)}
+    write_json(args.output_dir / "questions.json", wording)
+    write_json(args.output_dir / "quality.json", quality)
+    logger.info("%s: retrieval %s, adapter %s", args.output_dir, quality["retrieval"], quality["adapter"])
+
+
+# --- reading -----------------------------------------------------------------------------------------------------
+
+
+def read_usable_questions(path: Path, group_size: int) -> list[Record]:
+    """Retrieved questions with an answer among their CANDIDATES and enough passages without.
+
+    Raises:
+        UserError: a passage has no `hasanswer`, or no question is usable.
+    """
+    usable = []
+    for question in read_records(path, _with_hasanswer):
+        right, wrong = right_and_wrong(question)
+        if right and len(wrong) >= group_size - 1:
+            usable.append(question)
+    if not usable:
+        raise UserError(f"{path}: no question has an answer in its top {CANDIDATES} and {group_size - 1} without")
+    return usable
+
+
+def add_own_passages(questions: list[Record], backgrounds: Path) -> None:
+    """Gives each question that the file knows the LLM's passage on it, as `own`."""
+    known = {record.get("question"): record.get("background") for record in read_records(backgrounds)}
+    for question in questions:
+        passage = pseudo_passage(known.get(question["question"]) or "")
+        if passage:
+            question["own"] = mark_hits([passage], question["answers"])
+
+
+def split_questions(
+    questions: list[Record], path: Path, adapter: Path | None, held_out: int, rng: random.Random
+) -> tuple[list[Record], list[Record]]:
+    """Held-out and training questions: as `adapter`, which is trained on, had them, else drawn.
+
+    Raises:
+        UserError: one of the two would be empty; names `path`, where the questions come from.
+    """
+    if adapter:
+        file = input_file(adapter / "questions.json")
+        lists = parse_json(file.read_bytes(), str(file))
+        parts = [[question for question in questions if question["question"] in set(lists[k])] for k in SPLIT]
+        if not all(parts):
+            raise UserError(f"{path}: holds none of the adapter's held-out or none of its training questions")
+        return parts[0], parts[1]
+    if len(questions) <= held_out:
+        raise UserError(f"{path}: {len(questions)} usable questions, --held_out {held_out} leaves none")
+    rng.shuffle(questions)
+    return questions[:held_out], questions[held_out:]
+
+
+def _with_hasanswer(record: Record) -> Record:
+    record = as_retrieved(record)
+    if not all("hasanswer" in passage for passage in record["ctxs"]):
+        raise FieldError("ctxs", "a passage without 'hasanswer'; wanted what retrieval.py writes")
+    return record
+
+
+def read_corpus(path: Path, group_size: int) -> list[Record]:
+    """The corpus as a list of {id, title, text}.
+
+    Raises:
+        UserError: an entry has no title or text, or there are fewer than one group needs.
+    """
+    corpus = list(read_records(path, _titled))
+    if len(corpus) < group_size:
+        raise UserError(f"{path}: {len(corpus)} passages; a group needs {group_size}")
+    return corpus
+
+
+def _titled(record: Record) -> Record:
+    for field in ("title", "text"):
+        if not isinstance(record.get(field), str) or not record[field].strip():
+            raise FieldError(field, "missing, empty or not text")
+    return record
 
 
 # --- groups -----------------------------------------------------------------------------------------------------
@@ -70,10 +186,8 @@ def near_passages(corpus: list[Record], encoder_path: str, device: str) -> list[
     from sentence_transformers import SentenceTransformer, util
 
     encoder = SentenceTransformer(encoder_path, device=device)
-    vectors = encoder.encode(
-        [passage_text(passage) for passage in corpus], normalize_embeddings=True, convert_to_tensor=True,
-        show_progress_bar=True,
-    )  # fmt: skip
+    texts = [passage_text(passage) for passage in corpus]
+    vectors = encoder.encode(texts, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=True)
     titles = [passage["title"] for passage in corpus]
     hits = util.semantic_search(vectors, vectors, top_k=min(NEIGHBOURS + 1, len(corpus)))
     return [
@@ -115,7 +229,7 @@ def right_and_wrong(question: Record) -> tuple[list[Record], list[Record]]:
 # --- training and measuring --------------------------------------------------------------------------------------
 
 
-def adapted_encoder(path: str, max_length: int, device: str, adapter: Path | None = None) -> Any:
+def adapt_encoder(path: str, max_length: int, device: str, adapter: Path | None = None) -> Any:
     """The encoder as a cross-encoder with one logit, LoRA on all its linear layers and a trained head: new ones, or
     those of `adapter`."""
     from peft import LoraConfig, TaskType, set_peft_model_state_dict
@@ -143,7 +257,7 @@ def adapter_weights(adapter: Path) -> dict:
 
 
 def turn_halfway_back(model: Any, adapter: Path) -> None:
-    """Leaves the model halfway between the adapter it went on from and what it became: it keeps what it knew and takes
+    """Leaves the model halfway between the adapter it began with and what it became: it keeps what it knew and takes
     up what it learned (Wortsman et al. 2022, robust fine-tuning by averaging weights)."""
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -151,7 +265,7 @@ def turn_halfway_back(model: Any, adapter: Path) -> None:
     set_peft_model_state_dict(model.model, {name: (now[name] + before[name].to(now[name])) / 2 for name in now})
 
 
-def train(model: Any, groups: list[Group], learning_rate: float, args: argparse.Namespace) -> None:
+def train(model: Any, groups: list[Group], learning_rate: float, batch_size: int, seed: int) -> None:
     """Softmax cross-entropy over each group, one pass over `groups`; 10 % warm-up, then linear decay to zero.
 
     ListNet's loss (Cao et al. 2007) takes the softmax of the labels as its target: with -inf for the wrong passages
@@ -162,20 +276,17 @@ def train(model: Any, groups: list[Group], learning_rate: float, args: argparse.
     from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
     from sentence_transformers.cross_encoder.losses import ListNetLoss
 
-    labels = [0.0] + [float("-inf")] * (args.group_size - 1)
-    columns = {
-        "query": [query for query, _ in groups],
-        "passages": [passages for _, passages in groups],
-        "labels": [labels] * len(groups),
-    }
     if not groups:
         raise UserError("--corpus: no passage has two sentences and enough neighbours of other titles")
+    queries, passages = map(list, zip(*groups, strict=True))
+    labels = [[0.0] + [float("-inf")] * (len(passages[0]) - 1)] * len(groups)
+    data = Dataset.from_dict({"query": queries, "passages": passages, "labels": labels})
     on_gpu = model.device.type == "cuda"
     with tempfile.TemporaryDirectory() as folder:
         settings = CrossEncoderTrainingArguments(
             output_dir=folder,
             num_train_epochs=1,  # `groups` holds all passes, each drawn anew
-            per_device_train_batch_size=args.batch_size,
+            per_device_train_batch_size=batch_size,
             learning_rate=learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=0.1,
@@ -184,11 +295,9 @@ def train(model: Any, groups: list[Group], learning_rate: float, args: argparse.
             logging_steps=10,
             save_strategy="no",
             report_to="none",
-            seed=args.seed,
+            seed=seed,
         )
-        CrossEncoderTrainer(
-            model=model, args=settings, train_dataset=Dataset.from_dict(columns), loss=ListNetLoss(model)
-        ).train()
+        CrossEncoderTrainer(model=model, args=settings, train_dataset=data, loss=ListNetLoss(model)).train()
 
 
 def hit_rates(questions: list[Record], score: Callable[[list[tuple[str, str]]], list[float]] | None) -> Record:
@@ -205,164 +314,33 @@ def hit_rates(questions: list[Record], score: Callable[[list[tuple[str, str]]], 
     return {f"hit@{k}": round(count / len(questions), 4) for k, count in hits.items()}
 
 
-# --- the command ------------------------------------------------------------------------------------------------
-
-
-def usable_questions(path: Path, group_size: int) -> list[Record]:
-    """Retrieved questions with an answer among their CANDIDATES and enough passages without.
-
-    Raises:
-        UserError: a passage has no `hasanswer`, or no question is usable.
-    """
-    usable = []
-    for question in read_records(path, _with_hasanswer):
-        right, wrong = right_and_wrong(question)
-        if right and len(wrong) >= group_size - 1:
-            usable.append(question)
-    if not usable:
-        raise UserError(f"{path}: no question has an answer in its top {CANDIDATES} and {group_size - 1} without")
-    return usable
-
-
-def add_own_passages(questions: list[Record], backgrounds: Path) -> None:
-    """Gives each question that the file knows the LLM's passage on it, as `own`."""
-    known = {record.get("question"): record.get("background") for record in read_records(backgrounds)}
-    for question in questions:
-        passage = pseudo_passage(known.get(question["question"]) or "")
-        if passage:
-            hasanswer = AnswerMatcher(question["answers"]).matches(passage["text"])
-            question["own"] = [{**passage, "hasanswer": hasanswer}]
-
-
-def split(questions: list[Record], args: argparse.Namespace, rng: random.Random) -> tuple[list[Record], list[Record]]:
-    """Held-out and training questions: as the adapter that is gone on from had them, else drawn.
-
-    Raises:
-        UserError: one of the two would be empty.
-    """
-    if args.adapter:
-        lists = json.loads(input_file(args.adapter / "questions.json").read_text("utf-8"))
-        held_out, trained_on = ([q for q in questions if q["question"] in set(lists[k])] for k in SPLIT)
-        if not held_out or not trained_on:
-            raise UserError(f"{args.retrieved}: holds none of the adapter's held-out or none of its training questions")
-        return held_out, trained_on
-    if len(questions) <= args.held_out:
-        raise UserError(f"{args.retrieved}: {len(questions)} usable questions, --held_out {args.held_out} leaves none")
-    rng.shuffle(questions)
-    return questions[: args.held_out], questions[args.held_out :]
-
-
-def _with_hasanswer(record: Record) -> Record:
-    record = as_retrieved(record)
-    if not all("hasanswer" in passage for passage in record["ctxs"]):
-        raise FieldError("ctxs", "a passage without 'hasanswer'; wanted what retrieval.py writes")
-    return record
-
-
-def read_corpus(path: Path, group_size: int) -> list[Record]:
-    """The corpus as a list of {id, title, text}.
-
-    Raises:
-        UserError: an entry has no title or text, or there are fewer than one group needs.
-    """
-    corpus = list(read_records(path, _titled))
-    if len(corpus) < group_size:
-        raise UserError(f"{path}: {len(corpus)} passages; a group needs {group_size}")
-    return corpus
-
-
-def _titled(record: Record) -> Record:
-    for field in ("title", "text"):
-        if not isinstance(record.get(field), str) or not record[field].strip():
-            raise FieldError(field, "missing, empty or not text")
-    return record
-
-
-def parser() -> argparse.ArgumentParser:
-    """The command's flags; the defaults are the shipped adapter's recipe."""
+def parse_args() -> argparse.Namespace:
     flags = stage_parser(__doc__)
-    flags.add_argument("--corpus", type=input_file, help="passages with title and text, .jsonl, for phase (a)")
-    flags.add_argument("--retrieved", type=input_file, required=True, help="dev questions with ctxs, by retrieval.py")
-    flags.add_argument("--output_dir", type=Path, required=True, help="folder for the adapter; must not hold one")
-    flags.add_argument("--model_name_or_path", default="all-MiniLM-L6-v2", help="the encoder: name, folder or hub id")
-    flags.add_argument("--adapter", type=Path, help="go on from this folder's adapter and its split of the questions")
-    flags.add_argument(
-        "--backgrounds", type=input_file, help="question and background: what an LLM wrote (selector_gainRag keeps it)"
-    )
-    flags.add_argument("--held_out", type=positive_int, default=600, help="questions that are kept for measuring")
-    flags.add_argument(
-        "--max_groups",
-        type=non_negative_int,
-        default=0,
-        help="a trial: at most so many passages, training and held-out questions; 0 takes all",
-    )
-    flags.add_argument("--group_size", type=positive_int, default=8, help="passages a group, one of them right")
-    flags.add_argument("--batch_size", type=positive_int, default=16, help="groups a step")
-    flags.add_argument("--max_length", type=positive_int, default=192, help="tokens of query and passage together")
-    flags.add_argument("--corpus_passes", type=non_negative_int, default=3, help="passes of phase (a)")
-    flags.add_argument("--question_passes", type=non_negative_int, default=4, help="passes of phase (b)")
-    flags.add_argument("--corpus_learning_rate", type=positive_float, default=5e-4, help="highest of phase (a)")
-    flags.add_argument("--question_learning_rate", type=positive_float, default=2e-4, help="highest of phase (b)")
-    flags.add_argument("--device", help="cpu or cuda; None takes the GPU if there is one")
-    flags.add_argument("--seed", type=int, default=42, help="seed of all draws and of the weights")
-    return flags
-
-
-def main() -> None:
-    """Reads and splits, trains both phases, measures, writes."""
-    args = parser().parse_args()
+    add = flags.add_argument
+    add("--corpus", type=input_file, help="passages with title and text, .jsonl, for phase (a)")
+    add("--retrieved", type=input_file, required=True, help="dev questions with ctxs, by retrieval.py")
+    add("--output_dir", type=Path, required=True, help="folder for the adapter; must not hold one")
+    add("--model_name_or_path", default="all-MiniLM-L6-v2", help="the encoder: name, folder or hub id")
+    add("--adapter", type=Path, help="train on from this folder's adapter, on its split of the questions")
+    add("--backgrounds", type=input_file, help="question and pseudo-passage, written by an LLM (selector_gainRag's)")
+    add("--held_out", type=positive_int, default=600, help="questions that are kept for measuring")
+    add("--max_groups", type=non_negative_int, default=0,
+        help="a trial: at most so many passages, training and held-out questions; 0 takes all")  # fmt: skip
+    add("--group_size", type=positive_int, default=8, help="passages a group, one of them right")
+    add("--batch_size", type=positive_int, default=16, help="groups a step")
+    add("--max_length", type=positive_int, default=192, help="tokens of query and passage together")
+    add("--corpus_passes", type=non_negative_int, default=3, help="passes of phase (a)")
+    add("--question_passes", type=non_negative_int, default=4, help="passes of phase (b)")
+    add("--corpus_learning_rate", type=positive_float, default=5e-4, help="highest of phase (a)")
+    add("--question_learning_rate", type=positive_float, default=2e-4, help="highest of phase (b)")
+    add("--device", help="cpu or cuda; None takes the GPU if there is one")
+    add("--seed", type=int, default=42, help="seed of all draws and of the weights")
+    args = flags.parse_args()
     if (args.output_dir / "adapter_config.json").exists():
         raise UserError(f"{args.output_dir}: holds an adapter already; name another folder")
     if args.corpus_passes and not args.corpus:
         raise UserError("--corpus is missing; phase (a) reads it, --corpus_passes 0 leaves that phase out")
-    path, device = weights_path(args.model_name_or_path), str(pick_device(args.device))
-    questions = usable_questions(args.retrieved, args.group_size)
-    corpus = read_corpus(args.corpus, args.group_size) if args.corpus_passes else []
-    rng = random.Random(args.seed)
-    held_out, trained_on = split(questions, args, rng)
-    output_folder(args.output_dir)
-    if args.backgrounds:
-        add_own_passages(trained_on, args.backgrounds)
-    if args.max_groups:
-        held_out, trained_on = held_out[: args.max_groups], trained_on[: args.max_groups]
-        corpus = rng.sample(corpus, min(len(corpus), max(args.max_groups, args.group_size)))
-    logger.info("%d passages, %d training and %d held-out questions", len(corpus), len(trained_on), len(held_out))
-
-    model = trained_model(path, device, corpus, trained_on, rng, args)
-    quality = {
-        "held_out": len(held_out),
-        "trained_on": len(trained_on),
-        "retrieval": hit_rates(held_out, None),
-        "adapter": hit_rates(held_out, lambda pairs: model.predict(pairs, show_progress_bar=False).tolist()),
-        "settings": {name: str(v) if isinstance(v, Path) else v for name, v in vars(args).items()},
-    }
-    for config in model.model.peft_config.values():
-        config.base_model_name_or_path = args.model_name_or_path  # not the folder where it lies on this machine
-    model.model.save_pretrained(args.output_dir)
-    wording = dict(zip(SPLIT, (held_out, trained_on), strict=True))
-    write_json(args.output_dir / "questions.json", {k: [q["question"] for q in kept] for k, kept in wording.items()})
-    write_json(args.output_dir / "quality.json", quality)
-    logger.info("%s: retrieval %s, adapter %s", args.output_dir, quality["retrieval"], quality["adapter"])
-
-
-def trained_model(
-    path: str, device: str, corpus: list[Record], questions: list[Record], rng: random.Random, args: argparse.Namespace
-) -> Any:
-    """The cross-encoder after both phases."""
-    from transformers import set_seed
-
-    set_seed(args.seed)
-    model = adapted_encoder(path, args.max_length, device, args.adapter)
-    if args.corpus_passes:
-        near = near_passages(corpus, path, device)
-        passes = [corpus_groups(corpus, near, args.group_size, rng) for _ in range(args.corpus_passes)]
-        train(model, sum(passes, []), args.corpus_learning_rate, args)
-    if args.question_passes:
-        passes = [question_groups(questions, args.group_size, rng) for _ in range(args.question_passes)]
-        train(model, sum(passes, []), args.question_learning_rate, args)
-    if args.adapter:
-        turn_halfway_back(model, args.adapter)
-    return model
+    return args
 
 
 if __name__ == "__main__":

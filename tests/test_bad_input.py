@@ -419,9 +419,9 @@ RECORD_CASES = [  # stage, its records, what is said
         for stage in ("rag_generation", "run_baselines")
     ),
     # ids that stand twice, where something is looked up by them
-    ("passage_embed", [*PASSAGES, PASSAGES[1]], ":9: id '1' stands in line 2 already; ids must differ"),
-    ("prepare_corpus", [*PASSAGES, PASSAGES[1]], "record 9: id '1' stands there a second time"),
-    ("prepare_questions", [{"id": 1, "question": "Q?", "answer": "a"}] * 2, ":2: id '1' stands already at "),
+    ("passage_embed", [*PASSAGES, PASSAGES[1]], ":9: id '1' is in line 2 already; ids must differ"),
+    ("prepare_corpus", [*PASSAGES, PASSAGES[1]], "record 9: id '1' is there a second time"),
+    ("prepare_questions", [{"id": 1, "question": "Q?", "answer": "a"}] * 2, ":2: id '1' is already at "),
     ("run_baselines", [*RETRIEVED, RETRIEVED[1]], ":4: field 'id': 'q1' is there twice; ids must differ"),
     ("run_baselines", changed(RETRIEVED, 1, "id"), ":2: field 'id': missing"),
     # records of two kinds, or of two versions, in one file

@@ -32,11 +32,11 @@ from gainRAG.common.jsonl import read_records
 from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.common.schemas import as_question, as_retrieved, as_supervised, as_training_group
 from gainRAG.evaluation.compare import compare, paired_scores
-from gainRAG.llm_inference.background import background_lookup
+from gainRAG.llm_inference.background import pseudo_passage_lookup
 from gainRAG.prompts import load_prompts
 from gainRAG.retrieval_engine.bm25 import search_bm25
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
-from gainRAG.retrieval_engine.retrieval import former_recalls
+from gainRAG.retrieval_engine.retrieval import read_recalls
 from gainRAG.retrieval_engine.vectors import embedding_settings, open_shards, read_published, save_shard
 
 SETTINGS = stage_settings("fuzz", {}, alpha=0.5)
@@ -206,7 +206,7 @@ def _compared(path: Path) -> None:
 
 
 def _backgrounds(path: Path) -> None:
-    background_lookup(path)(QUESTIONS[0])
+    pseudo_passage_lookup(path)(QUESTIONS[0])
 
 
 def _shards(path: Path) -> None:
@@ -300,7 +300,7 @@ READERS = {
     "prepare_corpus hotpotqa": Reader("d.json", dumped(HOTPOT), _corpus),
     "prepare_corpus summaries": Reader("d.json", dumped({"T": {"extract": "One two."}}), _corpus),
     "prepare_sample --only_questions": Reader(
-        "d.json", dumped({"k": ["Q?"]}), lambda path: prepare_sample.named_questions(str(path), "k")
+        "d.json", dumped({"k": ["Q?"]}), lambda path: prepare_sample.read_wordings(str(path), "k")
     ),
     "prepare_selector_start --corpus": Reader(
         "d.jsonl", lines(PASSAGES), lambda path: prepare_start.read_corpus(path, group_size=2)
@@ -319,7 +319,7 @@ READERS = {
         "Flat.faiss.settings.json", dumped({"made_with": MADE_WITH}),
         lambda path: embedding_settings(path.with_name("Flat.faiss")),
     ),
-    "recall.json": Reader("recall.json", dumped({"d.jsonl": {"1": 0.5}}), lambda path: former_recalls(path.parent)),
+    "recall.json": Reader("recall.json", dumped({"d.jsonl": {"1": 0.5}}), lambda path: read_recalls(path.parent)),
     "unfinished output": Reader("out.json.unfinished", lines(QUESTIONS), _resumed),
     "settings of an unfinished output": Reader("out.json.unfinished.settings.json", dumped(SETTINGS), _resumed),
     "report: results": Reader("answers/NQ/results.json", dumped({"gainrag": RESULT}), _report),
@@ -399,13 +399,13 @@ def test_a_passage_store_gives_passages_or_a_user_error(store, tmp_path, file, d
 @EXAMPLES
 @given(data=st.data())
 def test_a_bm25_index_is_read_or_a_user_error(store, tmp_path, data):
-    from gainRAG.retrieval_engine.bm25 import _index
+    from gainRAG.retrieval_engine.bm25 import open_bm25
 
     folder = shutil.copytree(store, tmp_path / "corpus.jsonl.store", dirs_exist_ok=True)
     file = data.draw(st.sampled_from(sorted((folder / "bm25").iterdir())))
     file.write_bytes(data.draw(st.one_of(inputs(file.read_bytes()), st.just(pickle.dumps(HOSTILE)))))
     with nothing_runs():
         try:
-            _index(PassageStore(folder))
+            open_bm25(PassageStore(folder))
         except UserError as mistake:
             assert "the BM25 index is damaged" in str(mistake)

@@ -13,15 +13,17 @@ import logging
 from pathlib import Path
 
 from gainRAG.analysis.plots import interval_bars
-from gainRAG.analysis.runs import read_picks, read_predictions, read_results
+from gainRAG.analysis.runs import find_picks, read_predictions, read_results
 from gainRAG.common.cli import UserError, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, write_json
 from gainRAG.evaluation.recall import AnswerMatcher
-from gainRAG.evaluation.results import markdown_table, mean_with_interval
+from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
+from gainRAG.rag_workflow.picks import METHODS, Picks
 
 logger = logging.getLogger(__name__)
 
-METHODS = {"standard_rag": "Standard RAG", "rerank": "Rerank", "gainrag": "GainRAG"}
+SHOWN = ("standard_rag", "rerank", "gainrag")
+RETRIEVING = tuple(method for method in METHODS if method != "no_retrieval")
 SHARES = {
     "wrong_though_held": "wrong although the passage holds the answer, % of all",
     "right_though_not_held": "right although it does not, % of all",
@@ -30,92 +32,13 @@ SHARES = {
 }
 
 
-def gap(predictions: list[Record], picks: dict[str, list[Record]]) -> Record:
-    """The four SHARES in percent with 95 % intervals (None where a group is empty), and the counts behind them.
-
-    Raises:
-        UserError: a question has no picks.
-    """
-    cases = []
-    for record in predictions:
-        name = str(record.get("id"))
-        if name not in picks:
-            raise UserError(f"question {name!r} was answered, but its passages are gone from the selection")
-        matcher = AnswerMatcher(record["answers"])
-        held = any(matcher.matches(passage["text"]) for passage in picks[name])
-        cases.append((held, record["cover_em"] == 1))
-    return {
-        "n": len(cases),
-        "held": sum(held for held, _ in cases),
-        "wrong_though_held": _share([held and not right for held, right in cases]),
-        "right_though_not_held": _share([right and not held for held, right in cases]),
-        "wrong_of_held": _share([not right for held, right in cases if held]),
-        "right_of_not_held": _share([right for held, right in cases if not held]),
-    }
-
-
-def _share(cases: list[bool]) -> Record | None:
-    return {name: 100 * value for name, value in mean_with_interval(cases).items()} if cases else None
-
-
-def measure(work: Path, name: str, methods: list[str]) -> list[Record]:
-    """A row for each method on one question set; `gap` is None where the method was not run.
-
-    Raises:
-        UserError: answers or passages are not what the stages write, or do not belong together.
-    """
-    folder, rows = work / "answers" / name, []
-    results = read_results(folder)
-    for method in methods:
-        found = results.get(method)
-        picks = found and read_picks(work, name, method, found["K_docs"])
-        if not picks:
-            logger.warning("%s, %s: not run, or its passages are gone; left empty", name, method)
-        rows.append(
-            {
-                "dataset": name,
-                "method": method,
-                "label": METHODS[method],
-                "model": found and found.get("model"),
-                "K": found and found["K_docs"],
-                "gap": gap(read_predictions(folder, method, found["questions"]), picks) if picks else None,
-            }
-        )
-    return rows
-
-
-def markdown(rows: list[Record]) -> str:
-    """The shares as a Markdown table."""
-    lines = []
-    for row in rows:
-        shares = row["gap"] or {}
-        shown = [
-            share and f"{share['mean']:.1f} [{share['low']:.1f}, {share['high']:.1f}]"
-            for share in (shares.get(name) for name in SHARES)
-        ]
-        lines.append((row["dataset"], row["label"], *shown, shares.get("n")))
-    return markdown_table(("questions", "method", *SHARES.values(), "n"), lines)
-
-
-def plot(rows: list[Record]) -> str:
-    """The two shares of all questions as SVG bars."""
-    bars = [
-        (f"{row['dataset']}, {row['label']}: {what}", share["mean"], share["low"], share["high"])
-        for row in rows
-        if row["gap"]
-        for name, what in (("wrong_though_held", "wrong, held"), ("right_though_not_held", "right, not held"))
-        for share in [row["gap"][name]]
-    ]
-    return interval_bars(bars, "Wrong although the passage holds the answer; right although it does not (% of all)")
-
-
 def parse_arguments() -> argparse.Namespace:
     """The flags, checked."""
     parser = stage_parser(__doc__)
     parser.add_argument("--work", required=True, type=Path, help="the run's folder, with retrieved, selected, answers")
     parser.add_argument("--datasets", required=True, nargs="+", metavar="NAME", help="question sets")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), help="which methods")
-    parser.add_argument("--output_path", required=True, type=Path, help="the shares, .json; .md and .svg lie beside it")
+    parser.add_argument("--methods", nargs="+", choices=RETRIEVING, default=SHOWN, help="which methods")
+    parser.add_argument("--output_path", required=True, type=Path, help="the shares, .json; .md and .svg are beside it")
     args = parser.parse_args()
     if args.output_path.suffix != ".json":
         raise UserError(f"--output_path {args.output_path}: wanted a name that ends in .json")
@@ -134,6 +57,80 @@ def main() -> None:
     with atomic_write(args.output_path.with_suffix(".svg")) as file:
         file.write(plot(rows))
     print(text)
+
+
+def measure(work: Path, name: str, methods: list[str]) -> list[Record]:
+    """A row for each method on one question set; `gap` is None where the method was not run.
+
+    Raises:
+        UserError: answers or passages are not what the stages write, or do not belong together.
+    """
+    folder, rows = work / "answers" / name, []
+    results = read_results(folder)
+    for method in methods:
+        found = results.get(method)
+        picks = found and find_picks(work, name, found["K_docs"])
+        there = picks and method in picks.files
+        if not there:
+            logger.warning("%s, %s: not run, or its passages are gone; left empty", name, method)
+        rows.append(
+            {
+                "dataset": name,
+                "method": method,
+                "label": METHODS[method],
+                "model": found and found.get("model"),
+                "K": found and found["K_docs"],
+                "gap": gap(read_predictions(folder, method, found["questions"]), picks, method) if there else None,
+            }
+        )
+    return rows
+
+
+def gap(predictions: list[Record], picks: Picks, method: str) -> Record:
+    """The four SHARES in percent with 95 % intervals (None where a group is empty), and the counts behind them.
+
+    Raises:
+        UserError: a question has no picks.
+    """
+    cases = []
+    for record in predictions:
+        matcher = AnswerMatcher(record["answers"])
+        held = any(matcher.matches(passage["text"]) for passage in picks.passages_for(method, record))
+        cases.append((held, record["cover_em"] == 1))
+    return {
+        "n": len(cases),
+        "held": sum(held for held, _ in cases),
+        "wrong_though_held": _share([held and not right for held, right in cases]),
+        "right_though_not_held": _share([right and not held for held, right in cases]),
+        "wrong_of_held": _share([not right for held, right in cases if held]),
+        "right_of_not_held": _share([right for held, right in cases if not held]),
+    }
+
+
+def _share(cases: list[bool]) -> Record | None:
+    return {name: 100 * value for name, value in mean_with_interval(cases).items()} if cases else None
+
+
+def markdown(rows: list[Record]) -> str:
+    """The shares as a Markdown table."""
+    lines = []
+    for row in rows:
+        shares = row["gap"] or {}
+        shown = [format_interval(shares.get(name), scale=1) for name in SHARES]
+        lines.append((row["dataset"], row["label"], *shown, shares.get("n")))
+    return markdown_table(("questions", "method", *SHARES.values(), "n"), lines)
+
+
+def plot(rows: list[Record]) -> str:
+    """The two shares of all questions as SVG bars."""
+    bars = [
+        (f"{row['dataset']}, {row['label']}: {what}", share["mean"], share["low"], share["high"])
+        for row in rows
+        if row["gap"]
+        for name, what in (("wrong_though_held", "wrong, held"), ("right_though_not_held", "right, not held"))
+        for share in [row["gap"][name]]
+    ]
+    return interval_bars(bars, "Wrong although the passage holds the answer; right although it does not (% of all)")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from gainRAG.analysis.plots import histogram, interval_bars
-from gainRAG.analysis.runs import gain, gain_among, read_candidates, read_picks, read_predictions, read_results
+from gainRAG.analysis.runs import find_picks, read_predictions, read_results
 from gainRAG.common.cli import UserError, input_file, non_negative_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, parse_json
+from gainRAG.evaluation.gains import gain_of
+from gainRAG.evaluation.results import format_interval
 
 logger = logging.getLogger(__name__)
 
@@ -30,6 +32,48 @@ svg { display: block; margin: 1em 0; max-width: 100%; height: auto }
 """
 
 
+def parse_arguments() -> argparse.Namespace:
+    """The flags, checked."""
+    parser = stage_parser(__doc__)
+    parser.add_argument("--work", required=True, type=Path, help="the run's folder")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page, .html")
+    parser.add_argument("--examples", type=non_negative_int, default=10, help="questions shown of each set")
+    args = parser.parse_args()
+    if args.output.suffix not in (".html", ".htm"):
+        raise UserError(f"--output {args.output}: wanted a name that ends in .html")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    text = page(args.work, args.examples)
+    with atomic_write(args.output) as file:
+        file.write(text)
+    logger.info("%s: %d bytes", args.output, len(text.encode()))
+
+
+def page(work: Path, examples: int) -> str:
+    """The whole page.
+
+    Raises:
+        UserError: nothing was answered under `work`, or a file is not what the stages write.
+    """
+    folders = [path.parent for path in sorted((work / "answers").glob("*/results.json"))]
+    parts = []
+    for folder in folders:
+        found = QuestionSet(work, folder) if read_results(folder) else None
+        if found:
+            parts.append(f"<h2>{escape(found.name)}</h2>\n" + results_part(found) + gains_part(found))
+            parts.append(examples_part(found, examples))
+    if not parts:
+        raise UserError(f"{work}: no answers/NAME/results.json in it; scripts/rag_generation.sh writes them")
+    title = f"GainRAG: {work.resolve().name}"
+    return (
+        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{''.join(parts)}{paper_part(work)}</body></html>\n"
+    )
+
+
 class QuestionSet:
     """One question set of a run: results, predictions, picks and gains of every method.
 
@@ -40,12 +84,11 @@ class QuestionSet:
     def __init__(self, work: Path, folder: Path) -> None:
         self.name = folder.name
         self.results = read_results(folder)
-        self.candidates = read_candidates(work, self.name)
-        self.predictions, self.picks = {}, {}
+        self.picks = find_picks(work, self.name, k=1)
+        self.predictions = {}
         for method, result in self.results.items():
             predictions = read_predictions(folder, method, result["questions"])
             self.predictions[method] = {str(record.get("id")): record for record in predictions}
-            self.picks[method] = read_picks(work, self.name, method, result["K_docs"]) or {}
         first, *others = self.predictions.items()
         for method, records in others:
             if records.keys() != first[1].keys():
@@ -55,14 +98,15 @@ class QuestionSet:
         """A record of each question, in order."""
         return list(next(iter(self.predictions.values())).values())
 
-    def pick_gains(self, method: str) -> list[float]:
-        """The gain of the first pick of every question, as far as it was computed."""
-        found = [self.gain_of(question, passages[0]) for question, passages in self.picks[method].items() if passages]
-        return [value for value in found if value is not None]
+    def pick_of(self, method: str, question: Record) -> Record | None:
+        """The first passage that a method picked for a question; None where it has none, or its file is gone."""
+        passages = self.picks.passages_for(method, question) if method in self.picks.files else []
+        return passages[0] if passages else None
 
-    def gain_of(self, question: str, passage: Record) -> float | None:
-        """A passage's gain for a question; None where it was not computed."""
-        return gain_among(passage, self.candidates.get(question, []))
+    def gain_of_pick(self, method: str, question: Record) -> float | None:
+        """The gain of a method's first pick; None where it was not computed."""
+        passage = self.pick_of(method, question)
+        return passage and self.picks.gain_for(question, passage)
 
 
 def html_table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
@@ -78,22 +122,16 @@ def _shown(value: Any) -> str:
     return escape(f"{value:.2f}" if isinstance(value, float) else str(value))
 
 
-def _interval(score: Record | None, scale: float = 100, digits: int = 1) -> str | None:
-    if not score:
-        return None
-    mean, low, high = (f"{scale * score[name]:.{digits}f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
-
-
 def results_part(found: QuestionSet) -> str:
     """Table and bars of every method's scores."""
     rows, bars = [], []
     for method, result in found.results.items():
         metrics, picks = result["metrics"], result.get("picks", {})
         main = "accuracy" if "accuracy" in metrics else "cover_em"
-        scores = [_interval(metrics.get(name)) for name in (main, "em", "f1")]
-        picked = [_interval(picks.get("hit_at_1")), _interval(picks.get("pick_gain"), 1, 3)]
-        rows.append((method, *scores, *picked, _interval(picks.get("pseudo_share")), result["questions"]))
+        scores = [format_interval(metrics.get(name)) for name in (main, "em", "f1")]
+        hit, pseudo = format_interval(picks.get("hit_at_1")), format_interval(picks.get("pseudo_share"))
+        gain = format_interval(picks.get("pick_gain"), digits=3, scale=1)
+        rows.append((method, *scores, hit, gain, pseudo, result["questions"]))
         score = metrics.get(main)
         if score:
             bars.append((method, *(100 * score[name] for name in ("mean", "low", "high"))))
@@ -120,13 +158,14 @@ def results_part(found: QuestionSet) -> str:
 
 def gains_part(found: QuestionSet) -> str:
     """Histograms of the gains of all candidates and of each method's picks; nothing where none was computed."""
-    everything = [gain(passage) for passages in found.candidates.values() for passage in passages]
+    everything = [gain_of(passage["PPL_CD"]) for passages in found.picks.candidates.values() for passage in passages]
     if not everything:
         return ""
     low, high = min(everything), max(everything)
     plots = [histogram(everything, low, high, f"all candidates ({len(everything)})")]
     for method in found.results:
-        values = found.pick_gains(method)
+        gains = (found.gain_of_pick(method, question) for question in found.questions())
+        values = [gain for gain in gains if gain is not None]
         if values:
             title = f"picks of {method} ({len(values)}), mean {sum(values) / len(values):.3f}"
             plots.append(histogram(values, low, high, title, colour=1))
@@ -147,25 +186,23 @@ def examples_part(found: QuestionSet, count: int) -> str:
 def _example(found: QuestionSet, question: Record) -> str:
     name = str(question.get("id"))
     gold = "; ".join(map(str, question["answers"]))
-    rows = "".join(_answer_row(found, method, name) for method in found.results)
+    rows = "".join(_answer_row(found, method, found.predictions[method][name]) for method in found.results)
     return (
         f"<h4>{escape(question['question'])}</h4>\n<p>Gold: {escape(gold)}</p>\n"
         f"<table><tr><th>method</th><th>answer</th><th>gain</th><th>passage</th></tr>\n{rows}</table>\n"
     )
 
 
-def _answer_row(found: QuestionSet, method: str, name: str) -> str:
-    record = found.predictions[method][name]
+def _answer_row(found: QuestionSet, method: str, record: Record) -> str:
     verdict = "right" if record["cover_em"] == 1 else "wrong"
-    passage = next(iter(found.picks[method].get(name, [])), None)
-    gain_cell = shown = None
+    passage = found.pick_of(method, record)
+    shown = None
     if passage is not None:
-        gain_cell = found.gain_of(name, passage)
         source = "the LLM's own" if passage.get("is_pseudo") else passage.get("title") or ""
         shown = f"[{source}] {passage['text'][:300]}"
     return (
         f'<tr><td>{escape(method)}</td><td class="{verdict}">{escape(record["prediction"])}</td>'
-        f"<td>{_shown(gain_cell)}</td><td>{_shown(shown)}</td></tr>\n"
+        f"<td>{_shown(found.gain_of_pick(method, record))}</td><td>{_shown(shown)}</td></tr>\n"
     )
 
 
@@ -185,51 +222,9 @@ def paper_part(work: Path) -> str:
 
 
 def _paper_row(cell: Record) -> tuple:
-    ours = _interval(cell["ours"], 1, 2)
+    ours = format_interval(cell["ours"], digits=2, scale=1)
     names = ("dataset", "label", "K", "metric", "paper")
     return (*(cell[name] for name in names), ours, cell["difference"], cell["n"])
-
-
-def page(work: Path, examples: int) -> str:
-    """The whole page.
-
-    Raises:
-        UserError: nothing was answered under `work`, or a file is not what the stages write.
-    """
-    folders = [path.parent for path in sorted((work / "answers").glob("*/results.json"))]
-    parts = []
-    for folder in folders:
-        found = QuestionSet(work, folder) if read_results(folder) else None
-        if found:
-            parts.append(f"<h2>{escape(found.name)}</h2>\n" + results_part(found) + gains_part(found))
-            parts.append(examples_part(found, examples))
-    if not parts:
-        raise UserError(f"{work}: no answers/NAME/results.json in it; scripts/rag_generation.sh writes them")
-    title = f"GainRAG: {work.resolve().name}"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{''.join(parts)}{paper_part(work)}</body></html>\n"
-    )
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The flags, checked."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("--work", required=True, type=Path, help="the run's folder")
-    parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page, .html")
-    parser.add_argument("--examples", type=non_negative_int, default=10, help="questions shown of each set")
-    args = parser.parse_args()
-    if args.output.suffix not in (".html", ".htm"):
-        raise UserError(f"--output {args.output}: wanted a name that ends in .html")
-    return args
-
-
-def main() -> None:
-    args = parse_arguments()
-    text = page(args.work, args.examples)
-    with atomic_write(args.output) as file:
-        file.write(text)
-    logger.info("%s: %d bytes", args.output, len(text.encode()))
 
 
 if __name__ == "__main__":

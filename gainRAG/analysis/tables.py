@@ -9,18 +9,19 @@ percent. What was not run, or is not published, is empty.
 
 import argparse
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from gainRAG.analysis.runs import read_predictions, read_results
 from gainRAG.common.cli import UserError, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, write_json
 from gainRAG.evaluation.paper import PAPER, PAPER_QUESTIONS
-from gainRAG.evaluation.results import markdown_table, mean_with_interval
+from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
+from gainRAG.rag_workflow.picks import METHODS
 
 logger = logging.getLogger(__name__)
 
-METRICS = {
+METRIC_LABELS = {
     "cover_em": "EM (cover_em)",
     "f1": "F1",
     "mean": "mean of EM and F1",
@@ -32,34 +33,29 @@ SAME = ("questions", "model", "prompts_hash", "seed")  # what cells of one quest
 
 @dataclass(frozen=True)
 class Table:
-    """A table's title, its rows (method -> label), the metrics of each, the K of each (empty: as run), and notes."""
+    """A table's title, its rows, the metrics of each, the K of each (empty: as run), notes, and the paper's labels of
+    methods where they differ from ours."""
 
     title: str
-    methods: dict[str, str]
+    methods: tuple[str, ...]
     metrics: tuple[str, ...] = ("cover_em", "f1", "mean")
     ks: tuple[int, ...] = ()
     notes: tuple[str, ...] = ()
+    labels: dict[str, str] = field(default_factory=dict)
 
 
 TABLES = {
     "main": Table(
         "Methods side by side",
-        {
-            "no_retrieval": "No retrieval",
-            "standard_rag": "Standard RAG",
-            "rerank": "Rerank",
-            "gainrag_no_pseudo": "GainRAG without pseudo-passage",
-            "gainrag": "GainRAG",
-        },
+        ("no_retrieval", "standard_rag", "rerank", "gainrag_no_pseudo", "gainrag"),
     ),
     "ablation": Table(
         "What each part contributes",
-        {
+        ("rerank", "gainrag_no_pseudo", "rerank_with_pseudo", "plain_ppl", "gainrag"),
+        labels={
             "rerank": "Vanilla reranker",
-            "gainrag_no_pseudo": "GainRAG without pseudo-passage",
             "rerank_with_pseudo": "GainRAG without distillation",
             "plain_ppl": "GainRAG with plain perplexity",
-            "gainrag": "GainRAG",
         },
         notes=(
             "Without pseudo-passage: the trained selector chooses among the retrieved passages alone.",
@@ -72,12 +68,68 @@ TABLES = {
     ),
     "topk": Table(
         "More passages in the prompt",
-        {"standard_rag": "Standard RAG", "rerank": "Rerank", "gainrag": "GainRAG"},
+        ("standard_rag", "rerank", "gainrag"),
         metrics=("cover_em", "f1", "mean", "hit_at_k"),
         ks=(1, 2, 3, 4, 5),
         notes=("The paper says that K = 1 is best: a larger K raises recall, not accuracy. It gives no numbers here.",),
     ),
 }
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The flags, checked."""
+    parser = stage_parser(__doc__)
+    parser.add_argument("table", choices=TABLES, help="which of the paper's tables")
+    parser.add_argument(
+        "--answers", required=True, nargs="+", type=Path, metavar="DIR", help="folders of NAME/results.json"
+    )
+    parser.add_argument(
+        "--datasets", required=True, nargs="+", metavar="NAME", help="question sets, in the table's order"
+    )
+    parser.add_argument("--output_path", required=True, type=Path, help="the table, .json; its Markdown is beside it")
+    args = parser.parse_args()
+    if args.output_path.suffix != ".json":
+        raise UserError(f"--output_path {args.output_path}: wanted a name that ends in .json")
+    return args
+
+
+def main() -> None:
+    args = parse_arguments()
+    content = collect(args.table, args.answers, args.datasets)
+    write_json(args.output_path, content)
+    text = markdown(content)
+    with atomic_write(args.output_path.with_suffix(".md")) as file:
+        file.write(text)
+    print(text)
+
+
+def collect(kind: str, folders: list[Path], names: list[str]) -> Record:
+    """The content of the table's file.
+
+    Args:
+        kind: a key of TABLES.
+        folders: each holds NAME/results.json and NAME/METHOD.jsonl; their methods are taken together.
+        names: the question sets, in the order of the table.
+
+    Raises:
+        UserError: none of the sets was run, or a file is not what run_baselines writes.
+    """
+    table = TABLES[kind]
+    answered = {name: Answered(folders, name, bool(table.ks)) for name in names}
+    for name in names:
+        if not answered[name].results:
+            logger.warning("%s was not run: its cells stay empty", name)
+    if not any(found.results for found in answered.values()):
+        looked = ", ".join(str(folder) for folder in folders)
+        raise UserError(f"{looked}: no NAME/results.json of {', '.join(names)}; scripts/rag_generation.sh writes them")
+    return {
+        "table": kind,
+        "title": table.title,
+        "unit": "percent",
+        "notes": list(table.notes),
+        "runs": {name: answered[name].facts() for name in names},
+        "cells": [cell for name in names for cell in cells(table, name, answered[name])],
+    }
 
 
 class Answered:
@@ -133,7 +185,8 @@ def dataset_of(name: str) -> str:
 def cells(table: Table, name: str, answered: Answered) -> list[Record]:
     """The table's cells for one question set: paper, ours, difference (ours - paper), n."""
     made = []
-    for method, label in table.methods.items():
+    for method in table.methods:
+        label = table.labels.get(method, METHODS[method])
         for k in table.ks or (None,):
             published = PAPER.get(method, {}).get(dataset_of(name), {}) if k in (None, 1) else {}
             for metric in table.metrics:
@@ -152,43 +205,14 @@ def cells(table: Table, name: str, answered: Answered) -> list[Record]:
     return made
 
 
-def collect(kind: str, folders: list[Path], names: list[str]) -> Record:
-    """The content of the table's file.
-
-    Args:
-        kind: a key of TABLES.
-        folders: each holds NAME/results.json and NAME/METHOD.jsonl; their methods are taken together.
-        names: the question sets, in the order of the table.
-
-    Raises:
-        UserError: none of the sets was run, or a file is not what run_baselines writes.
-    """
-    table = TABLES[kind]
-    answered = {name: Answered(folders, name, bool(table.ks)) for name in names}
-    for name in names:
-        if not answered[name].results:
-            logger.warning("%s was not run: its cells stay empty", name)
-    if not any(found.results for found in answered.values()):
-        looked = ", ".join(str(folder) for folder in folders)
-        raise UserError(f"{looked}: no NAME/results.json of {', '.join(names)}; scripts/rag_generation.sh writes them")
-    return {
-        "table": kind,
-        "title": table.title,
-        "unit": "percent",
-        "notes": list(table.notes),
-        "runs": {name: answered[name].facts() for name in names},
-        "cells": [cell for name in names for cell in cells(table, name, answered[name])],
-    }
-
-
 def row(cell: Record) -> tuple:
     """A cell as a line: method, metric, paper, ours, difference, n."""
     label = cell["label"] if cell["K"] is None else f"{cell['label']}, K = {cell['K']}"
     ours, n, of = cell["ours"], cell["n"], cell["paper_n"]
-    shown = ours and f"{ours['mean']:.2f} [{ours['low']:.2f}, {ours['high']:.2f}]"
+    shown = format_interval(ours, digits=2, scale=1)
     difference = None if cell["difference"] is None else f"{cell['difference']:+.2f}"
     count = f"{n} of {of}" if n and of and n != of else n
-    return label, METRICS[cell["metric"]], cell["paper"], shown, difference, count
+    return label, METRIC_LABELS[cell["metric"]], cell["paper"], shown, difference, count
 
 
 HEADER = ("method", "metric", "paper", "ours", "difference", "n")
@@ -212,33 +236,6 @@ def about(facts: Record | None) -> str:
     commit = (facts.get("git_commit") or "unknown")[:12]
     model, prompts = facts.get("model"), facts.get("prompts_hash")
     return f"{facts['questions']} questions, {model}, prompts {prompts}, commit {commit}."
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The flags, checked."""
-    parser = stage_parser(__doc__)
-    parser.add_argument("table", choices=TABLES, help="which of the paper's tables")
-    parser.add_argument(
-        "--answers", required=True, nargs="+", type=Path, metavar="DIR", help="folders of NAME/results.json"
-    )
-    parser.add_argument(
-        "--datasets", required=True, nargs="+", metavar="NAME", help="question sets, in the table's order"
-    )
-    parser.add_argument("--output_path", required=True, type=Path, help="the table, .json; its Markdown lies beside it")
-    args = parser.parse_args()
-    if args.output_path.suffix != ".json":
-        raise UserError(f"--output_path {args.output_path}: wanted a name that ends in .json")
-    return args
-
-
-def main() -> None:
-    args = parse_arguments()
-    content = collect(args.table, args.answers, args.datasets)
-    write_json(args.output_path, content)
-    text = markdown(content)
-    with atomic_write(args.output_path.with_suffix(".md")) as file:
-        file.write(text)
-    print(text)
 
 
 if __name__ == "__main__":

@@ -3,9 +3,12 @@
 import contextlib
 import errno
 import fcntl
+import glob
 import json
 import logging
 import os
+import secrets
+import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
@@ -228,20 +231,76 @@ def open_locked(path: Path, output: Path, mode: str, **options):
     return file
 
 
-def lock(file: IO, wait: bool = False) -> None:
+def lock(file: IO, wait: bool = False) -> bool:
     """Takes the exclusive lock of an open file; a file system without locks is warned of once.
+
+    Returns:
+        Whether it has the lock; False where there are none.
 
     Raises:
         BlockingIOError: another process has it, and `wait` is False.
     """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return True
     except BlockingIOError:
         raise
     except OSError as problem:
         if problem.errno not in NO_LOCKS:
             raise
         warn_of_missing_locks(Path(file.name).parent, problem.strerror)
+        return False
+
+
+def make_once(target: Path, is_made: Callable[[], bool], make: Callable[[Path], None], remedy: str) -> None:
+    """Makes a file or folder that several processes and users share, unless it is there; it appears only when whole.
+
+    One process at a time makes it, the others wait. Each writes under a name of its own, so that nothing is mixed up
+    on a file system without locks.
+
+    Args:
+        is_made: whether `target` is there, and as it should be.
+        make: writes it at the path that it is given.
+        remedy: what to do where it cannot be written: which flag puts it elsewhere.
+
+    Raises:
+        UserError: it cannot be written.
+    """
+    if is_made():
+        return
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(target.with_name(f"{target.name}.lock"), "rb", opener=_open_or_create) as file:
+            if lock(file, wait=True):
+                for left in target.parent.glob(f"{glob.escape(target.name)}.????????.partial"):  # by one that died
+                    remove(left)
+            if not is_made():
+                _make_under_own_name(target, is_made, make)
+    except OSError as problem:
+        raise UserError(f"{target}: cannot be written ({problem.strerror or problem}); {remedy}") from problem
+
+
+def _open_or_create(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CREAT, 0o666)  # to read, for the lock file may be another user's
+
+
+def _make_under_own_name(target: Path, is_made: Callable[[], bool], make: Callable[[Path], None]) -> None:
+    partial = target.with_name(f"{target.name}.{secrets.token_hex(4)}.partial")
+    try:
+        make(partial)
+        if not is_made():
+            remove(target)
+            partial.rename(target)
+    finally:
+        remove(partial)
+
+
+def remove(path: Path) -> None:
+    """Removes a file, or a folder with what is in it, where there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @lru_cache

@@ -11,6 +11,7 @@ import os
 import platform
 import secrets
 import socket
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ DEATHS = 3  # of a worker with the same chunk, after which the chunk is to blame
 CONNECT_SECONDS = 10
 REPORT_SECONDS = 60.0  # between two log lines on what is awaited
 CLOSE_SECONDS = 60.0
+NOTICE_SECONDS = 60.0  # a cluster calls a silent machine dead after half a minute
 CALLS_A_WORKER = 2  # one that runs and one that is ready to run
 
 
@@ -153,8 +155,8 @@ class _RayWorkers:
             max_restarts=-1,
             max_task_retries=DEATHS - 1,
         )
-        stored = self.ray.put(make_worker)
-        self.actors = [actor.remote(stored, os.getcwd()) for _ in range(options.num_workers)]
+        self.stored = self.ray.put(make_worker)  # kept: a restarted actor reads it again
+        self.actors = [actor.remote([self.stored], os.getcwd()) for _ in range(options.num_workers)]
         self.nodes = [actor.node.remote() for actor in self.actors]  # where each began, asked before it is at work
 
     def map(self, chunks: Iterable[Chunk]) -> Iterator[Result]:
@@ -182,19 +184,31 @@ class _RayWorkers:
                 self._leave_lost_machines(calls)
             self._report_waiting(waited)
         try:
-            return self.ray.get(calls.popleft().result)
+            result = self.ray.get(calls[0].result)
         except self.ray.exceptions.RayTaskError as failure:
             if isinstance(failure.cause, UserError):
                 raise UserError(str(failure.cause)) from None
             raise
         except self.ray.exceptions.RayError as death:  # of the worker, of its machine, or of the result on its way
+            if self._lost_a_machine():
+                self._leave_lost_machines(calls)
+                return self._result(calls)
             reason = " ".join(str(death).split())
-            if getattr(death, "actor_init_failed", False):
-                raise UserError(f"no worker starts, every machine needs the same packages: {reason:.1000}") from None
             raise UserError(
                 f"{DEATHS} workers died of the same records; what is finished is kept, and the same command resumes "
                 f"there. The last died so: {reason:.400}"
             ) from None
+        calls.popleft()
+        return result
+
+    def _lost_a_machine(self) -> bool:
+        """Whether a worker died with its machine, which a cluster notices some seconds later."""
+        end = time.monotonic() + NOTICE_SECONDS if self.options.ray_address else 0.0
+        while self._capacity() >= len(self.actors):
+            if time.monotonic() >= end:
+                return False
+            time.sleep(1.0)
+        return True
 
     def _leave_lost_machines(self, calls: "deque[_Call]") -> None:
         """Gives the calls of workers whose machine is gone to the others.
@@ -257,22 +271,31 @@ class _Call:
 class _Actor:
     """A worker in its process; a Ray actor. The model loads with the first chunk, where a UserError can be told."""
 
-    def __init__(self, make_worker: Callable[[], Worker], folder: str) -> None:
+    def __init__(self, stored: list, folder: str) -> None:
         start_logging()
-        self.make_worker, self.folder = make_worker, folder
+        self.stored, self.folder = stored, folder
         self.worker: Worker | None = None
 
     def work(self, chunk: Chunk) -> Result:
         """The result of one chunk."""
         if self.worker is None:
-            try:
-                os.chdir(self.folder)  # what the flags' relative paths start from
-            except OSError:
-                raise UserError(
-                    f"{self.folder}: no such folder on {platform.node()}; every machine needs the same paths"
-                ) from None
-            self.worker = self.make_worker()
+            self.worker = self._make_worker()
         return self.worker(chunk)
+
+    def _make_worker(self) -> Worker:
+        import ray
+
+        try:
+            os.chdir(self.folder)  # what the flags' relative paths start from
+            make_worker = ray.get(self.stored[0])
+        except OSError:
+            raise UserError(
+                f"{self.folder}: no such folder on {platform.node()}; every machine needs the same paths"
+            ) from None
+        except Exception as problem:  # what it was pickled from cannot be imported here
+            reason = " ".join(str(problem).split())
+            raise UserError(f"no worker starts, every machine needs the same packages: {reason:.1000}") from None
+        return make_worker()
 
     def node(self) -> str:
         """The machine it runs on, as `ray.nodes()` names it."""

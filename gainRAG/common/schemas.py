@@ -78,8 +78,20 @@ def as_training_group(record: Record) -> Record:
     return record
 
 
+def as_prediction(record: Record) -> Record:
+    """A line of generation output: `question`, `answers`, `prediction`, and `cover_em` and `f1` from 0 to 1."""
+    for name, kind in (("question", str), ("prediction", str), ("answers", list)):
+        if not isinstance(record.get(name), kind):
+            raise FieldError(name, f"missing, or no {kind.__name__}; rag_generation writes it")
+    for name in ("cover_em", "f1"):
+        score = record.get(name)
+        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+            raise FieldError(name, f"{score!r} is not a score from 0 to 1; rag_generation writes it")
+    return record
+
+
 def with_unique_ids(shape: Callable[[Record], Record]) -> Callable[[Record], Record]:
-    """`shape` for one pass over one file whose records are found by `id`, a text or a number: none may stand twice."""
+    """`shape` for one pass over one file whose records are found by `id`, a text or a number: none may occur twice."""
     seen: set[str] = set()
 
     def unique(record: Record) -> Record:

@@ -16,6 +16,13 @@ OPTION_LETTERS = ("A", "B", "C", "D", "E")
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _AFTER_ARTICLE = r"(?!\s+(?!is\b|because\b|and\b|or\b)[a-z])"  # "A plant": an article, unlike "A is right"
+_BEHIND_ANSWER = r"(?i:\b(?:answer|option|choice|verdict)\b)\W+(?:[\w'’]+\W+){0,3}?"
+_OPENING = r"\A\W*"
+_SET_OFF = r"(?=\s*(?:[^\w\s]|\n|\Z))"
+_BEHIND_IS = r"(?i:\b(?:is|are|was|were|be)(?:n['’]t)?\b)\W+(?:[\w'’]+\W+){0,2}?"
+_CLAUSE_END = re.compile(r"[.,;:!?()\n]|\b(?:but|although|though|because|and|so)\b", re.IGNORECASE)
+_NEGATION = re.compile(r"\b(?:not|never|cannot|neither|nor|rather than|instead of)\b|n['’]t\b", re.IGNORECASE)
+_UNDECIDED = re.compile(r"\b(?:whether|if)\b", re.IGNORECASE)
 
 
 def normalize_answer(text: str) -> str:
@@ -27,15 +34,15 @@ def cover_exact_match(prediction: str, answers: Sequence[str]) -> bool:
     """Whether a normalised gold answer is a substring of the normalised prediction: the paper's "EM".
 
     Kept as published, with its two weaknesses: it finds "no" inside "know", and a gold answer that normalises to
-    nothing ("The", "!!!") is inside every prediction. `suspect_answers` names such gold answers, results files state
-    their share, and `cover_exact_match_bounded` has neither weakness.
+    nothing ("The", "!!!") is inside every prediction. Such gold answers are reported, not refused: results files name
+    them (`suspect_answers`). `cover_exact_match_bounded` has neither weakness, `is_correct` not the second.
     """
     predicted = normalize_answer(prediction)
     return any(normalize_answer(answer) in predicted for answer in _listed(answers))
 
 
 def cover_exact_match_bounded(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the tokens of a normalised gold answer stand in a row in the normalised prediction.
+    """Whether the tokens of a normalised gold answer are consecutive in the normalised prediction.
 
     A gold answer that normalises to nothing is covered only by a prediction that does so too.
     """
@@ -70,28 +77,55 @@ def _token_f1(predicted: list[str], gold: list[str]) -> float:
 
 
 def accuracy(prediction: str, answers: Sequence[str], choices: Sequence[str] | None = None) -> bool:
-    """Whether the first option that the prediction names is a gold answer (multiple choice, claim checking).
+    """Whether the option that the prediction settles on is a gold answer (multiple choice, claim checking).
+
+    The first of these rules that finds an option decides:
+
+    1. the whole prediction is an option, in any case: "B", "(b)", "True.";
+    2. the last option behind the word answer, option, choice or verdict: "The answer is B.";
+    3. an option that opens the prediction, set off by punctuation: "False, because ...", "(B) gravity";
+    4. the last option behind is, are, was, were or be: "The claim is not true, it is false";
+    5. the last option named at all: "A plant needs light: D".
+
+    In rules 2, 4 and 5 an option behind "whether" or "if", or behind a negation in its clause, is none; but of two
+    options the negation of one is the other: "That is not true" is false. A letter inside a sentence counts as an
+    upper-case letter only, and "A" not as an article.
 
     Args:
-        prediction: "B", "(B) gravity", "The answer is B." or "False, because ..." all name an option; a lower-case
-            letter does so only when it is the whole prediction, since "a" is also an article.
         answers: gold options, as "B" or "true".
         choices: the options' labels; none given means true and false if a gold answer is one of them, else A to E.
     """
     golds = {answer.strip().lower() for answer in _listed(answers)}
     if not choices:
         choices = ("true", "false") if golds & {"true", "false"} else OPTION_LETTERS
-    named = _first_named(prediction, choices)
-    return named is not None and named.lower() in golds
+    verdict = _verdict(prediction, choices)
+    return verdict is not None and verdict.lower() in golds
 
 
-def _first_named(prediction: str, choices: Sequence[str]) -> str | None:
+def _verdict(prediction: str, choices: Sequence[str]) -> str | None:
     alone = prediction.strip().strip(string.punctuation).strip().lower()
     for choice in choices:
         if choice.lower() == alone:
             return choice
-    found = re.search(rf"(?<!\w)(?<!\w['’])(?:{'|'.join(map(_option_pattern, choices))})(?!['’]?\w)", prediction)
-    return found and found[0]
+    options = "|".join(map(_option_pattern, choices))
+    option = rf"(?<!\w)(?<!\w['’])(?P<option>{options})(?!['’]?\w)"
+    for place in (_BEHIND_ANSWER, _OPENING, _BEHIND_IS, ""):
+        pattern = rf"{place}{option}" + (_SET_OFF if place == _OPENING else "")
+        named = [_meant(prediction, found, choices) for found in re.finditer(pattern, prediction)]
+        if verdicts := [choice for choice in named if choice]:
+            return verdicts[-1]
+    return None
+
+
+def _meant(prediction: str, found: re.Match, choices: Sequence[str]) -> str | None:
+    """The option that a place in the text speaks for: the one named there, the other one of two, or none."""
+    clause = _CLAUSE_END.split(prediction[: found.start("option")])[-1]
+    if _UNDECIDED.search(clause):
+        return None
+    if not _NEGATION.search(clause):
+        return found["option"]
+    others = [choice for choice in choices if choice.lower() != found["option"].lower()]
+    return others[0] if len(choices) == 2 and others else None
 
 
 def _option_pattern(choice: str) -> str:
@@ -99,6 +133,30 @@ def _option_pattern(choice: str) -> str:
     if len(choice) > 1:
         return f"(?i:{literal})"
     return literal + (_AFTER_ARTICLE if choice == "A" else "")
+
+
+def is_correct(prediction: str, answers: Sequence[str], metric: str, choices: Sequence[str] | None = None) -> bool:
+    """Whether a prediction is right by its task's own metric.
+
+    Args:
+        metric: a task's (`prompts.Task.metric`). `answers`: a gold answer is contained, as in `cover_exact_match`, but
+            one that normalises to nothing ("The", "!!!") only in a prediction that does so too. `accuracy`: see there.
+        choices: the options' labels, for `accuracy`.
+
+    Raises:
+        ValueError: no such metric.
+    """
+    if metric == "accuracy":
+        return accuracy(prediction, answers, choices)
+    if metric != "answers":
+        raise ValueError(f"{metric}: wanted the metric answers or accuracy")
+    golds = [answer for answer in _listed(answers) if normalize_answer(answer) or not normalize_answer(prediction)]
+    return cover_exact_match(prediction, golds)
+
+
+def option_labels(record: dict) -> list[str] | None:
+    """The labels of a question's options; None where it has none."""
+    return (record.get("choices") or {}).get("label")
 
 
 def score_prediction(prediction: str, answers: Sequence[str]) -> dict[str, float]:

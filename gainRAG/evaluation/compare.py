@@ -32,7 +32,7 @@ def paired_scores(a: str | Path, b: str | Path) -> list[tuple[Record, Record]]:
     """The records of two prediction files, paired by id, in the order of the first.
 
     Raises:
-        UserError: an id is repeated, stands in one file only, or means another question in the other file.
+        UserError: an id is repeated, is in one file only, or means another question in the other file.
     """
     first, second = _by_id(a), _by_id(b)
     for path, missing in ((b, first.keys() - second.keys()), (a, second.keys() - first.keys())):

@@ -31,7 +31,7 @@ def gain_among(passage: Record, candidates: Iterable[Record]) -> float | None:
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags that say which questions stay."""
+    """The flags that decide which questions stay."""
     parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="which perplexity names the best passage")
     parser.add_argument(
         "--keep",

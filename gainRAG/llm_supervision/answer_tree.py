@@ -2,7 +2,7 @@
 
 A prompt goes through the model once. What its answers have in common at their start is one branch, the rest forks off:
 a tree whose nodes see the prompt and their own ancestors and take the positions that follow the prompt's end. Models
-whose attention takes no mask of ours (`fast` below is False) get one answer a row, which is plain causal attention.
+whose attention takes no mask of ours (`supports_tree_mask` is False) get one answer a row: plain causal attention.
 """
 
 import logging
@@ -13,12 +13,13 @@ from functools import cached_property
 import torch
 
 from gainRAG.common.cli import UserError
+from gainRAG.common.models import longest_input
 
 logger = logging.getLogger(__name__)
 
 # Architectures known to add a 4D mask and given positions as they are, to read logits off one linear layer without
 # scale or cap, and to keep plain keys and values in their cache; each is held to the definition by a test.
-FAST_MODEL_TYPES = {"gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
+TREE_MODEL_TYPES = {"gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
 MASKED_ATTENTION = {"eager", "sdpa"}
 
 
@@ -31,7 +32,7 @@ class AnswerTree:
         reads: for each answer, for each of its tokens, the node (0 is the root) whose hidden state predicts it.
     """
 
-    def __init__(self, answers: Sequence[Sequence[int]]):
+    def __init__(self, answers: Sequence[Sequence[int]]) -> None:
         self.answers = [tuple(answer) for answer in answers]
         nodes: dict[tuple[int, ...], int] = {(): 0}
         for answer in self.answers:
@@ -99,14 +100,6 @@ class Prefix:
     cache: object | None = None
 
 
-def _positions(config) -> int | None:
-    """How many positions the model takes such that what else is in a batch does not change a row's numbers."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    if rope.get("rope_type") in ("dynamic", "longrope") and "original_max_position_embeddings" in rope:
-        return rope["original_max_position_embeddings"]  # longer rows turn the whole batch to other frequencies
-    return getattr(config, "max_position_embeddings", None)
-
-
 class BranchedModel:
     """A causal LM that gives hidden states and logits at the positions that predict answers.
 
@@ -117,27 +110,28 @@ class BranchedModel:
         UserError: the model is an encoder-decoder or not causal, or its head cannot be reached apart from its body.
     """
 
-    def __init__(self, model):
+    def __init__(self, model) -> None:
         self.model = model.eval()
         self.config = model.config.get_text_config(decoder=True)
         self.decoder = model.get_decoder()
         self.device = model.get_input_embeddings().weight.device
         self.window = getattr(self.config, "sliding_window", None)
-        self.max_positions = _positions(self.config)
+        self.max_positions = longest_input(model.config)
         attention = getattr(model.config, "_attn_implementation", None)
-        self.fast = model.config.model_type in FAST_MODEL_TYPES and attention in MASKED_ATTENTION
-        if not self.fast:
+        self.supports_tree_mask = model.config.model_type in TREE_MODEL_TYPES and attention in MASKED_ATTENTION
+        if not self.supports_tree_mask:
             logger.info("%s with %s attention: one answer a row", model.config.model_type, attention)
         self._check()
 
     def takes_branches(self, rows: Sequence[Row]) -> bool:
         """Whether these rows may carry our own mask; a sliding window shorter than a row forbids it."""
-        return self.fast and (self.window is None or max(row.extent for row in rows) <= self.window)
+        fits = self.window is None or max(row.extent for row in rows) <= self.window
+        return self.supports_tree_mask and fits
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
         """Float32 logits (..., vocabulary) of hidden states (..., hidden size), as the model itself makes them."""
-        if self.fast:
+        if self.supports_tree_mask:
             return self.model.get_output_embeddings()(hidden).float()
         return self._own_head(hidden.reshape(1, -1, hidden.shape[-1])).reshape(*hidden.shape[:-1], -1).float()
 

@@ -2,7 +2,7 @@
 
 For those who want only that: the contrastive PPL_CD needs logits over the whole vocabulary, which vLLM does not give,
 so records made here train with `--signal retrieved_ppl`. Input, flags and records are construct_hf's, without alpha
-and PPL_CD. The LLM works in `--dtype auto` unless told otherwise. A run that was stopped goes on with the same command.
+and PPL_CD. The LLM works in `--dtype auto` unless told otherwise. A stopped run resumes with the same command.
 
     python -m gainRAG.llm_supervision.construct_vllm --data_path retrieved.jsonl --output_path ppl.jsonl \
         --task HotpotQA --lm_type Llama-3-8B-Instruct
@@ -17,24 +17,62 @@ from typing import TYPE_CHECKING
 
 from gainRAG.common.cli import run_stage, stage_parser
 from gainRAG.common.jsonl import Record
-from gainRAG.common.resume import StageOutput, write_in_chunks
+from gainRAG.common.parallel import map_chunks
+from gainRAG.common.resume import StageOutput
 from gainRAG.llm_inference.build_prompts import PromptBuilder
-from gainRAG.llm_inference.engine import check_engine_arguments, load_engine, prompt_builder
-from gainRAG.llm_supervision.construct_hf import (
+from gainRAG.llm_inference.engine import (
+    EngineOptions,
+    GenerationOptions,
+    check_engine,
+    engine_options,
+    generation_options,
+)
+from gainRAG.llm_supervision.candidates import (
     CHUNK,
-    add_construct_arguments,
-    add_predictions,
-    add_pseudo_passages,
-    check_input,
-    questions_of,
-    room,
-    settings,
+    CandidateOptions,
+    CandidateWriter,
+    add_candidate_arguments,
+    candidate_options,
+    candidate_settings,
+    count_questions,
+    read_candidates,
 )
 
 if TYPE_CHECKING:
     from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
 logger = logging.getLogger(__name__)
+
+
+def main() -> None:
+    parser = stage_parser(__doc__)
+    add_candidate_arguments(parser, backends=("vllm",))
+    args = parser.parse_args()
+    engine, generation, options = engine_options(args), generation_options(args), candidate_options(args)
+    check_engine(engine, generation)
+    total = count_questions(options)
+    settings = candidate_settings("construct_vllm", options, engine, generation)
+    with StageOutput(args.output_path, settings, args.overwrite) as output:
+        chunks = output.remaining(read_candidates(options), CHUNK, "perplexities", total)
+        for records in map_chunks(partial(PerplexityWorker, options, engine, generation), chunks):
+            output.append(records)
+
+
+class PerplexityWorker:
+    """A worker (common.parallel): adds what the LLM writes, and `retrieved_ppl` of every candidate."""
+
+    def __init__(self, options: CandidateOptions, engine: EngineOptions, generation: GenerationOptions) -> None:
+        self.write = CandidateWriter(options, engine, generation)
+
+    def __call__(self, chunk: list[Record]) -> list[Record]:
+        records = self.write(chunk)
+        add_perplexities(self.write.engine, self.write.builder, records)
+        return records
+
+    def close(self) -> None:
+        self.write.close()
+        if cut := self.write.builder.cut:
+            logger.info("%d prompts were too long for the LLM and were cut inside the passage", cut)
 
 
 def add_perplexities(engine: "VLLMEngine", builder: PromptBuilder, chunk: Sequence[Record]) -> None:
@@ -55,31 +93,6 @@ def add_perplexities(engine: "VLLMEngine", builder: PromptBuilder, chunk: Sequen
 
 def _token_ids(engine: "VLLMEngine", texts: list[str]) -> list[list[int]]:
     return engine.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
-
-
-def main() -> None:
-    parser = stage_parser(__doc__)
-    add_construct_arguments(parser, backends=("vllm",))
-    args = parser.parse_args()
-    check_engine_arguments(args)
-    total = check_input(args)
-    with StageOutput(args.output_path, settings(args, "construct_vllm"), args.overwrite) as writer:
-        if writer.complete:
-            return
-        engine = load_engine(args)
-        builder = prompt_builder(args, engine.tokenizer, engine.context_length, room(args))
-
-        def work(chunk: list[Record]) -> list[Record]:
-            add_pseudo_passages(args, engine, builder, chunk)
-            if args.predictions == "all":
-                add_predictions(engine, builder, chunk, args.max_new_tokens)
-            add_perplexities(engine, builder, chunk)
-            return chunk
-
-        write_in_chunks(writer, questions_of(args), CHUNK, partial(map, work), "perplexities", total)
-        engine.close()
-    if builder.cut:
-        logger.info("%d prompts were too long for the LLM and were cut inside the passage", builder.cut)
 
 
 if __name__ == "__main__":

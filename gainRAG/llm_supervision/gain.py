@@ -8,17 +8,16 @@ With logits z_c after (passage, question) and z_0 after the question alone, z = 
 PPL_CD = exp(-mean log softmax(z)[answer token]). A low value says that the passage helps the model to the answer.
 """
 
-import logging
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby, islice
+from functools import partial
+from itertools import islice
 
 import torch
 
+from gainRAG.common.batching import BatchBudget
 from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
-
-logger = logging.getLogger(__name__)
 
 CPU_BATCH_TOKENS = 2048  # larger batches leave a CPU's caches: 16384 tokens at once take 1.6 x as long a token
 WINDOW_BATCHES = 8  # batches' worth of tokens that are sorted by length together
@@ -64,15 +63,15 @@ class GainScorer:
         model: a decoder-only causal LM of transformers.
         tokenizer: its tokenizer.
         alpha: weight of the contrast; 0 makes `ppl_cd` equal `ppl`.
-        max_batch_tokens: padded tokens in a batch, on a CPU at most CPU_BATCH_TOKENS. Out of memory halves it.
+        max_batch_tokens: padded tokens in a batch, on a CPU at most CPU_BATCH_TOKENS; memory that runs out halves it.
     """
 
-    def __init__(self, model, tokenizer, alpha: float = 0.5, max_batch_tokens: int = 16384):
+    def __init__(self, model, tokenizer, alpha: float = 0.5, max_batch_tokens: int = 16384) -> None:
         self.model = BranchedModel(model)
         self.tokenizer = tokenizer
         self.alpha = alpha
         on_cpu = self.model.device.type == "cpu"
-        self.max_batch_tokens = min(max_batch_tokens, CPU_BATCH_TOKENS) if on_cpu else max_batch_tokens
+        self.budget = BatchBudget(min(max_batch_tokens, CPU_BATCH_TOKENS) if on_cpu else max_batch_tokens)
         self._window_tokens = WINDOW_BATCHES * max_batch_tokens
 
     def score(self, requests: Iterable[GainRequest]) -> Iterator[list[PassageGain]]:
@@ -137,31 +136,18 @@ class GainScorer:
     def _hidden_states(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """States of each row, from batches of like length, longest first, rows without forks apart from the others."""
         prefix = self._common_prefix(rows)
-        order = sorted(range(len(rows)), key=lambda index: (rows[index].tree.is_chain, -len(rows[index])))
         states: list[torch.Tensor | None] = [None] * len(rows)
-        for _, group in groupby(order, key=lambda index: rows[index].tree.is_chain):
-            waiting = list(group)
-            while waiting:
-                longest = len(rows[waiting[0]]) - prefix.length
-                batch = waiting[: max(1, self.max_batch_tokens // longest)]
-                try:
-                    found = self.model.hidden_states([rows[index] for index in batch], prefix)
-                except torch.cuda.OutOfMemoryError:
-                    if len(batch) == 1:
-                        raise
-                    found = None
-                if found is None:  # outside the handler, whose traceback holds the batch's tensors
-                    self._halve(len(batch) * longest)
-                    continue
-                for index, state in zip(batch, found, strict=True):
-                    states[index] = state
-                waiting = waiting[len(batch) :]
+        for is_chain in (False, True):
+            kind = [index for index, row in enumerate(rows) if row.tree.is_chain == is_chain]
+            lengths = [len(rows[index]) - prefix.length for index in kind]
+            forward = partial(self._forward, [rows[index] for index in kind], prefix)
+            for batch, found in self.budget.run(lengths, forward):
+                for position, state in zip(batch, found, strict=True):
+                    states[kind[position]] = state
         return states
 
-    def _halve(self, tokens: int) -> None:
-        self.max_batch_tokens = tokens // 2
-        logger.warning("out of memory: going on with batches of %d tokens", self.max_batch_tokens)
-        torch.cuda.empty_cache()
+    def _forward(self, rows: Sequence[Row], prefix: Prefix, batch: list[int]) -> list[torch.Tensor]:
+        return self.model.hidden_states([rows[position] for position in batch], prefix)
 
     def _common_prefix(self, rows: Sequence[Row]) -> Prefix:
         """What all prompts start with, computed once; at least each prompt's last token stays in its row."""
@@ -177,10 +163,10 @@ class GainScorer:
         while True:
             try:
                 return self._answer_nll(tree, without, given)
-            except torch.cuda.OutOfMemoryError:
-                if self.max_batch_tokens == 1:
+            except torch.OutOfMemoryError:
+                if self.budget.tokens == 1:
                     raise
-            self._halve(self.max_batch_tokens)
+            self.budget.halve(self.budget.tokens)  # outside the handler, whose traceback holds the slice's tensors
 
     @torch.inference_mode()
     def _answer_nll(self, tree: AnswerTree, without: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
@@ -194,7 +180,7 @@ class GainScorer:
         nodes = torch.tensor([node for reads in tree.reads for node in reads], device=given.device)
         targets = torch.tensor([token for answer in tree.answers for token in answer], device=given.device)
         found = torch.empty(2, len(given), len(nodes), device=given.device)
-        step = max(1, self.max_batch_tokens * SLICE_LOGITS // self.model.config.vocab_size)
+        step = max(1, self.budget.tokens * SLICE_LOGITS // self.model.config.vocab_size)
         for low in range(0, len(without), step):
             high = min(low + step, len(without))
             here = ((nodes >= low) & (nodes < high)).nonzero()[:, 0]

@@ -2,15 +2,16 @@
 
 import logging
 import re
-import shutil
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
 from gainRAG.common.cli import UserError
-from gainRAG.retrieval_engine.exact_search import Best
+from gainRAG.common.jsonl import make_once
+from gainRAG.retrieval_engine.exact_search import TopK
 from gainRAG.retrieval_engine.passages import PassageStore
 
 logger = logging.getLogger(__name__)
@@ -25,42 +26,50 @@ def words(text: str) -> list[str]:
     return [word for word in WORD.findall(text.lower()) if word not in STOPWORDS_EN]
 
 
-def search_bm25(questions: list[str], store: PassageStore, k: int) -> Best:
+def search_bm25(questions: list[str], store: PassageStore, k: int) -> TopK:
     """The k best passages (title and text) of each question; passages that share no word with it are left out.
 
     Raises:
-        UserError: the index is damaged.
+        UserError: the index is damaged, or cannot be written.
     """
-    index = _index(store)
-    best = Best(len(questions), min(k, len(store)))
+    index = open_bm25(store)
+    k = min(k, len(store))
+    scores, positions = np.full((len(questions), k), -np.inf, "float32"), np.full((len(questions), k), -1)
     for row, question in enumerate(tqdm(questions, unit="question", desc="BM25")):
         known = [word for word in words(question) if word in index.vocab_dict]
         if known:
-            _keep(best, row, index.get_scores(known))
-    return best
+            all_scores = index.get_scores(known)
+            best = _best_positions(all_scores, k)
+            positions[row, : len(best)], scores[row, : len(best)] = best, all_scores[best]
+    return TopK(scores, positions)
 
 
-def _keep(best: Best, row: int, scores: np.ndarray) -> None:
-    last = np.partition(scores, -best.k)[-best.k]
-    candidates = np.flatnonzero((scores >= last) & (scores > 0))
-    order = candidates[np.lexsort((candidates, -scores[candidates]))][: best.k]
-    best.positions[row, : len(order)] = order
-    best.scores[row, : len(order)] = scores[order]
+def _best_positions(scores: np.ndarray, k: int) -> np.ndarray:
+    """The positions of the k highest scores above 0, best first; of equal ones, in the order of the corpus."""
+    lowest = np.partition(scores, -k)[-k]
+    candidates = np.flatnonzero((scores >= lowest) & (scores > 0))
+    return candidates[np.lexsort((candidates, -scores[candidates]))][:k]
 
 
-def _index(store: PassageStore):
+def open_bm25(store: PassageStore):
+    """The index of the store's passages, made first if there is none.
+
+    Raises:
+        UserError: it is damaged, or cannot be written.
+    """
     import bm25s
 
     folder = store.folder / "bm25"
-    if not folder.exists():
-        _make(bm25s, store, folder)
+    make_once(folder, folder.exists, partial(_make, store), "--passages_store FOLDER puts store and index elsewhere")
     try:
         return bm25s.BM25.load(folder, mmap=True)  # reads JSON, and arrays without pickles
     except Exception:  # another package's reader: damaged files give almost any class
         raise UserError(f"{folder}: the BM25 index is damaged; delete the folder, and it is made again") from None
 
 
-def _make(bm25s, store: PassageStore, folder: Path) -> None:
+def _make(store: PassageStore, folder: Path) -> None:
+    import bm25s
+
     logger.info("making the BM25 index of %d passages, once", len(store))
     vocabulary: dict[str, int] = {}
     tokens = [
@@ -69,10 +78,7 @@ def _make(bm25s, store: PassageStore, folder: Path) -> None:
     ]
     index = bm25s.BM25()
     index.index((tokens, vocabulary))
-    partial = folder.with_name("bm25.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    index.save(partial)
-    partial.rename(folder)
+    index.save(folder)
 
 
 def _passage_words(store: PassageStore) -> Iterator[list[str]]:

@@ -1,30 +1,29 @@
 """Exact search by inner product over shards on disk.
 
-It reads the shards chunk by chunk, lets FAISS find each chunk's best (on every GPU there is, or the CPU)
-and keeps the best so far: memory depends on the chunk, not on the corpus. Equal scores stand in the order of the
-passages. Scores are float32; higher is better.
+It reads the shards chunk by chunk, lets FAISS find each chunk's top k (on every GPU there is, or the CPU) and keeps
+the top k so far in heaps: memory depends on the chunk, not on the corpus. Passages of equal score are in the order of
+the corpus. Scores are float32; higher is better.
 """
 
-import argparse
 import logging
-import threading
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.parallel import map_chunks
+from gainRAG.common.parallel import WorkerOptions, map_chunks
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, rows_of
 
 logger = logging.getLogger(__name__)
 
-GB = 1 << 30
+GIB = 1 << 30
 CHUNK_ROWS = 1 << 18  # more makes nothing faster
 GPU_K = 2048  # FAISS on a GPU finds at most so many
 GROUPS_A_WORKER = 4  # of shards: what a worker that dies loses, and how evenly the work ends
@@ -33,29 +32,55 @@ Chunk = tuple[np.ndarray, np.ndarray]  # positions in the corpus, int64 (n,); ve
 Knn = Callable[[np.ndarray, np.ndarray, int], tuple[np.ndarray, np.ndarray]]
 
 
-@dataclass
-class Best:
-    """The k best passages of each query so far; `scores` (queries, k) float32, `positions` (queries, k) int64.
+class TopK(NamedTuple):
+    """The k best passages of each query, best first.
 
-    A place not filled holds -inf and -1.
+    Attributes:
+        scores: (queries, k) float32; -inf where fewer than k passages were found.
+        positions: (queries, k) int64, in the corpus; -1 where fewer were found.
     """
 
-    queries: int
-    k: int
-    scores: np.ndarray = field(init=False)
-    positions: np.ndarray = field(init=False)
+    scores: np.ndarray
+    positions: np.ndarray
 
-    def __post_init__(self) -> None:
-        self.scores = np.full((self.queries, self.k), -np.inf, "float32")
-        self.positions = np.full((self.queries, self.k), -1, "int64")
 
-    def merge(self, scores: np.ndarray, positions: np.ndarray) -> None:
-        """Takes in more candidates, shapes (queries, any): by score, then by position."""
-        scores = np.concatenate([self.scores, scores], axis=1)
-        positions = np.concatenate([self.positions, positions], axis=1)
-        order = np.lexsort((positions, -scores), axis=1)[:, : self.k]
-        self.scores = np.take_along_axis(scores, order, axis=1)
-        self.positions = np.take_along_axis(positions, order, axis=1)
+class TopKHeaps:
+    """The k best passages of each query so far: FAISS's heaps (`faiss.ResultHeap`), one a query.
+
+    Of equal scores the earlier passages stay. A heap drops the smallest number first, so it keeps -2 - position; -1,
+    an empty place, stays -1.
+    """
+
+    def __init__(self, queries: int, k: int) -> None:
+        import faiss
+
+        self._heaps = faiss.ResultHeap(queries, k, keep_max=True)
+
+    @property
+    def floor(self) -> np.ndarray:
+        """The lowest score kept for each query, (queries,): a passage below it does not count."""
+        return self._heaps.D[:, 0].copy()
+
+    def add(self, scores: np.ndarray, positions: np.ndarray) -> None:
+        """Takes in more candidates, both (queries, any), each of a query's passages once."""
+        self._heaps.add_result(scores, -2 - positions)
+        # A heap lets a candidate in only above its lowest score: those that equal it still have to be compared.
+        floor = self.floor
+        for query in np.flatnonzero((scores == floor[:, None]).any(axis=1)):
+            self._keep_first_of_equals(query, positions[query, scores[query] == self._heaps.D[query, 0]])
+
+    def _keep_first_of_equals(self, query: int, candidates: np.ndarray) -> None:
+        scores, kept = self._heaps.D[query], self._heaps.I[query]
+        places = np.flatnonzero(scores == scores[0])
+        equals = np.union1d(-2 - kept[places], candidates)[: len(places)]
+        kept[places] = np.sort(-2 - equals)  # the lowest number comes first, as in the heap
+
+    def finish(self) -> TopK:
+        """The passages, best first; nothing can be added afterwards."""
+        self._heaps.finalize()
+        scores, positions = self._heaps.D, -2 - self._heaps.I
+        scores[positions < 0] = -np.inf
+        return TopK(scores, positions)
 
 
 def search_shards(
@@ -65,7 +90,7 @@ def search_shards(
     k: int,
     max_bytes: float,
     knns: list[Knn] | None = None,
-) -> Best:
+) -> TopK:
     """Exact search over all shards.
 
     Args:
@@ -81,63 +106,49 @@ def search_shards(
     """
     knns = knns or faiss_knns()
     k = min(k, len(store))
-    best = Best(len(queries), k)
-    size = min(len(store), chunk_rows(queries, k, max_bytes, len(knns)))
-    chunks = with_progress(shard_chunks(shards, store, queries.shape[1], size), len(store))
-    lock = threading.Lock()
-
-    def work(device: tuple[Knn, np.ndarray], chunk: Chunk) -> tuple[Knn, np.ndarray]:
-        knn, buffer = device
-        positions, stored = chunk
-        scores, rows = best_of_chunk(knn, queries, as_float32(stored, buffer), k, best.scores[:, -1])
-        with lock:
-            best.merge(scores, positions[rows])
-        return device
-
-    with ThreadPoolExecutor(len(knns)) as pool:
-        running, idle = set(), [(knn, np.empty((size, queries.shape[1]), "float32")) for knn in knns]
-        for chunk in chunks:
-            if not idle:
-                finished, running = wait(running, return_when=FIRST_COMPLETED)
-                idle = [future.result() for future in finished]
-            running.add(pool.submit(work, idle.pop(), chunk))
-        for future in running:
-            future.result()
-    return best
+    dim = queries.shape[1]
+    size = min(len(store), chunk_rows(len(queries), dim, k, max_bytes, len(knns)))
+    chunks = with_progress(shard_chunks(shards, store, dim, size), len(store))
+    heaps = TopKHeaps(len(queries), k)
+    devices = [(knn, np.empty((size, dim), "float32")) for knn in knns]
+    with ThreadPoolExecutor(len(devices)) as pool:
+        running = deque()
+        for number, (positions, vectors) in enumerate(chunks):
+            if len(running) == len(devices):
+                heaps.add(*running.popleft().result())
+            device = devices[number % len(devices)]
+            running.append(pool.submit(search_chunk, device, queries, vectors, positions, k, heaps.floor))
+        for search in running:
+            heaps.add(*search.result())
+    return heaps.finish()
 
 
 def search_on_workers(
-    args: argparse.Namespace, queries: np.ndarray, shards: list[Shard], store: PassageStore, k: int, max_bytes: float
-) -> Best:
-    """`search_shards`, the shards shared out over the workers of `args`.
+    queries: np.ndarray, shards: list[Shard], store: PassageStore, k: int, max_bytes: float, workers: WorkerOptions
+) -> TopK:
+    """`search_shards`, the shards shared out over the workers.
 
     It is the shards that are split, not the questions: reading the vectors takes most of the time, and so each is
-    read once. The driver holds the best of all questions so far, and those of a few groups of shards.
+    read once. The driver holds the top k of all questions so far, and those of a few groups of shards.
     """
-    size = -(-len(shards) // (GROUPS_A_WORKER * args.num_workers))
+    size = -(-len(shards) // (GROUPS_A_WORKER * workers.num_workers))
     groups = [shards[start : start + size] for start in range(0, len(shards), size)]
-    best = Best(len(queries), min(k, len(store)))
-    worker = partial(SearchWorker, queries, store.folder, k, max_bytes)
-    for found in tqdm(map_chunks(args, worker, groups), total=len(groups), unit="group of shards", desc="search"):
-        best.merge(found.scores, found.positions)
-    return best
+    heaps = TopKHeaps(len(queries), min(k, len(store)))
+    make_worker = partial(ShardSearcher, queries, store.folder, k, max_bytes)
+    for found in tqdm(map_chunks(make_worker, groups, workers), total=len(groups), unit="group", desc="shards"):
+        heaps.add(*found)
+    return heaps.finish()
 
 
-class SearchWorker:
-    """The best of some shards for all queries; see `workers.Worker`."""
+class ShardSearcher:
+    """A worker (common.parallel): some shards -> the top k of all queries in them."""
 
     def __init__(self, queries: np.ndarray, store_folder: Path, k: int, max_bytes: float) -> None:
         self.queries, self.k, self.max_bytes = queries, k, max_bytes
         self.store = PassageStore(store_folder)
 
-    def __call__(self, groups: Iterator[list[Shard]]) -> Iterable[Best]:
-        return map(self.search, groups)
-
-    def search(self, shards: list[Shard]) -> Best:
+    def __call__(self, shards: list[Shard]) -> TopK:
         return search_shards(self.queries, shards, self.store, self.k, self.max_bytes)
-
-    def close(self) -> None:
-        """Nothing is loaded after it."""
 
 
 def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:
@@ -148,20 +159,20 @@ def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:
             bar.update(len(positions))
 
 
-def chunk_rows(queries: np.ndarray, k: int, max_bytes: float, devices: int = 1) -> int:
+def chunk_rows(queries: int, dim: int, k: int, max_bytes: float, devices: int = 1) -> int:
     """Vectors a chunk, so that all that is in memory at a time keeps within `max_bytes`: the chunks' rows, which may
     be stored as float32, and the results.
 
     Raises:
         UserError: the results alone need more.
     """
-    results = 80 * len(queries) * (k + 1)  # candidates, old and new, and their order
-    a_row = row_bytes(queries.shape[1], devices)
+    results = 80 * queries * (k + 1)  # the heaps, each device's candidates, and what adding them makes of them
+    a_row = row_bytes(dim, devices)
     rows = int((max_bytes - results) // a_row)
     if rows < 1:
         raise UserError(
-            f"--max_memory: the results of {len(queries)} questions at --n_docs {k} alone need "
-            f"{(results + a_row) / GB:.2g} GB; give more, or search fewer questions at once"
+            f"--max_memory: the results of {queries} questions at --n_docs {k} alone need "
+            f"{(results + a_row) / GIB:.2g} GiB; give more, or search fewer questions at once"
         )
     return min(rows, CHUNK_ROWS)
 
@@ -178,7 +189,7 @@ def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) 
         UserError: a vector's dimension is not `dim`, or an id is of no passage of the store.
     """
     for shard in shards:
-        positions, vectors = shard.placed(store)
+        positions, vectors = shard.place(store)
         if vectors.shape[1] != dim:
             raise UserError(f"{shard.path}: vectors of {vectors.shape[1]} dimensions, the encoder makes {dim}")
         for start in range(0, len(vectors), rows):
@@ -186,27 +197,42 @@ def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) 
             yield positions[part], rows_of(vectors, part)
 
 
-def best_of_chunk(
-    knn: Knn, queries: np.ndarray, vectors: np.ndarray, k: int, floor: np.ndarray
+def search_chunk(
+    device: tuple[Knn, np.ndarray],
+    queries: np.ndarray,
+    vectors: np.ndarray,
+    positions: np.ndarray,
+    k: int,
+    floor: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Scores and rows of a chunk's k best, (queries, at most k).
+    """Scores and positions of a chunk's top k, (queries, at most k).
 
-    Of equal scores in the last places it takes the first rows, unless they are below `floor` (queries,), the scores
-    that a passage must reach to count.
+    Of equal scores in the last places it takes the first passages, unless they are below `floor` (queries,), the
+    scores that a passage must reach to count.
+
+    Args:
+        device: what searches, and a buffer for the vectors in float32.
+        vectors: as stored, (rows, dim).
+        positions: of the rows' passages.
     """
+    knn, buffer = device
+    vectors = as_float32(vectors, buffer)
     k = min(k, len(vectors))
     wide = min(k + 1, len(vectors))
     scores, rows = knn(queries, vectors, wide)
     if wide > k:
         for query in np.flatnonzero((scores[:, k] == scores[:, k - 1]) & (scores[:, k] >= floor)):
-            _first_of_equals(queries[query], vectors, scores[query, :k], rows[query, :k])
-    return scores[:, :k], rows[:, :k]
+            _take_first_of_equals(queries[query], vectors, positions, scores[query, :k], rows[query, :k])
+    return scores[:, :k], positions[rows[:, :k]]
 
 
-def _first_of_equals(query: np.ndarray, vectors: np.ndarray, scores: np.ndarray, rows: np.ndarray) -> None:
-    """FAISS keeps any of the rows that tie for the last places: puts the first of them there."""
+def _take_first_of_equals(
+    query: np.ndarray, vectors: np.ndarray, positions: np.ndarray, scores: np.ndarray, rows: np.ndarray
+) -> None:
+    """FAISS keeps any of the rows that tie for the last places: puts the first passages of them there."""
     all_scores = vectors @ query
     equals = np.flatnonzero(all_scores == all_scores[rows[-1]])
+    equals = equals[np.argsort(positions[equals])]
     places = np.flatnonzero(scores == scores[-1])
     if len(equals) >= len(places):
         rows[places] = equals[: len(places)]

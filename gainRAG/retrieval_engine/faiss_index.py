@@ -3,19 +3,19 @@
 The vector of the passage at position p of the corpus has the number p.
 """
 
-import argparse
 import logging
 import signal
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.jsonl import Record, output_folder, parse_json, write_json
-from gainRAG.common.resume import fingerprint
-from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GB, Best, shard_chunks, with_progress
+from gainRAG.common.jsonl import Record, make_once, parse_json, write_json
+from gainRAG.common.resume import fingerprint, settings_file
+from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GIB, TopK, shard_chunks, with_progress
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, embedding_settings, shards_fingerprint
 
@@ -25,38 +25,70 @@ TRAINING_ROWS = 1_000_000  # at most so many vectors train an index
 FILE = "file"  # of an index's settings: its fingerprint, for FAISS itself may crash on a damaged file
 
 
-def index_path(index_type: str, path: str | None, embeddings: str | None) -> Path | None:
-    """The index file that the flags mean; None for exact search over the shards."""
-    if path:
-        return Path(path)
-    return None if index_type == "Flat" else Path(embeddings) / f"{index_type.replace('/', '_')}.faiss"
+@dataclass(frozen=True)
+class SearchOptions:
+    """Which vectors dense retrieval searches, and how.
+
+    Attributes:
+        embeddings: folder of shards; None: `index_path` is there already.
+        index_type: "Flat" searches exactly; else a FAISS factory string.
+        index_path: the FAISS index; None: exact search.
+        search_params: FAISS parameters, for example "nprobe=64" or "efSearch=128".
+        max_bytes: bound on the memory of exact search, and of training an index.
+        overwrite: an index that is damaged or made from something else is made anew.
+    """
+
+    embeddings: Path | None
+    index_type: str = "Flat"
+    index_path: Path | None = None
+    search_params: str = ""
+    max_bytes: float = 8 * GIB
+    overwrite: bool = False
 
 
-def load_or_build_index(args: argparse.Namespace, path: Path, shards: list[Shard], store: PassageStore, dim: int):
-    """The index at `path`, made first if there is none.
+def default_index_path(index_type: str, embeddings: Path | None) -> Path | None:
+    """The index file of a type, beside the embeddings; None for exact search over the shards."""
+    return None if index_type == "Flat" else embeddings / f"{index_type.replace('/', '_')}.faiss"
+
+
+def load_or_build_index(options: SearchOptions, shards: list[Shard], store: PassageStore, dim: int):
+    """The index at `options.index_path`, made first if there is none.
 
     Raises:
-        UserError: it was made of another type or from other embeddings (unless `args.overwrite`).
+        UserError: it was made of another type or from other embeddings (unless `options.overwrite`).
     """
+    path = options.index_path
     made_from = {
-        "index_type": args.index_type,
+        "index_type": options.index_type,
         "embeddings": shards_fingerprint(shards),
-        "made_with": args.passages_embeddings and embedding_settings(args.passages_embeddings),
+        "made_with": options.embeddings and embedding_settings(options.embeddings),
     }
-    if shards and (args.overwrite or not path.exists()):
-        build_index(args.index_type, path, shards, store, dim, args.max_memory * GB, made_from)
-    elif shards and (settings := _read_settings(path)) and {**settings, FILE: None} != {**made_from, FILE: None}:
-        raise UserError(f"{path}: was made of another type or from other embeddings; --overwrite makes it anew")
-    return open_index(path, dim, store, args.search_params)
+    if shards:
+
+        def is_made() -> bool:
+            return path.exists() and (not options.overwrite or _is_whole(path, made_from))
+
+        def make(partial: Path) -> None:
+            build_index(options, partial, shards, store, dim)
+            write_json(settings_file(path), {**made_from, FILE: fingerprint(partial)})
+
+        make_once(path, is_made, make, "--index_path FILE puts the index elsewhere")
+        settings = _read_settings(path)
+        if settings and {**settings, FILE: None} != {**made_from, FILE: None}:
+            raise UserError(f"{path}: was made of another type or from other embeddings; --overwrite makes it anew")
+    return open_index(path, dim, store, options.search_params)
 
 
-def _settings_path(path: Path) -> Path:
-    return path.with_name(path.name + ".settings.json")
+def _is_whole(path: Path, made_from: Record) -> bool:
+    try:
+        return _read_settings(path) == {**made_from, FILE: fingerprint(path)}
+    except UserError:
+        return False
 
 
 def _read_settings(path: Path) -> Record:
     """What the index was made of, and its file's fingerprint; empty where nothing says."""
-    settings_path = _settings_path(path)
+    settings_path = settings_file(path)
     if not settings_path.exists():
         return {}
     settings = parse_json(settings_path.read_bytes(), str(settings_path))
@@ -65,35 +97,31 @@ def _read_settings(path: Path) -> Record:
     return settings
 
 
-def build_index(
-    factory: str, path: Path, shards: list[Shard], store: PassageStore, dim: int, max_bytes: float, settings: Record
-) -> None:
-    """Trains an index on a sample, fills it chunk by chunk, and saves it with its settings beside it.
+def build_index(options: SearchOptions, path: Path, shards: list[Shard], store: PassageStore, dim: int) -> None:
+    """Trains an index on a sample, fills it chunk by chunk, and saves it.
 
     The vector of the passage at position p gets the number p.
 
     Raises:
-        UserError: FAISS does not know the factory string, or too few vectors for it.
+        UserError: FAISS does not know the factory string, cannot train it, or the embeddings are not in the order of
+            the corpus.
     """
     import faiss
 
-    output_folder(path.parent)
+    factory = options.index_type
     index = factory_index(factory, dim)
-    rows = max(1, min(CHUNK_ROWS, int(max_bytes // (16 * dim))))
+    rows = max(1, min(CHUNK_ROWS, int(options.max_bytes // (16 * dim))))
     if not index.is_trained:
-        _train(index, factory, _sample(shards, store, dim, rows, max_bytes))
+        _train(index, factory, _sample(shards, store, dim, rows, options.max_bytes))
     for positions, vectors in with_progress(shard_chunks(shards, store, dim, rows), len(store)):
         if positions[0] != index.ntotal or not (np.diff(positions) == 1).all():
             raise UserError(f"--index_type {factory}: needs the embeddings in the order of the corpus; embed it again")
         index.add(as_float32(vectors))
-    partial = path.with_name(path.name + ".partial")
     try:
-        faiss.write_index(index, str(partial))
-        write_json(_settings_path(path), {**settings, FILE: fingerprint(partial)})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-    logger.info("wrote %s: %d vectors, %.2f GB", path, index.ntotal, path.stat().st_size / GB)
+        faiss.write_index(index, str(path))
+    except RuntimeError as problem:
+        raise UserError(f"{path}: cannot be written ({_reason(problem)})") from None
+    logger.info("made an index of %d vectors, %.2f GiB", index.ntotal, path.stat().st_size / GIB)
 
 
 def factory_index(factory: str, dim: int):
@@ -157,7 +185,7 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
     if made_here is None:
         _try_opening(path)
     elif made_here != fingerprint(path):
-        settings = _settings_path(path).name
+        settings = settings_file(path).name
         raise UserError(f"{path}: is damaged, or not the index of {settings}; --overwrite makes it anew")
     try:
         index = faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
@@ -188,7 +216,7 @@ def _try_opening(path: Path) -> None:
         raise UserError(f"{path}: is no FAISS index, or damaged (FAISS crashes on it, {killed_by})")
 
 
-def search_index(queries: np.ndarray, index, k: int) -> Best:
+def search_index(queries: np.ndarray, index, k: int) -> TopK:
     """An index's answer, equal scores in the order of the passages. Distances (L2) are given negated.
 
     Raises:
@@ -196,13 +224,12 @@ def search_index(queries: np.ndarray, index, k: int) -> Best:
     """
     import faiss
 
-    best = Best(len(queries), min(k, index.ntotal))
     try:
-        scores, positions = index.search(queries, best.k)
+        scores, positions = index.search(queries, min(k, index.ntotal))
     except RuntimeError as problem:
         raise UserError(f"the FAISS index is damaged ({_reason(problem)})") from None
     if index.metric_type == faiss.METRIC_L2:
         scores = -scores
     scores = np.where(positions < 0, -np.inf, scores).astype("float32")
-    best.merge(scores, positions)
-    return best
+    order = np.lexsort((positions, -scores), axis=1)
+    return TopK(np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1))

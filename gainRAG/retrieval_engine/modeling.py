@@ -7,11 +7,25 @@ token and normalises; E5 and MiniLM average and normalise.
 import argparse
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 
-from gainRAG.common.models import explain_load_errors, pick_device, pick_dtype, weights_path
+from gainRAG.common.batching import BatchBudget
+from gainRAG.common.cli import positive_int
+from gainRAG.common.jsonl import Record
+from gainRAG.common.models import (
+    DTYPES,
+    dtype_name,
+    explain_load_errors,
+    longest_input,
+    pick_device,
+    pick_dtype,
+    weights_path,
+)
+from gainRAG.retrieval_engine.normalize import normalize_text
 
 logger = logging.getLogger(__name__)
 
@@ -19,21 +33,114 @@ POOLINGS = ("mean", "cls")
 TOKENISED_AT_ONCE = 4096  # texts; token ids are packed after each such group, as Python lists they take 10 x the room
 CPU_BATCH_TOKENS = 1024  # what a core's cache holds: 3500 tokens at once take 1.3 x as long, 7000 1.7 x
 GPU_BATCH = 256
-OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # positions are counted from the padding id on
+
+# What passages and questions must share, or their vectors do not meet; the values are Contriever's.
+SHARED = {"pooling": "mean", "normalize": False, "lowercase": False, "normalize_text": False}
+
+
+@dataclass(frozen=True)
+class EncoderOptions:
+    """How texts become vectors; the flags of `add_encoder_arguments`.
+
+    Attributes:
+        model_name_or_path: a name of the model table, a folder or a hub id.
+        pooling: "mean" over a text's tokens, or "cls", the first token.
+        normalize: bring every vector to length 1, so that the inner product is the cosine.
+        lowercase: lower-case the texts.
+        normalize_text: `normalize.normalize_text` the texts.
+        prefix: put before every text as it is ("passage: ", "query: " for E5).
+        no_title: a passage is its text alone, without its title before it.
+        max_length: tokens a text is cut to.
+        batch_size: texts a forward pass; None takes GPU_BATCH, or as many as CPU_BATCH_TOKENS hold.
+        device: None takes the first GPU, or the CPU.
+        dtype: "auto", "float32", "bfloat16" or "float16"; see `pick_dtype`.
+    """
+
+    model_name_or_path: str
+    pooling: str = "mean"
+    normalize: bool = False
+    lowercase: bool = False
+    normalize_text: bool = False
+    prefix: str = ""
+    no_title: bool = False
+    max_length: int = 512
+    batch_size: int | None = None
+    device: str | None = None
+    dtype: str = "auto"
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The options of SHARED, as settings keep them."""
+        return {name: getattr(self, name) for name in SHARED}
+
+    @property
+    def computed_in(self) -> str:
+        """The number format that `dtype` means on the device."""
+        return dtype_name(pick_dtype(self.dtype, pick_device(self.device)))
+
+    def passage_text(self, passage: Record) -> str:
+        """Title, a space, text, in the form the encoder reads."""
+        title = "" if self.no_title else passage["title"]
+        return self.prefix + self._clean(f"{title} {passage['text']}" if title else passage["text"])
+
+    def question_text(self, question: str) -> str:
+        """A question in the form the encoder reads."""
+        return self.prefix + self._clean(question)
+
+    def _clean(self, text: str) -> str:
+        text = text.lower() if self.lowercase else text
+        return normalize_text(text) if self.normalize_text else text
+
+
+def add_encoder_arguments(parser: argparse.ArgumentParser, texts: str) -> None:
+    """The flags of an encoder of `texts` ("passages" or "questions"). Those of SHARED are None where not given."""
+    add = parser.add_argument_group("encoder").add_argument
+    unless = ": as the passages" if texts == "questions" else ""
+    add("--model_name_or_path", default="contriever-msmarco", help="encoder: a known name, a folder or a hub id")
+    add("--pooling", choices=POOLINGS, help=f"mean of a text's tokens, or the first; default{unless or ': mean'}")
+    add("--normalize", action="store_const", const=True,
+        help=f"vectors of length 1 (MiniLM, E5, BGE; not Contriever); default{unless or ': no'}")  # fmt: skip
+    add("--lowercase", action="store_const", const=True, help=f"lower-case {texts}; default{unless or ': no'}")
+    add("--normalize_text", action="store_const", const=True,
+        help=f"typographic characters to ASCII, as Contriever's option does; default{unless or ': no'}")  # fmt: skip
+    add("--max_length", type=positive_int, default=512, help=f"tokens that {texts} are cut to")
+    add("--batch_size", type=positive_int, help=f"{texts} a forward pass; default: 256 on a GPU, 1024 tokens on a CPU")
+    add("--device", help="cpu, cuda or cuda:N for the encoder; default: the first GPU, or the CPU")
+    add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")
+
+
+def encoder_options(
+    args: argparse.Namespace, shared: dict[str, Any] = SHARED, prefix: str = "", no_title: bool = False
+) -> EncoderOptions:
+    """The flags of `add_encoder_arguments`.
+
+    Args:
+        shared: what options of SHARED are where the flags do not say.
+        prefix, no_title: see `EncoderOptions`.
+
+    Raises:
+        UserError: no such weights or device.
+    """
+    weights_path(args.model_name_or_path)
+    pick_device(args.device)
+    given = {name: shared[name] if getattr(args, name) is None else getattr(args, name) for name in SHARED}
+    return EncoderOptions(
+        args.model_name_or_path,
+        **given,
+        prefix=prefix,
+        no_title=no_title,
+        max_length=args.max_length,
+        batch_size=args.batch_size,
+        device=args.device,
+        dtype=args.dtype,
+    )
 
 
 class Encoder:
     """Texts to vectors.
 
     Args:
-        model_name_or_path: a name of the model table, a folder or a hub id.
-        pooling: "mean" over the text's tokens, or "cls", the first token.
-        normalize: bring every vector to length 1, so that the inner product is the cosine.
-        max_length: tokens a text is cut to; lowered to the model's limit, once said in the log.
-        batch_size: texts a forward pass; None takes GPU_BATCH, or as many as CPU_BATCH_TOKENS hold.
-            Halved where GPU memory runs out.
-        device: None takes the first GPU, or the CPU.
-        dtype: "auto", "float32", "bfloat16" or "float16"; see `pick_dtype`.
+        options: `max_length` is lowered to the model's limit, which the log reports.
 
     Attributes:
         dim: components of a vector.
@@ -42,55 +149,36 @@ class Encoder:
         UserError: unknown name, or weights that cannot be loaded.
     """
 
-    def __init__(
-        self,
-        model_name_or_path: str,
-        pooling: str = "mean",
-        normalize: bool = False,
-        max_length: int = 512,
-        batch_size: int | None = None,
-        device: str | None = None,
-        dtype: str = "auto",
-    ) -> None:
-        self.pooling, self.normalize = pooling, normalize
-        self.device = pick_device(device)
-        self.batch_size = batch_size or (None if self.device.type == "cpu" else GPU_BATCH)
-        self.dtype = pick_dtype(dtype, self.device)
-        self.tokenizer, self.model = _load(model_name_or_path, self.device, self.dtype)
+    def __init__(self, options: EncoderOptions) -> None:
+        self.options = options
+        self.device = pick_device(options.device)
+        self.dtype = pick_dtype(options.dtype, self.device)
+        self.tokenizer, self.model = _load(options.model_name_or_path, self.device, self.dtype)
         self.dim = self.model.config.hidden_size
-        self.max_length = min(max_length, _longest(self.model.config, self.tokenizer))
-        if self.max_length < max_length:
-            logger.warning("%s reads %d tokens at most; longer texts are cut", model_name_or_path, self.max_length)
+        on_cpu = self.device.type == "cpu"
+        rows = options.batch_size or (None if on_cpu else GPU_BATCH)
+        self.budget = BatchBudget(None if rows else CPU_BATCH_TOKENS, rows)
+        limit = longest_input(self.model.config, self.tokenizer) or options.max_length
+        self.max_length = min(options.max_length, limit)
+        if limit < options.max_length:
+            logger.warning("%s reads %d tokens at most; longer texts are cut", options.model_name_or_path, limit)
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
         """The texts' vectors, float32, shape (len(texts), dim), in the order of the texts.
 
         Args:
-            texts: as they are given to the tokenizer.
+            texts: as they are given to the tokenizer: see `EncoderOptions.passage_text` and `question_text`.
             progress: called with the number of texts just done.
         """
-        tokens = list(self._tokenised(texts))
+        tokens = list(self._tokenize(texts))
         vectors = np.empty((len(texts), self.dim), "float32")
-        order = sorted(range(len(tokens)), key=lambda index: -len(tokens[index]))
-        start = 0
-        while start < len(order):
-            rows = self.batch_size or max(1, CPU_BATCH_TOKENS // max(1, len(tokens[order[start]])))
-            batch = order[start : start + rows]
-            try:
-                vectors[batch] = self._forward([tokens[index] for index in batch])
-            except torch.OutOfMemoryError:
-                if self.batch_size in (1, None):
-                    raise
-                self.batch_size //= 2
-                logger.warning("out of GPU memory: going on with batches of %d", self.batch_size)
-                torch.cuda.empty_cache()
-                continue
-            start += len(batch)
+        for batch, output in self.budget.run(list(map(len, tokens)), lambda b: self._forward([tokens[i] for i in b])):
+            vectors[batch] = output
             if progress:
                 progress(len(batch))
         return vectors
 
-    def _tokenised(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    def _tokenize(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
         for start in range(0, len(texts), TOKENISED_AT_ONCE):
             ids = self.tokenizer(
                 list(texts[start : start + TOKENISED_AT_ONCE]),
@@ -110,29 +198,16 @@ class Encoder:
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(self.device)
         hidden = self.model(input_ids=ids.to(self.device), attention_mask=mask.long()).last_hidden_state
         pooled = self._pool(hidden, mask)
-        if self.normalize:
+        if self.options.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
         return pooled.cpu().numpy()
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(texts, tokens, dim) and the mask of real tokens -> (texts, dim), float32."""
-        if self.pooling == "cls":
+        if self.options.pooling == "cls":
             return hidden[:, 0].float()
         weights = mask.unsqueeze(-1)
         return hidden.float().masked_fill(~weights, 0.0).sum(1) / weights.sum(1)
-
-
-def encoder_of(args: argparse.Namespace) -> Encoder:
-    """The encoder of the flags, the same for passages and questions."""
-    return Encoder(
-        args.model_name_or_path,
-        args.pooling,
-        args.normalize,
-        args.max_length,
-        args.batch_size,
-        args.device,
-        args.dtype,
-    )
 
 
 def encoder_dim(model_name_or_path: str) -> int:
@@ -151,10 +226,3 @@ def _load(name: str, device: torch.device, dtype: torch.dtype):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model = AutoModel.from_pretrained(path, dtype=dtype, trust_remote_code=False)
     return tokenizer, model.to(device).eval()
-
-
-def _longest(config, tokenizer) -> int:
-    positions = getattr(config, "max_position_embeddings", None) or tokenizer.model_max_length
-    if config.model_type in OFFSET_POSITIONS:
-        positions -= (config.pad_token_id or 0) + 1
-    return min(positions, tokenizer.model_max_length)

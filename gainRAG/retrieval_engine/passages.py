@@ -5,27 +5,27 @@ A store is a folder made once from a corpus file (psgs_w100.tsv, .tsv.gz, .jsonl
     passages.bin  every passage's id, title and text in UTF-8, one after the other
     offsets.bin   int64, 3 n + 1 numbers: where each of those pieces begins (the last: where the file ends)
     hashes.bin    uint64, n numbers, ascending: a 64-bit hash of each id
-    order.bin     int64, n numbers: the position of the passage whose hash stands there
+    order.bin     int64, n numbers: the position of the passage whose hash that is
     meta.json     count, and what the store was made from
 
 Passages are read at their place in the file and the hashes are memory-mapped, so that a process holds next to nothing.
 """
 
-import fcntl
+import argparse
 import hashlib
 import json
 import logging
 import os
-import shutil
 import struct
 from array import array
 from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.jsonl import Record
+from gainRAG.common.jsonl import Record, make_once
 from gainRAG.common.resume import fingerprint
 from gainRAG.retrieval_engine.corpus import corpus_file, read_corpus
 
@@ -142,8 +142,14 @@ def id_hashes(ids: Iterable[str]) -> np.ndarray:
 # --- opening and making -----------------------------------------------------------------------------------------
 
 
+def add_store_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags that name a corpus and its store."""
+    parser.add_argument("--passages", required=True, help="corpus: psgs_w100.tsv, .tsv.gz, .jsonl or .jsonl.gz")
+    parser.add_argument("--passages_store", help="folder for the passage store; default: beside the corpus")
+
+
 def store_folder(corpus: str | Path, folder: str | Path | None = None) -> Path:
-    """Where the store of `corpus` stands: beside it, or below `folder`."""
+    """Where the store of `corpus` is: beside it, or below `folder`."""
     corpus = Path(corpus)
     return (Path(folder) if folder else corpus.parent) / f"{corpus.name}.store"
 
@@ -161,15 +167,8 @@ def open_store(corpus: str | Path, folder: str | Path | None = None) -> PassageS
     """
     corpus = corpus_file(corpus)
     target = store_folder(corpus, folder)
-    if not is_current(target, corpus):
-        try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            _make_alone(corpus, target)
-        except OSError as problem:
-            raise UserError(
-                f"{target}: the passage store cannot be written ({problem.strerror or problem}); --passages_store "
-                "FOLDER puts it elsewhere"
-            ) from problem
+    remedy = "--passages_store FOLDER puts the passage store elsewhere"
+    make_once(target, partial(is_current, target, corpus), partial(_make, corpus), remedy)
     return PassageStore(target)
 
 
@@ -184,24 +183,8 @@ def _source(corpus: Path) -> Record:
     return {"format": FORMAT, "fingerprint": fingerprint(corpus), "changed": corpus.stat().st_mtime_ns}
 
 
-def _make_alone(corpus: Path, target: Path) -> None:
-    """Makes the store while no other process does; the second of two that want it waits and finds it made."""
-    partial = target.with_name(target.name + ".partial")
-    with target.with_name(target.name + ".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if is_current(target, corpus):
-            return
-        shutil.rmtree(partial, ignore_errors=True)
-        try:
-            partial.mkdir()
-            _make(corpus, partial)
-            shutil.rmtree(target, ignore_errors=True)
-            partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-
-
 def _make(corpus: Path, folder: Path) -> None:
+    folder.mkdir()
     source = _source(corpus)
     logger.info("making the passage store of %s, once", corpus)
     digest = hashlib.blake2b(digest_size=8)
@@ -243,4 +226,4 @@ def _write_ids(corpus: Path, folder: Path, hashes: np.ndarray) -> None:
 def _report_duplicate(corpus: Path, twin: np.uint64) -> None:
     lines = [(line, passage_id) for line, passage_id, _, _ in read_corpus(corpus) if id_hashes([passage_id])[0] == twin]
     (first, passage_id), (second, _) = lines[:2]
-    raise UserError(f"{corpus}:{second}: id {passage_id!r} stands in line {first} already; ids must differ")
+    raise UserError(f"{corpus}:{second}: id {passage_id!r} is in line {first} already; ids must differ")

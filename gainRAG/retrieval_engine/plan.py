@@ -1,76 +1,76 @@
 """What a retrieval needs, before it is run: passages, vectors, memory and disk."""
 
-import argparse
 from pathlib import Path
 
 from gainRAG.common.cli import UserError
 from gainRAG.retrieval_engine.corpus import corpus_file, read_corpus
-from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GB, gpu_count, row_bytes
-from gainRAG.retrieval_engine.faiss_index import factory_index, index_path
+from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GIB, gpu_count, row_bytes
+from gainRAG.retrieval_engine.faiss_index import SearchOptions, factory_index
 from gainRAG.retrieval_engine.modeling import encoder_dim
 from gainRAG.retrieval_engine.passages import is_current, open_store, store_folder
 from gainRAG.retrieval_engine.vectors import Shard, open_shards
 
 STORE_BYTES = 40  # a passage, beside its text: offsets, hash, position
 BM25_BYTES = 8 * 70  # a passage of 100 words has about 70 different ones, each a score and a number
-SEARCH_FLOOR = 0.5 * GB  # Python, PyTorch and FAISS themselves
+SEARCH_FLOOR = 0.5 * GIB  # Python, PyTorch and FAISS themselves
 
 
-def print_plan(args: argparse.Namespace) -> None:
-    """Prints the needs of the settings in `args` (retrieval.py's) as a table; loads no weights and no vectors."""
-    for name, value in plan(args):
-        print(f"{name:<12} {value}")
+def plan(
+    passages: str, passages_store: str | None, encoder: str, search: SearchOptions | None
+) -> list[tuple[str, str]]:
+    """(what, how much) of a retrieval; loads no weights and no vectors.
 
-
-def plan(args: argparse.Namespace) -> list[tuple[str, str]]:
-    """(what, how much) of the settings in `args`.
+    Args:
+        passages, passages_store: as `open_store` takes them.
+        encoder: of the questions, as `encoder_dim` takes it.
+        search: None for BM25.
 
     Raises:
         UserError: no corpus, no embeddings folder, or no such index type.
     """
-    corpus = corpus_file(args.passages)
-    folder = store_folder(corpus, args.passages_store)
+    corpus = corpus_file(passages)
+    folder = store_folder(corpus, passages_store)
     if is_current(folder, corpus):
-        count = len(open_store(corpus, args.passages_store))
+        count = len(open_store(corpus, passages_store))
         text = sum(file.stat().st_size for file in folder.iterdir())
     else:
-        count, text = _counted(corpus)
-    rows = [("passages", f"{count:,}"), ("disk", f"passage store {_gb(text)}")]
-    if args.retriever == "bm25":
-        return [*rows, ("disk", f"BM25 index about {_gb(count * BM25_BYTES)}"),
-                ("RAM", f"about {_gb(SEARCH_FLOOR + 2 * count * BM25_BYTES)} while it is made")]  # fmt: skip
-    shards = open_shards(args.passages_embeddings) if args.passages_embeddings else []
-    vectors, dim = _shape(shards, count, args.model_name_or_path)
+        count, text = _count_passages(corpus)
+    rows = [("passages", f"{count:,}"), ("disk", f"passage store {_size(text)}")]
+    if search is None:
+        return [*rows, ("disk", f"BM25 index about {_size(count * BM25_BYTES)}"),
+                ("RAM", f"about {_size(SEARCH_FLOOR + 2 * count * BM25_BYTES)} while it is made")]  # fmt: skip
+    shards = open_shards(search.embeddings) if search.embeddings else []
+    vectors, dim = _shape(shards, count, encoder)
     rows += [
         ("vectors", f"{vectors:,} of {dim} dimensions, float16"),
-        ("disk", f"embeddings {_gb(sum(shard.path.stat().st_size for shard in shards) or 2 * vectors * dim)}"),
+        ("disk", f"embeddings {_size(sum(shard.path.stat().st_size for shard in shards) or 2 * vectors * dim)}"),
     ]
-    return rows + _search_needs(args, shards, vectors, dim)
+    return rows + _search_needs(search, shards, vectors, dim)
 
 
-def _search_needs(args: argparse.Namespace, shards: list[Shard], vectors: int, dim: int) -> list[tuple[str, str]]:
-    path = index_path(args.index_type, args.index_path, args.passages_embeddings)
+def _search_needs(search: SearchOptions, shards: list[Shard], vectors: int, dim: int) -> list[tuple[str, str]]:
+    path = search.index_path
     if path and path.exists():
         size = path.stat().st_size
-        return [("disk", f"index {_gb(size)} (there)"),
-                ("RAM", f"{_gb(SEARCH_FLOOR)} and what is read of {_gb(size)}")]  # fmt: skip
+        return [("disk", f"index {_size(size)} (there)"),
+                ("RAM", f"{_size(SEARCH_FLOOR)} and what is read of {_size(size)}")]  # fmt: skip
     if path:
-        size = vectors * vector_bytes(args.index_type, dim)
-        return [("disk", f"index about {_gb(size)}"),
-                ("RAM", f"about {_gb(SEARCH_FLOOR + size + args.max_memory * GB)} while it is made")]  # fmt: skip
+        size = vectors * vector_bytes(search.index_type, dim)
+        return [("disk", f"index about {_size(size)}"),
+                ("RAM", f"about {_size(SEARCH_FLOOR + size + search.max_bytes)} while it is made")]  # fmt: skip
     gpus = gpu_count()
     rows = min(vectors, CHUNK_ROWS)
     held = max((shard.path.stat().st_size for shard in shards if not shard.ids_path), default=0)
-    search = min(args.max_memory * GB, rows * row_bytes(dim, max(gpus, 1)))
-    ram = f"at most {_gb(SEARCH_FLOOR + search + held)} (--max_memory {args.max_memory:g} GB"
-    ram += f", one pickled shard {_gb(held)})" if held else ")"
+    needed = min(search.max_bytes, rows * row_bytes(dim, max(gpus, 1)))
+    ram = f"at most {_size(SEARCH_FLOOR + needed + held)} (--max_memory {search.max_bytes / GIB:g} GiB"
+    ram += f", one pickled shard {_size(held)})" if held else ")"
     return [
         ("RAM", ram),
-        ("VRAM", f"{_gb(1.5 * GB + 4 * rows * dim)} on each of {gpus} GPUs" if gpus else "none (no GPU)"),
+        ("VRAM", f"{_size(1.5 * GIB + 4 * rows * dim)} on each of {gpus} GPUs" if gpus else "none (no GPU)"),
     ]
 
 
-def _counted(corpus: Path) -> tuple[int, int]:
+def _count_passages(corpus: Path) -> tuple[int, int]:
     count = size = 0
     for _, passage_id, title, text in read_corpus(corpus):
         count += 1
@@ -99,5 +99,5 @@ def vector_bytes(factory: str, dim: int) -> float:
         raise UserError(f"--plan: the size of an index of type {factory} is not known beforehand") from None
 
 
-def _gb(size: float) -> str:
-    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / GB * 1024:.1f} MB"
+def _size(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / GIB * 1024:.1f} MiB"

@@ -20,13 +20,12 @@ import torch
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import FieldError, Record, parse_json, read_records
 from gainRAG.common.resume import fingerprint
+from gainRAG.retrieval_engine.modeling import SHARED
 from gainRAG.retrieval_engine.passages import PassageStore
 
 MANIFEST = "shards.jsonl"
 PUBLISHED = "passages_[0-9]*"
-SETTLED = {"pooling", "normalize", "lowercase", "normalize_text"}  # what retrieval takes from the settings
 ENCODER = "model_name_or_path"
-FLOATS = ("f2", "f4", "f8")
 
 
 @dataclass(frozen=True)
@@ -73,7 +72,7 @@ class Shard:
             raise UserError(f"{self.ids_path}: {len(ids)} ids for {self.count} vectors; embed the passages again")
         return ids, self._vectors()
 
-    def placed(self, store: PassageStore) -> tuple[np.ndarray, np.ndarray]:
+    def place(self, store: PassageStore) -> tuple[np.ndarray, np.ndarray]:
         """The positions of its passages in the corpus, int64, and the vectors as `load` gives them.
 
         Raises:
@@ -198,11 +197,11 @@ def check_shards(shards: list[Shard], dim: int, store: PassageStore) -> None:
         if shard.dim not in (None, dim):
             raise UserError(f"{shard.path}: vectors of {shard.dim} dimensions, the encoder makes {dim}")
         if shard.ids_path:
-            shard.placed(store)
+            shard.place(store)
 
 
 def shards_fingerprint(shards: list[Shard]) -> str:
-    """Identifies embeddings by their vectors, whatever else stands in their folder."""
+    """Identifies embeddings by their vectors, whatever else is in their folder."""
     return hashlib.sha256("".join(fingerprint(shard.path) for shard in shards).encode()).hexdigest()[:16]
 
 
@@ -226,69 +225,29 @@ def embedding_settings(place: str | Path) -> Record | None:
 
 def _is_settings(settings: Any) -> bool:
     flags, inputs = (settings.get(name) if isinstance(settings, dict) else None for name in ("flags", "inputs"))
-    return isinstance(flags, dict) and isinstance(inputs, dict) and flags.keys() >= SETTLED and ENCODER in inputs
+    return isinstance(flags, dict) and isinstance(inputs, dict) and flags.keys() >= SHARED.keys() and ENCODER in inputs
 
 
 # --- pickles, without running them ------------------------------------------------------------------------------
 
 
-class _PickledDtype:
-    """Stands in for numpy.dtype: little-endian floats only."""
-
-    def __init__(self, code: str, *_) -> None:
-        if code not in FLOATS:
-            raise pickle.UnpicklingError(f"an array of type {code!r}; wanted floats ({', '.join(FLOATS)})")
-        self.code = code
-
-    def __setstate__(self, state: tuple) -> None:
-        if state[1] not in ("<", "=", "|"):
-            raise pickle.UnpicklingError("big-endian floats")
-
-
-class _PickledArray:
-    """Stands in for numpy.ndarray: keeps shape and bytes, and becomes an array when both are checked.
-
-    Like all that a pickle is given here it is a class: a pickle can change the attributes of a function.
-    """
-
-    def __init__(self, *_) -> None:
-        self.values = None
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, fortran, data = state
-        self.values = _checked_array(data, dtype, shape, "F" if fortran else "C")
-
-
-class _PickledBuffer(_PickledArray):
-    """Stands in for what protocol 5 calls to make an array."""
-
-    def __init__(self, data: bytes, dtype: _PickledDtype, shape: tuple, order: str) -> None:
-        self.values = _checked_array(data, dtype, shape, order)
-
-
-def _checked_array(data: bytes, dtype: _PickledDtype, shape: tuple, order: str) -> np.ndarray:
-    if not isinstance(dtype, _PickledDtype) or not isinstance(data, bytes | bytearray):
-        raise pickle.UnpicklingError("an array that is not plain floats")
-    return np.frombuffer(data, f"<{dtype.code}").reshape(shape, order=order)
-
-
-_ADMITTED = {
-    ("multiarray", "_reconstruct"): _PickledArray,
-    ("numeric", "_frombuffer"): _PickledBuffer,
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy", "dtype"): _PickledDtype,
+# What the pickle of an array calls, by the name that it is pickled under.
+_MAKES_ARRAYS = {
+    "numpy.ndarray": np.ndarray,
+    "numpy.dtype": np.dtype,
+    "numpy.core.multiarray._reconstruct": np.zeros(0).__reduce__()[0],
+    "numpy.core.numeric._frombuffer": np.zeros(1).__reduce_ex__(5)[0],
 }
 
 
-class _FloatsAndIds(pickle.Unpickler):
-    """Admits lists, tuples, str, int and NumPy arrays of floats; every other global is refused, by name."""
+class _ArraysAndIds(pickle.Unpickler):
+    """Admits lists, tuples, texts, numbers and NumPy arrays; every other global is refused, by name."""
 
     def find_class(self, module: str, name: str):
-        if module in ("numpy.core.multiarray", "numpy._core.multiarray", "numpy.core.numeric", "numpy._core.numeric"):
-            module = module.rpartition(".")[2]
-        if (module, name) not in _ADMITTED:
+        full_name = f"{module.replace('numpy._core.', 'numpy.core.')}.{name}"
+        if full_name not in _MAKES_ARRAYS:
             raise pickle.UnpicklingError(f"{module}.{name}")
-        return _ADMITTED[module, name]
+        return _MAKES_ARRAYS[full_name]
 
 
 def read_published(path: Path) -> tuple[list[str], np.ndarray]:
@@ -299,16 +258,17 @@ def read_published(path: Path) -> tuple[list[str], np.ndarray]:
     """
     try:
         with path.open("rb") as file:
-            content = _FloatsAndIds(file).load()
+            content = _ArraysAndIds(file).load()
     except pickle.UnpicklingError as problem:
         raise UserError(f"{path}: refused: a pickle of ids and vectors holds no {problem}") from None
     except (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, RecursionError, TypeError, ValueError):
         raise UserError(f"{path}: is not a pickle of (ids, vectors), or damaged") from None
     ids, vectors = content if isinstance(content, tuple | list) and len(content) == 2 else (None, None)
-    vectors = getattr(vectors, "values", vectors)
     shape = vectors.shape if isinstance(vectors, np.ndarray) else ()
     if not isinstance(ids, list) or len(shape) != 2 or shape[0] != len(ids):
         raise UserError(f"{path}: wanted (list of ids, array of shape (ids, dim))")
+    if vectors.dtype.kind != "f":
+        raise UserError(f"{path}: an array of {vectors.dtype}, wanted floats")
     if not all(isinstance(passage_id, str | int) for passage_id in ids):
         raise UserError(f"{path}: an id is neither text nor a number")
     return [str(passage_id) for passage_id in ids], vectors

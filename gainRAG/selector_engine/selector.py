@@ -8,14 +8,22 @@ import logging
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 
+from gainRAG.common.batching import BatchBudget
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record
-from gainRAG.common.models import explain_load_errors, pick_device, pick_dtype, usable_positions, weights_path
+from gainRAG.common.models import (
+    dtype_name,
+    explain_load_errors,
+    longest_input,
+    pick_device,
+    pick_dtype,
+    weights_path,
+)
 from gainRAG.common.schemas import passage_text
 
 logger = logging.getLogger(__name__)
@@ -24,37 +32,17 @@ Pair = tuple[str, str]
 PAIRS_PER_CHUNK = 2048  # tokenised at once: many enough to find pairs of equal length, few enough to start soon
 CHUNKS_AHEAD = 2
 BATCH_TOKENS = {"cuda": 65536, "cpu": 4096}
-LEAST_FILL = 8  # a batch that is 1/8 full already ends where the length changes: no padding, no attention mask
-
-
-@dataclass
-class Batch:
-    """Some pairs of a chunk, padded to the longest.
-
-    Attributes:
-        rows: (batch,) positions in the chunk's distinct pairs.
-        inputs: what the model takes, each (batch, tokens); without attention_mask where nothing is padded.
-    """
-
-    rows: np.ndarray
-    inputs: dict[str, torch.Tensor]
-
-    def halves(self) -> tuple["Batch", "Batch"]:
-        middle = len(self.rows) // 2
-        first = {name: tensor[:middle] for name, tensor in self.inputs.items()}
-        second = {name: tensor[middle:] for name, tensor in self.inputs.items()}
-        return Batch(self.rows[:middle], first), Batch(self.rows[middle:], second)
 
 
 class Selector:
     """Scores and picks passages with a cross-encoder that has one logit (bge-reranker, a trained selector).
 
-    Pairs of many questions share batches of similar length, cut by a budget of tokens; a thread tokenises ahead of
-    the device; equal pairs are computed once. In float32 the scores are those of FlagEmbedding's compute_score and of
+    Pairs of many questions share batches of like length within a budget of tokens; a thread tokenises ahead of the
+    device; equal pairs are computed once. In float32 the scores are those of FlagEmbedding's compute_score and of
     sentence-transformers' CrossEncoder without activation.
 
     Args:
-        model_name_or_path: a folder, a hub id, or a name of `llm_inference.models.MODELS`.
+        model_name_or_path: a folder, a hub id, or a name of `common.models.MODELS`.
         device: `cpu`, `cuda`, `cuda:N`; None takes the first GPU, or the CPU.
         dtype: `float32`, `float16`, `bfloat16`, `auto`, or a torch dtype; None is float16 on a GPU, else float32.
         max_length: tokens of a pair, at most the positions the model has; the passage is cut, not the question.
@@ -75,9 +63,9 @@ class Selector:
         self.name = str(model_name_or_path)
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         self.dtype = dtype if isinstance(dtype, torch.dtype) else selector_dtype(dtype, self.device)
-        self.batch_tokens = batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"])
+        self.budget = BatchBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))
         self.model, self.tokenizer = _load(self.name, self.device, self.dtype)
-        self.max_length = min(max_length, usable_positions(self.model) or max_length)
+        self.max_length = min(max_length, longest_input(self.model.config) or max_length)
         if self.max_length <= self.tokenizer.num_special_tokens_to_add(pair=True):
             raise UserError(f"max_length {max_length}: leaves no room for a token of question or passage")
         if self.max_length < max_length:
@@ -97,47 +85,29 @@ class Selector:
         Raises:
             UserError: a score is not a finite number, or one pair alone does not fit into GPU memory.
         """
-        distinct = sorted(dict.fromkeys(map(tuple, pairs)), key=_characters, reverse=True)
-        chunks = [distinct[start : start + PAIRS_PER_CHUNK] for start in range(0, len(distinct), PAIRS_PER_CHUNK)]
-        score_of = {}
-        for chunk, scores in zip(chunks, self.score_chunks(chunks), strict=True):
-            score_of.update(zip(chunk, scores, strict=True))
-        return np.array([score_of[tuple(pair)] for pair in pairs], dtype=np.float32)
+        distinct = list(dict.fromkeys(map(tuple, pairs)))
+        if len(distinct) > PAIRS_PER_CHUNK:
+            distinct.sort(key=_characters, reverse=True)  # so that pairs of like length share a chunk
+        chunks = (distinct[start : start + PAIRS_PER_CHUNK] for start in range(0, len(distinct), PAIRS_PER_CHUNK))
+        scores = np.concatenate([np.empty(0, np.float32), *map(self._score_chunk, self._tokenise_ahead(chunks))])
+        if not np.isfinite(scores).all():
+            raise UserError(
+                f"{self.name}: {np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite "
+                f"in {dtype_name(self.dtype)}; if float32 does not mend it, the weights are broken"
+            )
+        row_of = {pair: row for row, pair in enumerate(distinct)}
+        return scores[[row_of[tuple(pair)] for pair in pairs]]
 
-    def score_chunks(self, chunks: Iterable[Sequence[Pair]]) -> Iterator[np.ndarray]:
-        """As `score`, for a stream of lists of pairs: the next lists are tokenised while one is on the device.
-
-        A list's batches depend on that list alone, so its scores are the same whatever comes before it.
-        """
-        for chunk, distinct, batches in self._tokenised_ahead(chunks):
-            scores = np.empty(len(distinct), dtype=np.float32)
-            waiting = [done for batch in batches for done in self._forward(batch)]
-            for rows, logits in waiting:
-                scores[rows] = logits.float().cpu().numpy()
-            if not np.isfinite(scores).all():
-                raise UserError(
-                    f"{self.name}: {np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite "
-                    f"in {str(self.dtype).removeprefix('torch.')}; if float32 does not mend it, the weights are broken"
-                )
-            yield scores[[distinct[pair] for pair in chunk]]
-
-    def _tokenised_ahead(self, chunks: Iterable[Sequence[Pair]]):
-        """(chunk, distinct pair -> row, batches) of each chunk; tokenising releases Python's lock."""
+    def _tokenise_ahead(self, chunks: Iterable[list[Pair]]) -> Iterator[list]:
+        """Each chunk's encodings; those to come are made in a thread, as the tokenizer releases Python's lock."""
         pending = deque()
         with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as pool:
             for chunk in chunks:
-                pending.append(pool.submit(self._prepare, chunk))
+                pending.append(pool.submit(self._encode, chunk))
                 if len(pending) > CHUNKS_AHEAD:
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
-
-    def _prepare(self, chunk: Sequence[Pair]):
-        distinct = {pair: row for row, pair in enumerate(dict.fromkeys(chunk))}
-        encodings = self._encode(list(distinct))
-        lengths = np.array([len(encoding) for encoding in encodings], dtype=np.int64)
-        order = np.argsort(-lengths, kind="stable")
-        return chunk, distinct, [self._pad(rows, encodings, lengths) for rows in self._cut(order, lengths)]
 
     def _encode(self, pairs: list[Pair]) -> list:
         """Token ids of each pair, the passage cut; where the question alone is too long, both are."""
@@ -160,50 +130,39 @@ class Selector:
         self._encoder.enable_truncation(self.max_length, strategy="longest_first")
         return self._encoder.encode(*pair)
 
-    def _cut(self, order: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-        """Rows in falling length, cut into batches within the budget."""
-        start = 0
-        for position in range(1, len(order) + 1):
-            ends = position == len(order)
-            if not ends:
-                tokens = (position - start) * lengths[order[start]]
-                over = tokens + lengths[order[start]] > self.batch_tokens
-                changes = lengths[order[position]] != lengths[order[position - 1]]
-                ends = over or (changes and tokens * LEAST_FILL >= self.batch_tokens)
-            if ends:
-                yield order[start:position]
-                start = position
-
-    def _pad(self, rows: np.ndarray, encodings: list, lengths: np.ndarray) -> Batch:
-        width = lengths[rows[0]]
-        filled = np.arange(width) < lengths[rows, None]
-        inputs = {"input_ids": np.full((len(rows), width), self.tokenizer.pad_token_id, dtype=np.int64)}
-        inputs["input_ids"][filled] = np.concatenate([encodings[row].ids for row in rows])
-        if "token_type_ids" in self.tokenizer.model_input_names:
-            inputs["token_type_ids"] = np.full((len(rows), width), self.tokenizer.pad_token_type_id, dtype=np.int64)
-            inputs["token_type_ids"][filled] = np.concatenate([encodings[row].type_ids for row in rows])
-        if not filled.all():
-            inputs["attention_mask"] = filled.astype(np.int64)
-        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
-        if self.device.type == "cuda":
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        return Batch(rows, tensors)
+    def _score_chunk(self, encodings: list) -> np.ndarray:
+        scores = np.empty(len(encodings), np.float32)
+        lengths = [len(encoding) for encoding in encodings]
+        try:
+            waiting = list(self.budget.run(lengths, partial(self._forward, encodings), even=True))
+        except torch.OutOfMemoryError:
+            raise UserError(f"{self.device}: its memory does not hold one pair beside the model") from None
+        for rows, logits in waiting:  # read last, since reading waits for the device
+            scores[rows] = logits.float().cpu().numpy()
+        return scores
 
     @torch.inference_mode()
-    def _forward(self, batch: Batch) -> list[tuple[np.ndarray, torch.Tensor]]:
-        """Rows and logits, still on the device; a batch beyond its memory goes through in halves."""
-        try:
-            inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in batch.inputs.items()}
-            return [(batch.rows, self.model(**inputs).logits.view(-1))]
-        except torch.OutOfMemoryError:
-            if len(batch.rows) == 1:
-                raise UserError(f"{self.device}: its memory does not hold one pair beside the model") from None
-        tokens = batch.inputs["input_ids"].numel()
-        self.batch_tokens = min(self.batch_tokens, max(1, tokens // 2))
-        logger.warning("%s is out of memory: batches of %d tokens from now on", self.device, self.batch_tokens)
+    def _forward(self, encodings: list, rows: list[int]) -> torch.Tensor:
+        """Logits (rows,) of some pairs, still on the device."""
+        tensors = {name: torch.from_numpy(array) for name, array in self._pad([encodings[row] for row in rows]).items()}
         if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-        return [done for half in batch.halves() for done in self._forward(half)]
+            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
+        inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        return self.model(**inputs).logits.view(-1)
+
+    def _pad(self, encodings: list) -> dict[str, np.ndarray]:
+        """What the model takes, each (pairs, longest pair); without attention_mask where nothing is padded."""
+        lengths = np.array([len(encoding) for encoding in encodings])
+        shape = len(lengths), lengths.max()
+        filled = np.arange(shape[1]) < lengths[:, None]
+        inputs = {"input_ids": np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64)}
+        inputs["input_ids"][filled] = np.concatenate([encoding.ids for encoding in encodings])
+        if "token_type_ids" in self.tokenizer.model_input_names:
+            inputs["token_type_ids"] = np.full(shape, self.tokenizer.pad_token_type_id, dtype=np.int64)
+            inputs["token_type_ids"][filled] = np.concatenate([encoding.type_ids for encoding in encodings])
+        if not filled.all():
+            inputs["attention_mask"] = filled.astype(np.int64)
+        return inputs
 
 
 def selector_dtype(name: str | None, device: torch.device) -> torch.dtype:

@@ -3,7 +3,7 @@
 The cross-encoder scores (question, title + line break + text) of the first `--n_candidates` passages and the
 pseudo-passage; the best `--K_docs` stay in `ctxs`, each with `selector_score` and `is_pseudo`. Pseudo-passages are
 written by the LLM in one batched pass and kept in OUT.background.jsonl; another selector takes them from there by
-`--background_path`. Recall before and after goes to OUT.metrics.json. A run that was stopped goes on with the same
+`--background_path`. Recall before and after goes to OUT.metrics.json. A run that was stopped resumes with the same
 command.
 
     python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path SELECTOR --data_path retrieved.jsonl \\
@@ -14,31 +14,33 @@ import argparse
 import itertools
 import logging
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 
 from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_json
-from gainRAG.common.models import DTYPES, pick_device
-from gainRAG.common.parallel import add_worker_arguments, check_worker_arguments, map_chunks
-from gainRAG.common.resume import StageOutput, stage_settings, write_in_chunks
+from gainRAG.common.models import DTYPES, dtype_name, pick_device
+from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
+from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.common.schemas import as_retrieved, passage_text
-from gainRAG.evaluation.recall import AnswerMatcher, recall_at
+from gainRAG.evaluation.recall import mark_hits, recall_at
 from gainRAG.llm_inference.background import (
+    PseudoPassageOptions,
     add_background_arguments,
-    background_file,
     pseudo_passage,
-    read_backgrounds,
+    pseudo_passage_lookup,
+    pseudo_passage_options,
+    write_pseudo_passage_file,
 )
-from gainRAG.llm_inference.engine import add_engine_arguments, check_engine_arguments
+from gainRAG.llm_inference.engine import add_engine_arguments, check_engine, engine_options, generation_options
 from gainRAG.prompts import TASKS
+from gainRAG.selector_engine.selector import Selector, check_selector, keep_best, selector_dtype
 
 logger = logging.getLogger(__name__)
 
-CHUNK = {"cuda": 128, "cpu": 8}  # questions tokenised and scored together, and what an interruption can cost
-CHUNKS_A_CALL = 4  # handed to a worker of several: it tokenises the next while it scores one
+CHUNK = {"cuda": 128, "cpu": 8}  # questions scored together, and what an interruption can cost
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -81,115 +83,131 @@ def parse_arguments() -> argparse.Namespace:
     return args
 
 
-def retrieved_candidates(args: argparse.Namespace) -> Iterator[Record]:
-    """The input's questions, `ctxs` cut to the candidates, each with `hasanswer` and `is_pseudo`."""
-    for record in itertools.islice(read_records(args.data_path, as_retrieved), args.limit):
-        matcher = AnswerMatcher(record["answers"])
-        passages = []
-        for passage in record["ctxs"][: args.n_candidates]:
-            hit = passage.get("hasanswer")
-            hit = matcher.matches(passage["text"]) if hit is None else hit
-            passages.append({**passage, "hasanswer": hit, "is_pseudo": False})
-        yield {**record, "ctxs": passages}
+def main() -> None:
+    args = parse_arguments()
+    path = output_file(args.output_path)
+    workers, engine, options = worker_options(args), engine_options(args), pseudo_passage_options(args)
+    generation = replace(generation_options(args), max_new_tokens=options.max_new_tokens)
+    questions, before = check_input(args.data_path, args.n_candidates, args.limit)
+    selector = check_selector(args.model_name_or_path)
+    device = pick_device(args.device)
+    if options.written_here:
+        check_engine(engine, generation)
+        options = replace(options, path=path.with_suffix(".background.jsonl"))
+        write_pseudo_passage_file(options.path, questions, args.data_path, engine, generation, workers, args.overwrite)
+    pseudo = pseudo_passages(questions, options)
+    settings = stage_settings(
+        "selector_gainRag",
+        {"model_name_or_path": selector, "data_path": args.data_path, "background_path": options.path},
+        **{name: getattr(args, name) for name in ("K_docs", "n_candidates", "no_pseudo", "max_length", "limit")},
+        selector_dtype=dtype_name(selector_dtype(args.selector_dtype, device)),
+    )
+    worker = partial(
+        SelectionWorker,
+        args.model_name_or_path,
+        args.K_docs,
+        device=args.device,
+        dtype=args.selector_dtype,
+        max_length=args.max_length,
+        batch_tokens=args.batch_tokens,
+    )
+    with StageOutput(path, settings, args.overwrite) as output:
+        records = with_pseudo_passages(read_candidates(args.data_path, args.n_candidates, args.limit), pseudo)
+        chunks = output.remaining(records, CHUNK[device.type], "selecting", len(questions))
+        for selected in map_chunks(worker, chunks, workers):
+            output.append(selected)
+    metrics = selection_metrics(before, list(read_records(path)), pseudo, args.K_docs, args.n_candidates)
+    write_json(path.with_suffix(".metrics.json"), metrics)
+    print_report(metrics)
 
 
-def check_input(args: argparse.Namespace) -> tuple[list[Record], list[Record]]:
+def check_input(data_path: str, n_candidates: int, limit: int | None) -> tuple[list[Record], list[Record]]:
     """Reads every record once, so that a bad one ends the run before any model loads.
 
     Returns:
         The questions without passages, and of each question's passages no more than `hasanswer`.
     """
     questions, hits = [], []
-    for record in retrieved_candidates(args):
-        questions.append({name: value for name, value in record.items() if name != "ctxs"})
-        hits.append({"ctxs": [{"hasanswer": passage["hasanswer"]} for passage in record["ctxs"]]})
-    short = sum(len(record["ctxs"]) < args.n_candidates for record in hits)
+    for record in read_candidates(data_path, n_candidates, limit):
+        hits.append({"ctxs": [{"hasanswer": passage["hasanswer"]} for passage in record.pop("ctxs")]})
+        questions.append(record)
+    short = sum(len(record["ctxs"]) < n_candidates for record in hits)
     if short:
         logger.info(
             "%d of %d questions have fewer than %d retrieved passages and use what they have",
             short,
             len(hits),
-            args.n_candidates,
+            n_candidates,
         )
     return questions, hits
 
 
-def pseudo_passages(args: argparse.Namespace, questions: list[Record]) -> tuple[Path | None, list[Record | None]]:
-    """The file of pseudo-passages, and the passage of each question (None where the LLM knew nothing)."""
-    if args.no_pseudo:
-        return None, [None] * len(questions)
-    if args.background_path:
-        path, texts = Path(args.background_path), read_backgrounds(args.background_path, questions)
-    else:
-        path = Path(args.output_path).with_suffix(".background.jsonl")
-        texts = background_file(path, questions, args, Path(args.data_path))
-    found = [pseudo_passage(text) for text in texts]
-    for passage, question in zip(found, questions, strict=True):
-        if passage:
-            passage["hasanswer"] = AnswerMatcher(question["answers"]).matches(passage["text"])
-    return path, found
+def read_candidates(data_path: str, n_candidates: int, limit: int | None) -> Iterator[Record]:
+    """The input's questions, `ctxs` cut to the candidates, each with `hasanswer` and `is_pseudo`."""
+    for record in itertools.islice(read_records(data_path, as_retrieved), limit):
+        passages = mark_hits(record["ctxs"][:n_candidates], record["answers"])
+        yield {**record, "ctxs": [{**passage, "is_pseudo": False} for passage in passages]}
 
 
-def with_pseudo(records: Iterable[Record], pseudo: list[Record | None]) -> Iterator[Record]:
+def pseudo_passages(questions: list[Record], options: PseudoPassageOptions) -> list[Record | None]:
+    """The pseudo-passage of each question; None where none is wanted, or the LLM knew nothing."""
+    if not options.wanted:
+        return [None] * len(questions)
+    found = map(pseudo_passage, map(pseudo_passage_lookup(options.path), questions))
+    return [
+        passage and mark_hits([passage], question["answers"])[0]
+        for passage, question in zip(found, questions, strict=True)
+    ]
+
+
+def with_pseudo_passages(records: Iterable[Record], pseudo: list[Record | None]) -> Iterator[Record]:
     """Each question with its pseudo-passage as the last candidate."""
     for record, passage in zip(records, pseudo, strict=True):
         yield {**record, "ctxs": [*record["ctxs"], *([passage] if passage else [])]}
 
 
 class SelectionWorker:
-    """Keeps each question's best candidates; see `workers.Worker`. Chunks to come are tokenised while one is scored."""
+    """A worker (common.parallel): questions with candidates -> the same questions with the best `k` of them.
 
-    def __init__(self, args: argparse.Namespace) -> None:
-        from gainRAG.selector_engine.selector import Selector
+    Args:
+        options: as `Selector` takes them.
+    """
 
-        self.k = args.K_docs
-        self.selector = Selector(
-            args.model_name_or_path, args.device, args.selector_dtype, args.max_length, batch_tokens=args.batch_tokens
-        )
+    def __init__(self, model_name_or_path: str, k: int, **options) -> None:
+        self.k = k
+        self.selector = Selector(model_name_or_path, **options)
 
-    def __call__(self, chunks: Iterator[list[Record]]) -> Iterable[list[Record]]:
-        chunks, to_score = itertools.tee(chunks)
-        return map(self.best, chunks, self.selector.score_chunks(map(pairs_of, to_score)))
-
-    def best(self, chunk: list[Record], scores: np.ndarray) -> list[Record]:
-        """The chunk, `ctxs` cut to the best; `scores` (candidates of all its questions,)."""
-        from gainRAG.selector_engine.selector import keep_best
-
-        kept, start = [], 0
-        for record in chunk:
-            stop = start + len(record["ctxs"])
-            kept.append({**record, "ctxs": keep_best(record["ctxs"], scores[start:stop], self.k)})
-            start = stop
-        return kept
-
-    def close(self) -> None:
-        """Nothing is loaded after it."""
+    def __call__(self, chunk: list[Record]) -> list[Record]:
+        pairs = [(record["question"], passage_text(passage)) for record in chunk for passage in record["ctxs"]]
+        ends = np.cumsum([len(record["ctxs"]) for record in chunk])
+        return [
+            {**record, "ctxs": keep_best(record["ctxs"], scores, self.k)}
+            for record, scores in zip(chunk, np.split(self.selector.score(pairs), ends[:-1]), strict=True)
+        ]
 
 
-def pairs_of(chunk: list[Record]) -> list[tuple[str, str]]:
-    """The (question, passage) pairs of a chunk."""
-    return [(record["question"], passage_text(passage)) for record in chunk for passage in record["ctxs"]]
-
-
-def metrics_of(
-    args: argparse.Namespace, before: list[Record], pseudo: list[Record | None], after: list[Record]
+def selection_metrics(
+    before: list[Record], after: list[Record], pseudo: list[Record | None], k: int, n_candidates: int
 ) -> Record:
-    """Recall of the retrieved order and of the selection, and how often the pseudo-passage came first."""
-    questions = len(before)
-    ks = sorted({1, args.K_docs})
+    """Recall of the retrieved order and of the selection, and how often the pseudo-passage came first.
+
+    Args:
+        before, after: the questions' `ctxs` with `hasanswer`, as retrieved and as selected.
+    """
+    ks = sorted({1, k})
     won = sum(bool(record["ctxs"]) and record["ctxs"][0]["is_pseudo"] for record in after)
     return {
-        "questions": questions,
-        "K_docs": args.K_docs,
+        "questions": len(before),
+        "K_docs": k,
         "recall_before": {f"top_{k}": share for k, share in recall_at(before, ks).items()},
         "recall_after": {f"top_{k}": share for k, share in recall_at(after, ks).items()},
-        "recall_of_all_retrieved": recall_at(before, [args.n_candidates])[args.n_candidates],
+        "recall_of_all_retrieved": recall_at(before, [n_candidates])[n_candidates],
         "pseudo_passages": sum(passage is not None for passage in pseudo),
-        "pseudo_won": won / questions,
+        "pseudo_won": won / len(before),
     }
 
 
-def report(metrics: Record) -> None:
+def print_report(metrics: Record) -> None:
     """Prints the metrics, shares in percent."""
     print(
         f"questions {metrics['questions']}, with a pseudo-passage {metrics['pseudo_passages']}, "
@@ -198,34 +216,6 @@ def report(metrics: Record) -> None:
     for name, before in metrics["recall_before"].items():
         print(f"recall {name.replace('_', ' ')}: retrieved {before:.1%}, selected {metrics['recall_after'][name]:.1%}")
     print(f"recall of all candidates retrieved: {metrics['recall_of_all_retrieved']:.1%}")
-
-
-def main() -> None:
-    args = parse_arguments()
-    output_file(args.output_path)
-    check_worker_arguments(args)
-    questions, before = check_input(args)
-    from gainRAG.selector_engine.selector import check_selector, selector_dtype
-
-    selector_path = check_selector(args.model_name_or_path)
-    device = pick_device(args.device)
-    if not (args.no_pseudo or args.background_path):
-        check_engine_arguments(args)
-    background_path, pseudo = pseudo_passages(args, questions)
-    settings = stage_settings(
-        "selector_gainRag",
-        {"model_name_or_path": selector_path, "data_path": args.data_path, "background_path": background_path},
-        **{name: getattr(args, name) for name in ("K_docs", "n_candidates", "no_pseudo", "max_length", "limit")},
-        selector_dtype=str(selector_dtype(args.selector_dtype, device)).removeprefix("torch."),
-    )
-    with StageOutput(args.output_path, settings, args.overwrite) as writer:
-        if not writer.complete:
-            records = with_pseudo(retrieved_candidates(args), pseudo)
-            work = partial(map_chunks, args, partial(SelectionWorker, args), group=CHUNKS_A_CALL)
-            write_in_chunks(writer, records, CHUNK[device.type], work, "selecting", len(questions))
-    metrics = metrics_of(args, before, pseudo, list(read_records(args.output_path)))
-    write_json(Path(args.output_path).with_suffix(".metrics.json"), metrics)
-    report(metrics)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from gainRAG.common.models import weights_path
 
 logger = logging.getLogger(__name__)
 
-LOWER_IS_BETTER = ("loss", "gain_lost")
+LOWER_IS_BETTER = ("loss", "gain_regret")
 
 
 @dataclass
@@ -47,7 +47,7 @@ class DataArguments(AbsRerankerDataArguments):
         default=None,
         metadata={
             "help": "Held-out groups in the same format, measured each epoch by default: "
-            "top1_agreement, gain_lost, ndcg@10, over all passages of a question."
+            "top1_agreement, gain_regret, ndcg@10, over all passages of a question."
         },
     )
     train_group_size: int = field(

@@ -6,13 +6,11 @@ from dataclasses import dataclass
 
 import torch
 from FlagEmbedding.abc.finetune.reranker import AbsRerankerCollator
-from torch import nn
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset, Sampler
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from gainRAG.common.jsonl import Record, read_records
-from gainRAG.common.models import usable_positions
 from gainRAG.common.schemas import as_training_group
 
 
@@ -23,11 +21,6 @@ def read_groups(paths: list[str]) -> list[Record]:
         UserError: a file or record is unusable, a score is not finite: names file, line and field.
     """
     return [group for path in paths for group in read_records(path, as_training_group)]
-
-
-def longest_pair(model: nn.Module, tokenizer) -> int:
-    """Tokens a pair may have: what the tokenizer declares, or the model's positions if those are fewer."""
-    return min(tokenizer.model_max_length, usable_positions(model) or tokenizer.model_max_length)
 
 
 class GroupDataset(Dataset):

@@ -1,4 +1,4 @@
-"""The selector in training: a cross-encoder whose only loss is the divergence from the teacher's distribution."""
+"""The selector in training: a cross-encoder whose only loss is its distance from the teacher's distribution."""
 
 import torch
 from FlagEmbedding.abc.finetune.reranker import RerankerOutput
@@ -9,7 +9,7 @@ from torch.nn.functional import kl_div, log_softmax
 ABSENT = torch.finfo(torch.float32).min
 
 
-def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
     """KL(softmax(teacher / temperature) || softmax(student)) of each group, in nats (GainRAG, section 3.3).
 
     Args:
@@ -27,12 +27,12 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Te
 
 
 class DistilledCrossEncoder(CrossEncoderModel):
-    """FlagEmbedding's cross-encoder with `divergence`, averaged over the batch's groups, in place of its loss.
+    """FlagEmbedding's cross-encoder with `distillation_loss`, averaged over the batch's groups, in place of its loss.
 
     Args:
         base_model: a sequence classifier with one logit.
         tokenizer: its tokenizer.
-        temperature: see `divergence`.
+        temperature: see `distillation_loss`.
     """
 
     def __init__(self, base_model, tokenizer, temperature: float = 1.0) -> None:
@@ -53,7 +53,7 @@ class DistilledCrossEncoder(CrossEncoderModel):
         logits = self.encode(pair).flatten().float()
         present = teacher_scores != -torch.inf
         scores = torch.full_like(teacher_scores, -torch.inf).masked_scatter(present, logits)
-        return RerankerOutput(loss=divergence(scores, teacher_scores, self.temperature).mean(), scores=scores)
+        return RerankerOutput(loss=distillation_loss(scores, teacher_scores, self.temperature).mean(), scores=scores)
 
     def save_pretrained(self, folder: str, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes an ordinary cross-encoder folder.
@@ -71,7 +71,7 @@ class DistilledCrossEncoder(CrossEncoderModel):
 
 def _accept_plain_names(module: DistilledCrossEncoder, state_dict: dict[str, Tensor], prefix: str, *_) -> None:
     """Saved folders hold the base model's names. The trainer loads them leniently: unknown names would be dropped
-    without a word, and a resumed run would go on from the untrained weights."""
+    without a word, and a resumed run would start from the untrained weights."""
     own = module.state_dict().keys()
     for name in [name for name in state_dict if name not in own and f"model.{name}" in own]:
         state_dict[f"model.{name}"] = state_dict.pop(name)

@@ -33,10 +33,10 @@ from transformers.trainer_utils import IntervalStrategy
 
 from gainRAG.common.cli import OneLineErrors, UserError, stage_parser
 from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
-from gainRAG.common.models import explain_load_errors
+from gainRAG.common.models import explain_load_errors, longest_input
 from gainRAG.common.resume import require_same, stage_settings
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
-from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, longest_pair, read_groups
+from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
 from gainRAG.selector_finetune.trainer import SelectorTrainer
 
@@ -52,118 +52,14 @@ NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 UNWRITTEN = ("unexpected pos", "PytorchStreamWriter", *(f"(os error {number})" for number in NO_SPACE))
 
 
-class SelectorRunner(EncoderOnlyRerankerRunner):
-    """FlagEmbedding's runner with this package's data, model and trainer.
-
-    Args:
-        model_args, data_args, training_args: the flags.
-        prepare: called when the data are found usable, before the model loads.
-
-    Raises:
-        UserError: the data is unusable, before the model loads.
-    """
-
-    def __init__(
-        self,
-        model_args: ModelArguments,
-        data_args: DataArguments,
-        training_args: TrainingArguments,
-        prepare: Callable[[], None] = lambda: None,
-    ) -> None:
-        logging.getLogger("FlagEmbedding").setLevel(logging.ERROR)
-        self.train_groups = read_groups(data_args.train_data)
-        self.eval_groups = read_groups([data_args.eval_data]) if data_args.eval_data else None
-        _check_batches(len(self.train_groups), training_args)
-        prepare()
-        super().__init__(model_args, data_args, training_args)
-
-    def load_tokenizer_and_model(self):
-        """FlagEmbedding's loading, in float32 whatever the checkpoint's type: optimisers need master weights."""
-        if self.training_args.deepspeed:
-            import deepspeed
-
-            deepspeed.init_distributed()  # ZeRO 3 shards weights as they load, so it must know of all processes by then
-        with explain_load_errors(self.model_args.model_name_or_path):
-            tokenizer, loaded = super().load_tokenizer_and_model()
-        base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
-        return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)
-
-    def load_train_dataset(self) -> GroupDataset:
-        """The sampled groups."""
-        args = self.data_args
-        wanted = args.query_max_len + args.passage_max_len
-        self.max_length = min(wanted, longest_pair(self.model.model, self.tokenizer))
-        if self.max_length < wanted:
-            logger.info(
-                "pairs are cut to the %d tokens that the model can read; query_max_len + passage_max_len is %d",
-                self.max_length,
-                wanted,
-            )
-        resample = args.group_sampling == "epoch"
-        return self._dataset(self.train_groups, group_size=args.train_group_size, resample=resample)
-
-    def _dataset(self, groups, **options) -> GroupDataset:
-        return GroupDataset(groups, self.tokenizer, self.max_length, self.training_args.seed, **options)
-
-    def load_data_collator(self) -> GroupCollator:
-        """Padding to the longest pair of a batch."""
-        return GroupCollator(self.tokenizer, padding="longest", pad_to_multiple_of=self.data_args.pad_to_multiple_of)
-
-    def load_trainer(self) -> SelectorTrainer:
-        """The trainer over both datasets."""
-        return SelectorTrainer(
-            model=self.model,
-            args=self.training_args,
-            train_dataset=self.train_dataset,
-            eval_dataset=self._dataset(self.eval_groups) if self.eval_groups else None,
-            data_collator=self.data_collator,
-            processing_class=self.tokenizer,
-        )
-
-    def run(self) -> None:
-        """Trains and saves the selector, unless no epoch is wanted; measures it if there is something to measure on."""
-        if self.training_args.num_train_epochs:
-            with _clear_write_errors(self.training_args.output_dir):
-                result = self._train()
-                self.trainer.save_model()
-                self.trainer.save_metrics("train", result.metrics)
-                self.trainer.save_state()
-        if self.eval_groups:
-            self.trainer.save_metrics("eval", self.trainer.evaluate())
-
-    def _train(self):
-        checkpoint = self.training_args.resume_from_checkpoint
-        try:
-            return self.trainer.train(resume_from_checkpoint=checkpoint)
-        except pickle.UnpicklingError as problem:  # transformers reads a checkpoint's tensors, and runs nothing of it
-            if not checkpoint:
-                raise
-            raise UserError(f"{checkpoint}: the checkpoint is damaged, or holds more than tensors") from problem
-
-
-@contextlib.contextmanager
-def _clear_write_errors(folder: str) -> Iterator[None]:
-    """Says what to do where the disk is full, of which torch and safetensors tell by errors of their own."""
-    try:
-        yield
-    except (OSError, RuntimeError, SafetensorError) as problem:
-        full = isinstance(problem, OSError) and problem.errno in NO_SPACE
-        if not full and not any(sign in str(problem) for sign in UNWRITTEN):
-            raise
-        raise UserError(
-            f"{folder}: cannot be written, the disk is full or your quota used up; make space and run the same command "
-            "with --resume_from_checkpoint True --overwrite_output_dir, whole checkpoints are kept"
-        ) from problem
-
-
 def main() -> None:
     """Parses, checks, trains, and leaves the process group in order."""
     if int(os.environ.get("RANK", 0)):
         logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = parse_arguments()
-    with _alone(training_args):
-        prepare = partial(_prepare_output, training_args, _settings(model_args, data_args, training_args))
+    with lock_output_dir(training_args):
+        prepare = partial(prepare_output, training_args, training_settings(model_args, data_args, training_args))
         SelectorRunner(model_args, data_args, training_args, prepare).run()
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # DeepSpeed aborts at exit when one process leaves before another
@@ -201,22 +97,13 @@ def parse_arguments() -> tuple[ModelArguments, DataArguments, TrainingArguments]
     return model_args, data_args, training_args
 
 
-def _check_batches(questions: int, args: TrainingArguments) -> None:
-    batch = args.per_device_train_batch_size * max(1, args.world_size)
-    if args.dataloader_drop_last and questions < batch:
-        raise UserError(
-            f"--train_data holds {questions} questions and --dataloader_drop_last drops a batch of fewer than {batch}: "
-            "leave the flag out, or take a smaller --per_device_train_batch_size"
-        )
-
-
-def _alone(args: TrainingArguments):
+def lock_output_dir(args: TrainingArguments):
     """Holds the output folder against a second training; the first process of several does."""
     folder = output_folder(args.output_dir)
     return open_locked(folder / LOCK, folder, "w") if args.should_save else contextlib.nullcontext()
 
 
-def _settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Record:
+def training_settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Record:
     """What decides the selector. Of batches it is how many questions an update sees, however they are spread."""
     inputs = {"model_name_or_path": model.model_name_or_path}
     inputs |= {f"train_data {number}": path for number, path in enumerate(data.train_data, 1)}
@@ -226,35 +113,35 @@ def _settings(model: ModelArguments, data: DataArguments, training: TrainingArgu
     return stage_settings("selector_finetune", inputs, **flags, questions_an_update=batch)
 
 
-def _prepare_output(args: TrainingArguments, settings: Record) -> None:
+def prepare_output(args: TrainingArguments, settings: Record) -> None:
     folder = Path(args.output_dir)
     if args.resume_from_checkpoint:
-        args.resume_from_checkpoint = _checkpoint(args, settings)
+        args.resume_from_checkpoint = find_checkpoint(args, settings)
     if args.resume_from_checkpoint:
         return
     stale = folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, SETTINGS}
     if stale and not args.overwrite_output_dir:
         raise UserError(
-            f"{folder} holds files; --overwrite_output_dir trains into it, --resume_from_checkpoint True goes on"
+            f"{folder} holds files; --overwrite_output_dir trains into it, --resume_from_checkpoint True resumes"
         )
-    _wait_for_all()  # no process clears the folder while another still looks into it
+    wait_for_all()  # no process clears the folder while another still looks into it
     if args.should_save:
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         write_json(folder / SETTINGS, settings)
-    _wait_for_all()
+    wait_for_all()
 
 
-def _checkpoint(args: TrainingArguments, settings: Record) -> str | None:
-    """Where to go on; with --overwrite_output_dir, None (afresh) where there is nothing to go on from."""
+def find_checkpoint(args: TrainingArguments, settings: Record) -> str | None:
+    """The checkpoint to resume from; with --overwrite_output_dir, None (afresh) where there is none."""
     wanted = args.resume_from_checkpoint
     if wanted.lower() != "true":
-        if not _is_whole(Path(wanted)):
+        if not is_whole(Path(wanted)):
             raise UserError(f"--resume_from_checkpoint {wanted}: holds no trainer_state.json, is no whole checkpoint")
-        _warn_of_others(Path(wanted).parent / SETTINGS, settings)
+        warn_of_other_settings(Path(wanted).parent / SETTINGS, settings)
         return wanted
     try:
-        return _last_checkpoint(Path(args.output_dir), settings)
+        return last_checkpoint(Path(args.output_dir), settings)
     except UserError as problem:
         if not args.overwrite_output_dir:
             raise
@@ -262,8 +149,8 @@ def _checkpoint(args: TrainingArguments, settings: Record) -> str | None:
         return None
 
 
-def _last_checkpoint(folder: Path, settings: Record) -> str:
-    whole = [checkpoint for checkpoint in folder.glob("checkpoint-*") if _is_whole(checkpoint)]
+def last_checkpoint(folder: Path, settings: Record) -> str:
+    whole = [checkpoint for checkpoint in folder.glob("checkpoint-*") if is_whole(checkpoint)]
     if not whole:
         raise UserError(f"--resume_from_checkpoint True: {folder} holds no whole checkpoint-* folder")
     problem = f"--resume_from_checkpoint True: {folder} holds a training with other settings"
@@ -271,15 +158,15 @@ def _last_checkpoint(folder: Path, settings: Record) -> str:
     return str(max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-"))))
 
 
-def _warn_of_others(former: Path, settings: Record) -> None:
-    """A checkpoint named by its path may be gone on from in another way, but not unawares."""
+def warn_of_other_settings(former: Path, settings: Record) -> None:
+    """A checkpoint named by its path may be trained on with other settings, but not unawares."""
     try:
         require_same(former, settings, f"{former.parent} was trained with other settings", "what is new counts now")
     except UserError as difference:
         logger.warning("%s", difference)
 
 
-def _is_whole(checkpoint: Path) -> bool:
+def is_whole(checkpoint: Path) -> bool:
     """Whether its state, which transformers writes last, is there: a run may have died while it saved."""
     try:
         return bool(json.loads((checkpoint / "trainer_state.json").read_text("utf-8")))
@@ -287,6 +174,119 @@ def _is_whole(checkpoint: Path) -> bool:
         return False
 
 
-def _wait_for_all() -> None:
+def wait_for_all() -> None:
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
+
+
+class SelectorRunner(EncoderOnlyRerankerRunner):
+    """FlagEmbedding's runner with this package's data, model and trainer.
+
+    Args:
+        model_args, data_args, training_args: the flags.
+        prepare: called when the data are found usable, before the model loads.
+
+    Raises:
+        UserError: the data is unusable, before the model loads.
+    """
+
+    def __init__(
+        self,
+        model_args: ModelArguments,
+        data_args: DataArguments,
+        training_args: TrainingArguments,
+        prepare: Callable[[], None] = lambda: None,
+    ) -> None:
+        logging.getLogger("FlagEmbedding").setLevel(logging.ERROR)
+        self.train_groups = read_groups(data_args.train_data)
+        self.eval_groups = read_groups([data_args.eval_data]) if data_args.eval_data else None
+        check_batches(len(self.train_groups), training_args)
+        prepare()
+        super().__init__(model_args, data_args, training_args)
+
+    def load_tokenizer_and_model(self):
+        """FlagEmbedding's loading, in float32 whatever the checkpoint's type: optimisers need master weights."""
+        if self.training_args.deepspeed:
+            import deepspeed
+
+            deepspeed.init_distributed()  # ZeRO 3 shards weights as they load, so it must know of all processes by then
+        with explain_load_errors(self.model_args.model_name_or_path):
+            tokenizer, loaded = super().load_tokenizer_and_model()
+        base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
+        return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)
+
+    def load_train_dataset(self) -> GroupDataset:
+        """The sampled groups."""
+        args = self.data_args
+        wanted = args.query_max_len + args.passage_max_len
+        self.max_length = min(wanted, longest_input(self.model.model.config, self.tokenizer) or wanted)
+        if self.max_length < wanted:
+            logger.info(
+                "pairs are cut to the %d tokens that the model can read; query_max_len + passage_max_len is %d",
+                self.max_length,
+                wanted,
+            )
+        resample = args.group_sampling == "epoch"
+        return self._dataset(self.train_groups, group_size=args.train_group_size, resample=resample)
+
+    def _dataset(self, groups, **options) -> GroupDataset:
+        return GroupDataset(groups, self.tokenizer, self.max_length, self.training_args.seed, **options)
+
+    def load_data_collator(self) -> GroupCollator:
+        """Padding to the longest pair of a batch."""
+        return GroupCollator(self.tokenizer, padding="longest", pad_to_multiple_of=self.data_args.pad_to_multiple_of)
+
+    def load_trainer(self) -> SelectorTrainer:
+        """The trainer over both datasets."""
+        return SelectorTrainer(
+            model=self.model,
+            args=self.training_args,
+            train_dataset=self.train_dataset,
+            eval_dataset=self._dataset(self.eval_groups) if self.eval_groups else None,
+            data_collator=self.data_collator,
+            processing_class=self.tokenizer,
+        )
+
+    def run(self) -> None:
+        """Trains and saves the selector, unless no epoch is wanted; measures it if there is something to measure on."""
+        if self.training_args.num_train_epochs:
+            with explain_full_disk(self.training_args.output_dir):
+                result = self._train()
+                self.trainer.save_model()
+                self.trainer.save_metrics("train", result.metrics)
+                self.trainer.save_state()
+        if self.eval_groups:
+            self.trainer.save_metrics("eval", self.trainer.evaluate())
+
+    def _train(self):
+        checkpoint = self.training_args.resume_from_checkpoint
+        try:
+            return self.trainer.train(resume_from_checkpoint=checkpoint)
+        except pickle.UnpicklingError as problem:  # transformers reads a checkpoint's tensors, and runs nothing of it
+            if not checkpoint:
+                raise
+            raise UserError(f"{checkpoint}: the checkpoint is damaged, or holds more than tensors") from problem
+
+
+def check_batches(questions: int, args: TrainingArguments) -> None:
+    batch = args.per_device_train_batch_size * max(1, args.world_size)
+    if args.dataloader_drop_last and questions < batch:
+        raise UserError(
+            f"--train_data holds {questions} questions and --dataloader_drop_last drops a batch of fewer than {batch}: "
+            "leave the flag out, or take a smaller --per_device_train_batch_size"
+        )
+
+
+@contextlib.contextmanager
+def explain_full_disk(folder: str) -> Iterator[None]:
+    """Explains errors of a full disk, for which torch and safetensors have classes of their own."""
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as problem:
+        full = isinstance(problem, OSError) and problem.errno in NO_SPACE
+        if not full and not any(sign in str(problem) for sign in UNWRITTEN):
+            raise
+        raise UserError(
+            f"{folder}: cannot be written, the disk is full or your quota used up; make space and run the same command "
+            "with --resume_from_checkpoint True --overwrite_output_dir, whole checkpoints are kept"
+        ) from problem

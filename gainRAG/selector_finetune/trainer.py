@@ -10,19 +10,19 @@ from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, TrainerCallback
 
 from gainRAG.selector_finetune.dataset import EpochOrder
-from gainRAG.selector_finetune.modeling import divergence
+from gainRAG.selector_finetune.modeling import distillation_loss
 
 logger = logging.getLogger(__name__)
 
-MEASURES = ("loss", "top1_agreement", "gain_lost", "ndcg@10")
+METRICS = ("loss", "top1_agreement", "gain_regret", "ndcg@10")
 COLLAPSED_SPREAD = 1e-5
 
 
-def group_measures(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
-    """How well each group's scores follow the teacher; the columns of `MEASURES`.
+def ranking_metrics(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
+    """How well each group's scores follow the teacher; the columns of `METRICS`.
 
     top1_agreement: 1 if the student's first passage is the teacher's best (any of them, if it has several), else 0.
-    gain_lost: the teacher's best score less its score of the student's first, in units of log(PPL_CD + 1).
+    gain_regret: the teacher's best score less its score of the student's first, in units of log(PPL_CD + 1).
     ndcg@10: linear gains, the teacher's score above its lowest in the group; 1 where the teacher prefers none.
 
     Args:
@@ -35,13 +35,13 @@ def group_measures(student: Tensor, teacher: Tensor, temperature: float = 1.0) -
     """
     present = teacher != -torch.inf
     picked = teacher.gather(1, student.argmax(dim=1, keepdim=True)).squeeze(1)
-    lost = teacher.amax(dim=1) - picked
+    regret = teacher.amax(dim=1) - picked
     lowest = teacher.masked_fill(~present, torch.inf).amin(dim=1, keepdim=True)
     gains = (teacher - lowest).masked_fill(~present, 0.0)
     found = _dcg(gains.gather(1, student.argsort(dim=1, descending=True, stable=True)))
     ideal = _dcg(gains.sort(dim=1, descending=True).values)
     ndcg = torch.where(ideal > 0, found / ideal, 1.0)
-    return torch.stack([divergence(student, teacher, temperature), (lost == 0).float(), lost, ndcg], dim=1)
+    return torch.stack([distillation_loss(student, teacher, temperature), (regret == 0).float(), regret, ndcg], dim=1)
 
 
 def _dcg(gains: Tensor, depth: int = 10) -> Tensor:
@@ -49,13 +49,13 @@ def _dcg(gains: Tensor, depth: int = 10) -> Tensor:
     return (gains / torch.arange(2, gains.shape[1] + 2, device=gains.device).log2()).sum(dim=1)
 
 
-def mean_measures(prediction: EvalPrediction) -> dict[str, float]:
-    """The means over all questions, under the names of `MEASURES`."""
-    return dict(zip(MEASURES, prediction.predictions.mean(axis=0).tolist(), strict=True))
+def mean_metrics(prediction: EvalPrediction) -> dict[str, float]:
+    """The means over all questions, under the names of `METRICS`."""
+    return dict(zip(METRICS, prediction.predictions.mean(axis=0).tolist(), strict=True))
 
 
-class TellEpoch(TrainerCallback):
-    """Tells the dataset which epoch begins. accelerate's own way does not reach it in several processes."""
+class SetDatasetEpoch(TrainerCallback):
+    """Sets the dataset's epoch when one begins. accelerate's own way does not reach it in several processes."""
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **_) -> None:
         train_dataloader.dataset.epoch = int(state.epoch or 0)
@@ -65,7 +65,7 @@ class SelectorTrainer(EncoderOnlyRerankerTrainer):
     """FlagEmbedding's reranker trainer over `GroupDataset` and `DistilledCrossEncoder`."""
 
     def __init__(self, **kwargs) -> None:
-        super().__init__(compute_metrics=mean_measures, callbacks=[TellEpoch()], **kwargs)
+        super().__init__(compute_metrics=mean_metrics, callbacks=[SetDatasetEpoch()], **kwargs)
         self._spread: Tensor | None = None
 
     def compute_loss(self, model, inputs: dict, return_outputs: bool = False, **kwargs):
@@ -90,12 +90,12 @@ class SelectorTrainer(EncoderOnlyRerankerTrainer):
         super().log(logs, *args, **kwargs)
 
     def prediction_step(self, model, inputs: dict, prediction_loss_only: bool, ignore_keys=None) -> tuple:
-        """Each group's measures in place of its scores: groups differ in size, measures do not, so they gather."""
+        """Each group's metrics in place of its scores: groups differ in size, metrics do not, so they gather."""
         inputs = self._prepare_inputs(inputs)
         with torch.no_grad(), self.compute_loss_context_manager():
             scores = model(**inputs).scores.float()
-        measures = group_measures(scores, inputs["teacher_scores"], self.args.teacher_temperature)
-        return None, measures, measures
+        metrics = ranking_metrics(scores, inputs["teacher_scores"], self.args.teacher_temperature)
+        return None, metrics, metrics
 
     def _prepare_inputs(self, inputs: dict) -> dict:
         """DeepSpeed's fp16 would round the teacher's scores to three digits."""

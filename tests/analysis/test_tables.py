@@ -13,7 +13,7 @@ from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import write_json, write_records
 from gainRAG.evaluation.answers import score_prediction
 from gainRAG.evaluation.results import summarize
-from gainRAG.rag_workflow.run_baselines import METHODS, SELECTED
+from gainRAG.rag_workflow.picks import METHODS, SELECTED, Picks
 
 GOLD = "Paris"
 
@@ -210,11 +210,16 @@ def test_mistakes_end_with_code_2_and_one_line(run_python, arguments, said):
 # --- figure 1 -----------------------------------------------------------------------------------------------------
 
 
-def test_gap_counts_wrong_though_held_and_right_though_not():
+@pytest.fixture
+def retrieved(write_jsonl):
+    """Picks of standard RAG, a passage a question."""
+    return lambda texts: Picks(1, write_jsonl("retrieved.jsonl", passages(texts)), {})
+
+
+def test_gap_counts_wrong_though_held_and_right_though_not(retrieved):
     said = predictions(["Paris", "Rome", "Rome", "Paris", "Rome"])
     held = ["It is Paris.", "It is Paris.", "Paris, I think", "nothing", "nothing"]
-    picks = {record["id"]: record["ctxs"] for record in passages(held)}
-    found = gap.gap(said, picks)
+    found = gap.gap(said, retrieved(held), "standard_rag")
     assert (found["n"], found["held"]) == (5, 3)
     means = {name: found[name]["mean"] for name in gap.SHARES}
     assert means == pytest.approx(
@@ -227,16 +232,15 @@ def test_gap_counts_wrong_though_held_and_right_though_not():
     )
 
 
-def test_gap_of_an_empty_group_is_empty():
-    picks = {record["id"]: record["ctxs"] for record in passages(["Paris"])}
-    found = gap.gap(predictions(["Paris"]), picks)
+def test_gap_of_an_empty_group_is_empty(retrieved):
+    found = gap.gap(predictions(["Paris"]), retrieved(["Paris"]), "standard_rag")
     assert found["right_of_not_held"] is None
     assert found["wrong_of_held"]["mean"] == 0
 
 
-def test_gap_needs_the_passages_of_every_question():
-    with pytest.raises(UserError, match="'q1'"):
-        gap.gap(predictions(["Paris", "Rome"]), {"q0": passages(["Paris"])[0]["ctxs"]})
+def test_gap_needs_the_passages_of_every_question(retrieved):
+    with pytest.raises(UserError, match="retrieved.jsonl: lacks question 'q1', which was answered"):
+        gap.gap(predictions(["Paris", "Rome"]), retrieved(["Paris"]), "standard_rag")
 
 
 def test_figure_reads_a_run_and_leaves_missing_methods_empty(answered, tmp_path, monkeypatch):

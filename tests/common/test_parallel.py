@@ -135,6 +135,35 @@ def test_a_busy_cluster_is_reported_and_not_waited_for_for_ever(two, monkeypatch
     assert "2 workers wanted" in caplog.text
 
 
+LOSES_A_MACHINE = """
+import time
+from doubles import Doubler
+from ray.cluster_utils import Cluster
+from gainRAG.common import parallel
+cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+second = cluster.add_node(num_cpus=1)
+parallel.REPORT_SECONDS = 2.0
+class Slow(Doubler):
+    def __call__(self, chunk):
+        time.sleep(0.3)
+        return super().__call__(chunk)
+found = []
+for result in parallel.map_chunks(Slow, range(40), parallel.WorkerOptions(2, cluster.address, 60.0, "cpu")):
+    found.append(result)
+    if len(found) == 6:
+        cluster.remove_node(second, allow_graceful=False)
+print([double for double, _ in found] == list(range(0, 80, 2)), len({pid for _, pid in found}))
+"""
+
+
+@needs_ray
+@pytest.mark.skipif("CHAOS_KILLS" not in os.environ, reason="takes half a minute; scripts/chaos.sh runs it")
+def test_the_chunks_of_a_lost_machine_go_to_the_others(run_python):
+    done = run_python("-c", LOSES_A_MACHINE, folder="tests", env={"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "."})
+    assert "True 2" in done.stdout.splitlines(), done.stderr
+    assert "1 workers are gone with their machine, 1 go on" in done.stderr
+
+
 # --- flags ------------------------------------------------------------------------------------------------------
 
 STAGES = {

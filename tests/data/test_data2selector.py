@@ -137,6 +137,11 @@ def test_a_missing_signal_is_named(run_tool, write_jsonl, tool):
         run_tool(tool, "--data_path", write_jsonl("a.jsonl", [record]), "--signal", "retrieved_ppl")
 
 
+def test_no_model_library_is_imported(run_python):
+    script = "import sys, data2selector, data_filter; print('torch' in sys.modules)"
+    assert run_python("-c", script, folder="data").stdout == "False\n"
+
+
 @pytest.mark.parametrize("flags", [["--max_ppl", "0"], ["--max_ppl", "nan"], ["--sample", "0"], ["--signal", "ppl"]])
 def test_flags_that_cannot_be_are_refused(run_tool, write_jsonl, flags):
     with pytest.raises(SystemExit) as refused:

@@ -127,7 +127,7 @@ def test_empty_texts_and_repeated_titles_are_left_out_and_counted(corpus):
         ([{"context": [["Nile", "A river"]]}], "c.json", r"'context\[0\]': wanted a list of sentences"),
         (lines({"body": "x"}), "c.jsonl", "record 1: found 'body': no known corpus format"),
         (lines({"contents": None}), "c.jsonl", "record 1: field 'contents': None is not text"),
-        (lines(NILE, NILE), "c.jsonl", "record 2: id '1' stands there a second time"),
+        (lines(NILE, NILE), "c.jsonl", "record 2: id '1' is there a second time"),
         (lines(NILE) + b"{\n", "c.jsonl", r"c\.jsonl:2: is not JSON"),
         (b"id\ttext\ttitle\n", "c.tsv", r"ends in \.jsonl .* or \.json"),
     ],

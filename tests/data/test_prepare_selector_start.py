@@ -76,7 +76,7 @@ def test_hit_rates():
 
 def test_unusable_questions_are_left_out(write_jsonl):
     path = write_jsonl("r.jsonl", [question(1), question(2, right=0), question(3, right=5)])
-    assert [q["id"] for q in start.usable_questions(path, 8)] == ["1"]
+    assert [q["id"] for q in start.read_usable_questions(path, 8)] == ["1"]
 
 
 def command(monkeypatch, *arguments) -> None:
@@ -141,7 +141,7 @@ def test_a_small_run_makes_an_adapter_that_loads(monkeypatch, files, tiny_encode
     assert adapted | {"classifier.weight"} <= changed
 
 
-def test_going_on_from_an_adapter_keeps_its_split_and_ends_halfway(
+def test_training_on_from_an_adapter_keeps_its_split_and_ends_halfway(
     monkeypatch, files, write_jsonl, tiny_encoder, tmp_path
 ):
     pytest.importorskip("peft")

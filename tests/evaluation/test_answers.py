@@ -12,7 +12,9 @@ from gainRAG.evaluation.answers import (
     cover_exact_match_bounded,
     exact_match,
     f1_score,
+    is_correct,
     normalize_answer,
+    option_labels,
     score_prediction,
     suspect_answers,
 )
@@ -141,6 +143,20 @@ def test_one_answer_may_be_given_as_text():
         ("The claim is FALSE, although true in part", ["false"], True),
         ("untrue", ["true"], False),
         ("mixture", ["true"], False),
+        ("The claim is not true, it is false", ["false"], True),
+        ("The claim is not true, it is false", ["true"], False),
+        ("That isn't true.", ["false"], True),
+        ("I do not think that the claim is true.", ["false"], True),
+        ("It is not known whether this is true", ["false"], False),
+        ("Not false but true", ["true"], True),
+        ("False, because it is true that water boils", ["false"], True),
+        ("True or false? The claim is false.", ["false"], True),
+        ("It is true that some say so, but the claim is false", ["false"], True),
+        ("A: sun\nB: moon\nThe answer is B", ["B"], True),
+        ("A is wrong, so the correct answer must be C", ["C"], True),
+        ("The answer is not A.", ["A"], False),
+        ("The answer is not A.", ["B"], False),
+        ("**Answer:** (B) gravity", ["B"], True),
     ],
 )
 def test_accuracy(prediction, golds, right):
@@ -157,6 +173,28 @@ def test_accuracy_with_other_labels():
 @given(TEXTS, st.sampled_from(string.ascii_uppercase[:5]))
 def test_accuracy_never_names_two_options(prediction, gold):
     assert sum(accuracy(prediction, [letter]) for letter in "ABCDE") <= 1
+
+
+@pytest.mark.parametrize(
+    ("prediction", "golds", "metric", "right"),
+    [
+        ("It is Paris.", ["Paris"], "answers", True),
+        ("gibberish", ["A"], "answers", False),  # normalises to nothing
+        ("The", ["A", "Paris"], "answers", True),
+        ("gibberish", ["A"], "accuracy", False),
+        ("The answer is A", ["A"], "accuracy", True),
+    ],
+)
+def test_is_correct_by_the_tasks_metric(prediction, golds, metric, right):
+    assert is_correct(prediction, golds, metric) is right
+
+
+def test_is_correct_takes_labels_and_known_metrics_only():
+    record = {"choices": {"label": ["1", "2"], "text": ["x", "y"]}}
+    assert is_correct("(2) y", ["2"], "accuracy", option_labels(record))
+    assert option_labels({}) is None
+    with pytest.raises(ValueError, match="wanted the metric"):
+        is_correct("x", ["x"], "em")
 
 
 def test_suspect_answers():

@@ -136,10 +136,10 @@ def test_backgrounds_may_come_from_a_file(construct, retrieved, write_jsonl, rea
 
 @pytest.fixture
 def no_model(monkeypatch):
-    from gainRAG.llm_inference import inference_hf
+    from gainRAG.llm_inference import engine, inference_hf
 
     monkeypatch.setattr(inference_hf, "load_causal_lm", lambda *_: pytest.fail("a model was loaded"))
-    monkeypatch.setattr(construct_hf, "load_engine", lambda *_: pytest.fail("an engine was loaded"))
+    monkeypatch.setattr(engine, "load_engine", lambda *_: pytest.fail("an engine was loaded"))
 
 
 @pytest.mark.parametrize(
@@ -192,10 +192,11 @@ def stop(construct, monkeypatch):
     """Runs the stage until it has gains, and stops it."""
     append = StageOutput.append
 
-    def stops(self, record):
-        if "PPL_CD" in record["passages"][0] and record["id"] == 3:
-            raise KeyboardInterrupt
-        append(self, record)
+    def stops(self, records):
+        for record in records:
+            if "PPL_CD" in record["passages"][0] and record["id"] == 3:
+                raise KeyboardInterrupt
+            append(self, [record])
 
     def run(*arguments):
         with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):

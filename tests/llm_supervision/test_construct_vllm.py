@@ -108,7 +108,7 @@ def test_the_stage_gives_the_scorers_perplexities(run_python, write_jsonl, read_
 
 
 @pytest.mark.skipif(not installed, reason="vLLM is not installed")
-def test_a_killed_run_goes_on(run_python, write_jsonl, read_jsonl, tmp_path, vllm_llama):
+def test_a_killed_run_resumes(run_python, write_jsonl, read_jsonl, tmp_path, vllm_llama):
     records = [{**question(number % 3), "id": str(number)} for number in range(130)]
     data = write_jsonl("data.jsonl", records)
     output = tmp_path / "out.jsonl"
@@ -122,7 +122,7 @@ def test_a_killed_run_goes_on(run_python, write_jsonl, read_jsonl, tmp_path, vll
     kept = [json.loads(line) for line in unfinished.read_bytes().splitlines()]
     run = run_python(*command(data, output, vllm_llama)[1:], *flags)
     assert run.returncode == 0, run.stderr
-    assert "goes on after" in run.stderr
+    assert "resumes after" in run.stderr
     finished = read_jsonl(output)
     assert [record["id"] for record in finished] == [str(number) for number in range(130)]
     assert finished[: len(kept)] == kept

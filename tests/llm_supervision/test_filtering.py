@@ -1,17 +1,16 @@
-"""The filter: by stored predictions, and by answering afresh."""
+"""The filter that answers afresh from the best passage."""
 
 import json
 import sys
-from collections import Counter
 
 import pytest
 from conftest import SENTENCES
 
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation.answers import cover_exact_match, f1_score
+from gainRAG.llm_inference import engine as engines
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.llm_supervision import filtering
-from gainRAG.llm_supervision.filtering import best_passage, keep_answered, report
 
 
 def passage(ppl: float, right: float | None = None, text: str = "x", **more) -> dict:
@@ -21,44 +20,6 @@ def passage(ppl: float, right: float | None = None, text: str = "x", **more) -> 
 
 def question(number: int, *passages: dict) -> dict:
     return {"id": number, "question": f"Where, {number}?", "answers": ["Paris"], "passages": list(passages)}
-
-
-def test_the_best_passage_has_the_lowest_perplexity_and_the_first_of_equals_wins():
-    record = question(0, passage(3, text="a"), passage(2, text="b"), passage(2, text="c"))
-    assert best_passage(record)["text"] == "b"
-    assert best_passage(record, "retrieved_ppl")["text"] == "a"
-
-
-def test_questions_are_kept_by_the_answer_from_their_best_passage():
-    records = [
-        question(0, passage(1, 1.0), passage(2, 0.0)),
-        question(1, passage(1, 0.0, has_answer=True), passage(2, 1.0)),
-        question(2, passage(1, 0.0)),
-        question(3, passage(9, 0.0), passage(1, 1.0, is_pseudo=True)),
-        question(4),
-    ]
-    counts = Counter()
-    assert [record["id"] for record in keep_answered(records, "PPL_CD", "answered", counts)] == [0, 3]
-    assert report(counts) == (
-        "kept 2 of 5 questions (1 kept, best passage is the LLM's own; 1 answered wrongly, best passage holds the "
-        "answer; 1 answered wrongly, best passage lacks the answer; 1 without any candidate)"
-    )
-    by_plain = [record["id"] for record in keep_answered(records, "retrieved_ppl", "answered", Counter())]
-    assert by_plain == [1]
-
-
-def test_answerable_keeps_those_whose_best_passage_holds_an_answer_too():
-    records = [
-        question(0, passage(1, 1.0), passage(2, 0.0)),
-        question(1, passage(1, 0.0, has_answer=True), passage(2, 1.0)),
-        question(2, passage(1, 0.0, has_answer=False), passage(2, 0.0, has_answer=True)),
-    ]
-    counts = Counter()
-    assert [record["id"] for record in keep_answered(records, "PPL_CD", "answerable", counts)] == [0, 1]
-    assert report(counts) == (
-        "kept 2 of 3 questions (1 kept, answered wrongly, best passage holds the answer; 1 answered wrongly, best "
-        "passage lacks the answer)"
-    )
 
 
 @pytest.fixture
@@ -125,7 +86,7 @@ def test_answering_afresh_keeps_what_the_llm_gets_right(answer_afresh, gains, re
         assert best["EM_with_retrieval"] == 1.0
         assert best["F1_with_retrieval"] == f1_score(best["prediction"], record["answers"])
     former = path.read_bytes()
-    monkeypatch.setattr(filtering, "load_engine", lambda *_: pytest.fail("the LLM was loaded again"))
+    monkeypatch.setattr(engines, "load_engine", lambda *_: pytest.fail("the LLM was loaded again"))
     assert answer_afresh(gains).read_bytes() == former
     with pytest.raises(UserError, match="max_new_tokens: 5 then, 6 now"):
         answer_afresh(gains, "--max_new_tokens", 6)
@@ -138,10 +99,11 @@ def test_an_interrupted_run_ends_with_the_same_bytes(answer_afresh, gains, tmp_p
         file.unlink()
     append = filtering.StageOutput.append
 
-    def stops(self, record):
-        if record["id"] == 3:
-            raise KeyboardInterrupt
-        append(self, record)
+    def stops(self, records):
+        for record in records:
+            if record["id"] == 3:
+                raise KeyboardInterrupt
+            append(self, [record])
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(filtering.StageOutput, "append", stops)
@@ -151,7 +113,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(answer_afresh, gains, tmp_p
 
 
 def test_mistakes_are_named_before_any_model_loads(answer_afresh, write_jsonl, monkeypatch):
-    monkeypatch.setattr(filtering, "load_engine", lambda *_: pytest.fail("the LLM was loaded"))
+    monkeypatch.setattr(engines, "load_engine", lambda *_: pytest.fail("the LLM was loaded"))
     good = question(0, passage(1))
     bare = json.loads(json.dumps(good))
     del bare["passages"][0]["PPL_CD"]

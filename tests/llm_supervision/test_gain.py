@@ -9,8 +9,7 @@ from conftest import causal_tokenizer
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import weights_path
-from gainRAG.llm_supervision import decoding
-from gainRAG.llm_supervision.answer_tree import FAST_MODEL_TYPES, AnswerTree, BranchedModel
+from gainRAG.llm_supervision.answer_tree import TREE_MODEL_TYPES, AnswerTree, BranchedModel
 from gainRAG.llm_supervision.gain import GainRequest, GainScorer
 
 HEADER = "<|system|>\nAnswer the question from the passage with a few words, nothing else.<|end|>\n<|user|>\n"
@@ -127,11 +126,11 @@ def test_batches_and_windows_of_any_size(make_model, tokenizer, max_batch_tokens
     assert_defined(make_model("qwen2"), tokenizer, requests, max_batch_tokens=max_batch_tokens)
 
 
-def test_every_fast_architecture_is_held_to_the_definition():
-    assert set(SIZES) >= FAST_MODEL_TYPES
+def test_every_architecture_with_a_tree_mask_is_held_to_the_definition():
+    assert set(SIZES) >= TREE_MODEL_TYPES
 
 
-def test_fast_path_takes_one_row_a_prompt(make_model, tokenizer, monkeypatch):
+def test_a_tree_mask_takes_one_row_a_prompt(make_model, tokenizer, monkeypatch):
     request = make_requests(9)[8]
     assert len(set(request.answers)) > 3
     for kind, rows_per_prompt in (("llama", 1), ("mistral-window", len(set(request.answers)))):
@@ -141,7 +140,7 @@ def test_fast_path_takes_one_row_a_prompt(make_model, tokenizer, monkeypatch):
         model.model.register_forward_pre_hook(
             lambda module, args, kwargs, rows=rows: rows.append(len(kwargs["input_ids"])), with_kwargs=True
         )
-        monkeypatch.setattr(decoding, "SHORTEST_PREFIX", 1000)
+        monkeypatch.setattr("gainRAG.llm_supervision.gain.SHORTEST_PREFIX", 1000)
         list(scorer.score([request]))
         assert sum(rows) == (1 + len(request.passage_prompts)) * rows_per_prompt
 
@@ -173,7 +172,7 @@ class OutOfMemoryAbove:
     def __call__(self, module, args, kwargs):
         if kwargs["input_ids"].numel() > self.tokens:
             self.failures += 1
-            raise torch.cuda.OutOfMemoryError("out of memory, says the test")
+            raise torch.OutOfMemoryError("out of memory, says the test")
 
 
 def test_out_of_memory_halves_the_batch(make_model, tokenizer):
@@ -184,7 +183,7 @@ def test_out_of_memory_halves_the_batch(make_model, tokenizer):
     scorer = GainScorer(model, tokenizer)
     found = list(scorer.score(requests))
     assert memory.failures > 0
-    assert scorer.max_batch_tokens <= 400
+    assert scorer.budget.tokens <= 400
     for gains, others in zip(found, expected, strict=True):
         assert [gain.ppl_cd for gain in gains] == pytest.approx([other.ppl_cd for other in others], rel=1e-4)
 
@@ -192,7 +191,7 @@ def test_out_of_memory_halves_the_batch(make_model, tokenizer):
 def test_out_of_memory_for_a_single_row_is_raised(make_model, tokenizer):
     model = make_model("llama")
     OutOfMemoryAbove(model, tokens=30)
-    with pytest.raises(torch.cuda.OutOfMemoryError):
+    with pytest.raises(torch.OutOfMemoryError):
         list(GainScorer(model, tokenizer).score(make_requests(2)))
 
 
@@ -203,11 +202,11 @@ def test_out_of_memory_at_the_head_halves_its_slices(make_model, tokenizer, monk
 
     def small(module, args):
         if args[0].numel() > 3 * model.config.hidden_size:
-            raise torch.cuda.OutOfMemoryError("out of memory, says the test")
+            raise torch.OutOfMemoryError("out of memory, says the test")
 
     scorer = GainScorer(model, tokenizer)
     model.lm_head.register_forward_pre_hook(small)
-    monkeypatch.setattr(decoding, "SLICE_LOGITS", 1)
+    monkeypatch.setattr("gainRAG.llm_supervision.gain.SLICE_LOGITS", 1)
     assert [gain.ppl_cd for gain in next(scorer.score([request]))] == pytest.approx(expected, rel=1e-4)
 
 
@@ -221,7 +220,7 @@ def test_attention_that_ignores_our_mask_gets_one_answer_a_row(make_model, token
     AttentionInterface.register("causal_only", causal_only)
     AttentionMaskInterface.register("causal_only", lambda *args, **kwargs: None)
     model = make_model("llama", "causal_only")
-    assert not BranchedModel(model).fast
+    assert not BranchedModel(model).supports_tree_mask
     assert_defined(model, tokenizer, make_requests(9))
 
 

@@ -6,6 +6,7 @@ import sys
 import pytest
 from conftest import SENTENCES, causal_tokenizer
 
+from gainRAG.common import resume
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation import results
 from gainRAG.evaluation.answers import score_prediction
@@ -111,21 +112,25 @@ def test_the_output_stands_beside_the_input_by_default(generate, write_jsonl, tm
     assert (tmp_path / "selected.predictions.metrics.json").exists()
 
 
-@pytest.mark.parametrize("stop", [0, 1, 3, 5])
+def stops_at(name: str):
+    """A `line_of` that is interrupted when the named record would be written."""
+
+    def line_of(record):
+        if record["id"] == name:
+            raise KeyboardInterrupt
+        return json.dumps(record, ensure_ascii=False)
+
+    return line_of
+
+
+@pytest.mark.parametrize("stop", [0, 3, 5])
 def test_an_interrupted_run_ends_with_the_same_bytes(generate, write_jsonl, monkeypatch, tmp_path, stop):
     monkeypatch.setattr(results, "git_commit", lambda: "0")  # someone may commit meanwhile
     monkeypatch.setattr(rag_generation, "CHUNK", 2)
     data = write_jsonl("selected.jsonl", made_selection())
     whole = generate(data, output="whole.jsonl")
-    append = rag_generation.StageOutput.append
-
-    def stops(self, record):
-        if record["id"] == f"q{stop}":
-            raise KeyboardInterrupt
-        append(self, record)
-
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(rag_generation.StageOutput, "append", stops)
+        patch.setattr(resume, "line_of", stops_at(f"q{stop}"))
         generate(data)
     assert not (tmp_path / "predictions.jsonl").exists()
     path = generate(data)
@@ -136,14 +141,14 @@ def test_an_interrupted_run_ends_with_the_same_bytes(generate, write_jsonl, monk
 def test_a_complete_output_is_taken_as_it_is(generate, write_jsonl, monkeypatch):
     data = write_jsonl("selected.jsonl", made_selection(2))
     former = generate(data).read_bytes()
-    monkeypatch.setattr(rag_generation, "load_engine", lambda *_: pytest.fail("the LLM was loaded again"))
+    monkeypatch.setattr(rag_generation, "load_writer", lambda *_: pytest.fail("the LLM was loaded again"))
     assert generate(data).read_bytes() == former
     with pytest.raises(UserError, match="K_docs: 1 then, 2 now"):
         generate(data, "--K_docs", 2)
 
 
 def test_mistakes_are_named_before_any_model_loads(generate, write_jsonl, monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(rag_generation, "load_engine", lambda *_: pytest.fail("the LLM was loaded"))
+    monkeypatch.setattr(rag_generation, "load_writer", lambda *_: pytest.fail("the LLM was loaded"))
     selection = made_selection(3)
     data = write_jsonl("selected.jsonl", selection)
     del selection[2]["ctxs"][1]["text"]

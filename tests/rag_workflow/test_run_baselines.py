@@ -6,10 +6,12 @@ import sys
 
 import pytest
 
+from gainRAG.common import resume
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation import results
 from gainRAG.llm_inference.inference_hf import HFEngine
-from gainRAG.rag_workflow import rag_generation, run_baselines
+from gainRAG.rag_workflow import run_baselines
+from gainRAG.rag_workflow.picks import explained
 
 TEXTS = ["Paris lies on the Seine.", "Berlin lies on the Spree.", "The Nile is long.", "It is Paris, I think."]
 PPLS = [3.0, 7.0, 15.0, 1.0]
@@ -99,7 +101,7 @@ def test_columns_are_what_one_computes_by_hand(run, files, read_jsonl, capsys):
     assert not any(text in row["prompt"] for row in read_jsonl(folder / "no_retrieval.jsonl") for text in TEXTS)
     shown = capsys.readouterr().out
     assert shown.strip() == (folder / "results.md").read_text().strip()
-    assert all(run_baselines.METHODS[method] in shown for method in results)
+    assert all(explained(method) in shown for method in results)
     assert "Selector trained on plain perplexity" not in shown
 
 
@@ -137,19 +139,18 @@ def test_picks_that_were_not_scored_leave_the_gain_out(run, files, write_jsonl, 
 
 def test_an_interrupted_run_ends_with_the_same_bytes(run, files, monkeypatch, tmp_path):
     monkeypatch.setattr(results, "git_commit", lambda: "0")  # someone may commit meanwhile
-    for module in (rag_generation, run_baselines):
-        monkeypatch.setattr(module, "CHUNK", 2)
+    monkeypatch.setattr(run_baselines, "CHUNK", 2)
     whole = run(files, output="whole")
-    append, count = run_baselines.StageOutput.append, [0]
+    line_of, count = resume.line_of, [0]
 
-    def stops(self, record):
+    def stops(record):
         count[0] += 1
         if count[0] % 8 == 7:
             raise KeyboardInterrupt
-        append(self, record)
+        return line_of(record)
 
     interruptions = 0
-    monkeypatch.setattr(run_baselines.StageOutput, "append", stops)
+    monkeypatch.setattr(resume, "line_of", stops)
     while not (tmp_path / "out" / "results.md").exists():
         try:
             run(files)
@@ -161,7 +162,7 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, files, monkeypatch, tm
 
 
 def test_mistakes_are_named_before_any_model_loads(run, files, write_jsonl, monkeypatch):
-    monkeypatch.setattr(run_baselines, "load", lambda *_: pytest.fail("the LLM was loaded"))
+    monkeypatch.setattr(run_baselines, "load_writer", lambda *_: pytest.fail("the LLM was loaded"))
 
     def refused(problem, data=files[1], gains_path=files[3], selections=files[5:], more=()):
         with pytest.raises(UserError, match=problem):

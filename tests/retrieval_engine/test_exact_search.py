@@ -1,6 +1,5 @@
 """Exact search against faiss.IndexFlatIP, whatever the shards and the memory; other indexes reopened from disk."""
 
-import argparse
 import dataclasses
 import random
 
@@ -9,13 +8,13 @@ import numpy as np
 import pytest
 
 from gainRAG.common.cli import UserError
-from gainRAG.retrieval_engine.exact_search import Best, chunk_rows, faiss_knns, search_shards
-from gainRAG.retrieval_engine.faiss_index import load_or_build_index, open_index, search_index
+from gainRAG.retrieval_engine.exact_search import TopKHeaps, chunk_rows, faiss_knns, search_shards
+from gainRAG.retrieval_engine.faiss_index import SearchOptions, load_or_build_index, open_index, search_index
 from gainRAG.retrieval_engine.passages import open_store
 from gainRAG.retrieval_engine.plan import vector_bytes
 from gainRAG.retrieval_engine.vectors import check_shards, open_shards, save_shard
 
-GB = 1 << 30
+GIB = 1 << 30
 
 
 @pytest.fixture
@@ -62,7 +61,7 @@ def test_equals_index_flat_ip(corpus, sizes, k, rows, known):
     vectors, queries = random_vectors(500), random_vectors(9, seed=1)
     store, shards = corpus(vectors, sizes, known=known)
     k = min(k, 500)
-    assert chunk_rows(queries, k, bytes_for(rows, queries, k)) == rows
+    assert chunk_rows(len(queries), 24, k, bytes_for(rows, queries, k)) == rows
     best = search_shards(queries, shards, store, k, bytes_for(rows, queries, k))
     scores, positions = flat(queries, vectors, k)
     np.testing.assert_allclose(best.scores, scores, atol=1e-3)
@@ -79,13 +78,13 @@ def test_float32_vectors_from_a_published_pickle(corpus, tmp_path):
         part = slice(30 * number, 30 * number + 30)
         ids = [f"p{i}" for i in range(60)][part]
         (tmp_path / "old" / f"passages_0{number}").write_bytes(pickle.dumps((ids, vectors[part]), 4))
-    best = search_shards(queries, open_shards(tmp_path / "old"), store, 10, GB)
+    best = search_shards(queries, open_shards(tmp_path / "old"), store, 10, GIB)
     assert np.array_equal(best.positions, flat(queries, vectors, 10)[1])
 
 
 @pytest.mark.parametrize("rows", [5, 33, 1000])
 @pytest.mark.parametrize("k", [1, 4, 25, 60])
-def test_ties_stand_in_the_order_of_the_passages(corpus, k, rows):
+def test_ties_are_in_the_order_of_the_passages(corpus, k, rows):
     """Small whole numbers: products are exact, and most scores occur many times."""
     random = np.random.default_rng(2)
     vectors = random.integers(-1, 2, (200, 4)).astype("float32")
@@ -122,14 +121,14 @@ def test_a_device_that_fails_is_heard(corpus):
         raise RuntimeError("no memory on device 1")
 
     with pytest.raises(RuntimeError, match="no memory on device 1"):
-        search_shards(random_vectors(2), shards, store, 3, GB, [broken])
+        search_shards(random_vectors(2), shards, store, 3, GIB, [broken])
 
 
 def test_another_order_than_the_corpus(corpus):
     vectors, queries = random_vectors(40), random_vectors(4, seed=1)
     order = np.random.default_rng(3).permutation(40)
     store, shards = corpus(vectors[order], [25, 15], [f"p{i}" for i in order])
-    assert np.array_equal(search_shards(queries, shards, store, 5, GB).positions, flat(queries, vectors, 5)[1])
+    assert np.array_equal(search_shards(queries, shards, store, 5, GIB).positions, flat(queries, vectors, 5)[1])
 
 
 def test_shards_of_the_store_itself_need_no_ids(corpus, tmp_path):
@@ -139,7 +138,7 @@ def test_shards_of_the_store_itself_need_no_ids(corpus, tmp_path):
     for shard in shards:
         shard.ids_path.unlink()
     check_shards(shards, 24, store)
-    assert np.array_equal(search_shards(queries, shards, store, 5, GB).positions, flat(queries, vectors, 5)[1])
+    assert np.array_equal(search_shards(queries, shards, store, 5, GIB).positions, flat(queries, vectors, 5)[1])
 
 
 def test_shards_of_another_store_go_by_their_ids(corpus):
@@ -147,7 +146,7 @@ def test_shards_of_another_store_go_by_their_ids(corpus):
     store, shards = corpus(vectors[::-1], [25, 15], [f"p{i}" for i in reversed(range(40))], known=True)
     shards = [dataclasses.replace(shard, passages="another") for shard in shards]
     assert not shards[0].is_of(store)
-    assert np.array_equal(search_shards(queries, shards, store, 5, GB).positions, flat(queries, vectors, 5)[1])
+    assert np.array_equal(search_shards(queries, shards, store, 5, GIB).positions, flat(queries, vectors, 5)[1])
 
 
 def test_a_manifest_that_goes_beyond_the_corpus(corpus):
@@ -160,13 +159,13 @@ def test_a_manifest_that_goes_beyond_the_corpus(corpus):
 def test_an_unknown_id_and_a_wrong_dimension_are_named(corpus):
     store, shards = corpus(random_vectors(4), [2, 2], ["p0", "p1", "p2", "stranger"])
     for call in (
-        lambda: search_shards(random_vectors(1), shards, store, 2, GB),
+        lambda: search_shards(random_vectors(1), shards, store, 2, GIB),
         lambda: check_shards(shards, 24, store),
     ):
         with pytest.raises(UserError, match=r"passages_00001.npy: id 'stranger' is of no passage of the corpus"):
             call()
     for call in (
-        lambda: search_shards(random_vectors(1, dim=8), shards, store, 2, GB),
+        lambda: search_shards(random_vectors(1, dim=8), shards, store, 2, GIB),
         lambda: check_shards(shards, 8, store),
     ):
         with pytest.raises(UserError, match=r"passages_00000.npy: vectors of 24 dimensions, the encoder makes 8"):
@@ -175,24 +174,50 @@ def test_an_unknown_id_and_a_wrong_dimension_are_named(corpus):
 
 def test_too_little_memory_says_how_much(corpus):
     store, shards = corpus(random_vectors(4), [4])
-    with pytest.raises(UserError, match=r"--max_memory: the results of 2 questions at --n_docs 3 alone need .* GB"):
+    with pytest.raises(UserError, match=r"--max_memory: the results of 2 questions at --n_docs 3 alone need .* GiB"):
         search_shards(random_vectors(2), shards, store, 3, 100)
 
 
-def test_best_keeps_the_best():
-    best = Best(1, 2)
-    best.merge(np.array([[1.0]], "float32"), np.array([[5]]))
-    assert best.positions.tolist() == [[5, -1]]
-    best.merge(np.array([[1.0, 2.0]], "float32"), np.array([[3, 9]]))
-    assert best.positions.tolist() == [[9, 3]]
+@pytest.mark.parametrize("k", [1, 3, 8, 40])
+def test_heaps_keep_the_top_k_whatever_the_order(k):
+    """Few different scores, so that many tie at the last place; candidates of later passages may come first."""
+    random = np.random.default_rng(k)
+    scores = random.integers(0, 4, (5, 60)).astype("float32")
+    order = random.permutation(60)
+    heaps = TopKHeaps(5, k)
+    for start in range(0, 60, 7):
+        part = order[start : start + 7]
+        heaps.add(scores[:, part], np.tile(part, (5, 1)))
+    heaps.add(np.full((5, 2), -np.inf, "float32"), np.full((5, 2), -1))
+    found = heaps.finish()
+    wanted = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    assert np.array_equal(found.positions, wanted)
+    assert np.array_equal(found.scores, np.take_along_axis(scores, wanted, axis=1))
+
+
+def test_places_without_a_passage_are_empty():
+    heaps = TopKHeaps(1, 3)
+    heaps.add(np.array([[1.0, 2.0]], "float32"), np.array([[3, 9]]))
+    found = heaps.finish()
+    assert found.positions.tolist() == [[9, 3, -1]]
+    assert found.scores.tolist() == [[2, 1, -np.inf]]
+
+
+def test_ties_of_embeddings_in_another_order(corpus):
+    random = np.random.default_rng(5)
+    vectors = random.integers(-1, 2, (80, 3)).astype("float32")
+    queries = random.integers(-2, 3, (6, 3)).astype("float32")
+    order = random.permutation(80)
+    store, shards = corpus(vectors[order], [50, 30], [f"p{i}" for i in order])
+    best = search_shards(queries, shards, store, 9, bytes_for(11, queries, 9))
+    assert np.array_equal(best.positions, np.argsort(-(queries @ vectors.T), axis=1, kind="stable")[:, :9])
 
 
 # --- FAISS indexes
 
 
-def flags(tmp_path, factory, **more):
-    values = {"index_type": factory, "passages_embeddings": str(tmp_path), "max_memory": 1, "overwrite": False}
-    return argparse.Namespace(**{**values, "search_params": "", **more})
+def options(path, factory, **more):
+    return SearchOptions(path.parent, factory, path, max_bytes=GIB, **more)
 
 
 @pytest.mark.parametrize("factory", ["IVF4,Flat", "SQfp16", "HNSW16", "OPQ4_16,IVF4,PQ4x2", "IVF4,SQfp16", "Flat"])
@@ -200,10 +225,10 @@ def test_an_index_is_made_once_and_reopened(corpus, tmp_path, factory):
     vectors, queries = random_vectors(600), random_vectors(8, seed=1)
     store, shards = corpus(vectors, [250, 350])
     path = tmp_path / "made.faiss"
-    args = flags(tmp_path, factory, search_params="nprobe=4" if "IVF" in factory else "")
-    first = search_index(queries, load_or_build_index(args, path, shards, store, 24), 10)
+    search = options(path, factory, search_params="nprobe=4" if "IVF" in factory else "")
+    first = search_index(queries, load_or_build_index(search, shards, store, 24), 10)
     made = path.stat().st_mtime_ns
-    again = search_index(queries, load_or_build_index(args, path, shards, store, 24), 10)
+    again = search_index(queries, load_or_build_index(search, shards, store, 24), 10)
     assert path.stat().st_mtime_ns == made
     assert np.array_equal(first.positions, again.positions)
     if "PQ" not in factory:
@@ -216,13 +241,13 @@ def test_an_index_of_other_embeddings_is_refused_and_made_anew(corpus, tmp_path)
     vectors = random_vectors(300)
     store, shards = corpus(vectors, [300])
     path = tmp_path / "made.faiss"
-    load_or_build_index(flags(tmp_path, "IVF2,Flat"), path, shards, store, 24)
+    load_or_build_index(options(path, "IVF2,Flat"), shards, store, 24)
     with pytest.raises(UserError, match=r"made.faiss: was made of another type or from other embeddings; --overwrite"):
-        load_or_build_index(flags(tmp_path, "IVF4,Flat"), path, shards, store, 24)
+        load_or_build_index(options(path, "IVF4,Flat"), shards, store, 24)
     store, shards = corpus(-vectors, [300])
     with pytest.raises(UserError, match="from other embeddings"):
-        load_or_build_index(flags(tmp_path, "IVF2,Flat"), path, shards, store, 24)
-    index = load_or_build_index(flags(tmp_path, "IVF2,Flat", overwrite=True), path, shards, store, 24)
+        load_or_build_index(options(path, "IVF2,Flat"), shards, store, 24)
+    index = load_or_build_index(options(path, "IVF2,Flat", overwrite=True), shards, store, 24)
     assert index.ntotal == 300
 
 
@@ -242,7 +267,7 @@ def test_a_damaged_index_is_found_before_faiss_reads_it(corpus, tmp_path, factor
     """FAISS crashes on some of these."""
     store, shards = corpus(random_vectors(300), [300])
     path = tmp_path / "made.faiss"
-    load_or_build_index(flags(tmp_path, factory), path, shards, store, 24)
+    load_or_build_index(options(path, factory), shards, store, 24)
     whole, draw = path.read_bytes(), random.Random(0)
     for _ in range(40):
         content = bytearray(whole)
@@ -250,8 +275,8 @@ def test_a_damaged_index_is_found_before_faiss_reads_it(corpus, tmp_path, factor
             content[draw.randrange(len(whole))] ^= draw.randint(1, 255)
         path.write_bytes(content[: draw.choice([len(whole), draw.randrange(len(whole))])])
         with pytest.raises(UserError, match=r"made.faiss: is damaged, or not the index of made.faiss.settings.json"):
-            load_or_build_index(flags(tmp_path, factory), path, shards, store, 24)
-    assert load_or_build_index(flags(tmp_path, factory, overwrite=True), path, shards, store, 24).ntotal == 300
+            load_or_build_index(options(path, factory), shards, store, 24)
+    assert load_or_build_index(options(path, factory, overwrite=True), shards, store, 24).ntotal == 300
 
 
 @pytest.mark.parametrize("size", [30, 40, 64])
@@ -283,9 +308,9 @@ def test_bad_indexes_are_named(corpus, tmp_path):
     store, shards = corpus(random_vectors(50), [50])
     path = tmp_path / "i.faiss"
     with pytest.raises(UserError, match=r"--index_type Nonsense7: FAISS makes no such index for 24 dimensions"):
-        load_or_build_index(flags(tmp_path, "Nonsense7"), path, shards, store, 24)
+        load_or_build_index(options(path, "Nonsense7"), shards, store, 24)
     with pytest.raises(UserError, match=r"--index_type IVF64,Flat: cannot be trained on 50 vectors"):
-        load_or_build_index(flags(tmp_path, "IVF64,Flat"), path, shards, store, 24)
+        load_or_build_index(options(path, "IVF64,Flat"), shards, store, 24)
     with pytest.raises(UserError, match=r"i.faiss: no such index"):
         open_index(path, 24, store)
     path.write_bytes(b"not an index at all")

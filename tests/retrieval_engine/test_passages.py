@@ -95,9 +95,9 @@ def refusal(path) -> str:
 
 def test_duplicate_ids(tmp_path, write_jsonl):
     path = write_jsonl("c.jsonl", [*PASSAGES, PASSAGES[2]])
-    assert refusal(path) == f"{path}:5: id '3' stands in line 3 already; ids must differ"
+    assert refusal(path) == f"{path}:5: id '3' is in line 3 already; ids must differ"
     path = write_table(tmp_path / "c.tsv", [*PASSAGES, PASSAGES[0]])
-    assert "c.tsv:7: id '1' stands in line 2 already" in refusal(path)  # a passage above spans two lines
+    assert "c.tsv:7: id '1' is in line 2 already" in refusal(path)  # a passage above spans two lines
 
 
 def test_missing_columns(tmp_path):

@@ -9,8 +9,8 @@ import torch
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation.recall import has_answer
 from gainRAG.retrieval_engine import passage_embed, retrieval
-from gainRAG.retrieval_engine.modeling import Encoder
-from gainRAG.retrieval_engine.normalize import TextOptions, normalize_text
+from gainRAG.retrieval_engine.modeling import Encoder, EncoderOptions
+from gainRAG.retrieval_engine.normalize import normalize_text
 
 PASSAGES = [
     {"id": f"p{i}", "title": title, "text": text}
@@ -59,7 +59,7 @@ def setting(tmp_path, tiny_encoder, write_jsonl, call):
     return make
 
 
-def test_embedding_goes_on_at_the_next_shard(tmp_path, setting, monkeypatch):
+def test_embedding_resumes_at_the_next_shard(tmp_path, setting, monkeypatch):
     encode, calls = Encoder.encode, []
 
     def dies_at_the_third(self, *arguments):
@@ -88,7 +88,9 @@ def test_embedding_goes_on_at_the_next_shard(tmp_path, setting, monkeypatch):
 @pytest.mark.parametrize("normalize", [True, False])
 def test_vectors_against_one_text_at_a_time(tiny_encoder, pooling, normalize):
     texts = [passage["text"] * (1 + i % 3) for i, passage in enumerate(PASSAGES)]
-    encoder = Encoder(str(tiny_encoder), pooling, normalize, batch_size=3, device="cpu", dtype="float32")
+    encoder = Encoder(
+        EncoderOptions(str(tiny_encoder), pooling, normalize, batch_size=3, device="cpu", dtype="float32")
+    )
     vectors = encoder.encode(texts)
     for text, vector in zip(texts, vectors, strict=True):
         with torch.no_grad():
@@ -101,8 +103,9 @@ def test_vectors_against_one_text_at_a_time(tiny_encoder, pooling, normalize):
 def test_retrieval_equals_brute_force(tmp_path, setting, call, read_jsonl, tiny_encoder, normalize):
     flags = setting(*normalize)
     call(retrieval, *flags, "--n_docs", 5)
-    encoder = Encoder(str(tiny_encoder), "mean", bool(normalize), device="cpu", dtype="float32")
-    vectors = encoder.encode([TextOptions().passage(passage) for passage in PASSAGES])
+    options = EncoderOptions(str(tiny_encoder), "mean", bool(normalize), device="cpu", dtype="float32")
+    encoder = Encoder(options)
+    vectors = encoder.encode([options.passage_text(passage) for passage in PASSAGES])
     scores = encoder.encode([question["question"] for question in QUESTIONS]) @ vectors.T
     records = read_jsonl(tmp_path / "out/questions.jsonl")
     for record, question, row in zip(records, QUESTIONS, scores, strict=True):
@@ -124,7 +127,7 @@ def test_retrieval_equals_brute_force(tmp_path, setting, call, read_jsonl, tiny_
 def test_finished_work_is_not_done_again_and_other_settings_are_refused(setting, call, monkeypatch):
     flags = setting()
     call(retrieval, *flags, "--n_docs", 3)
-    monkeypatch.setattr(retrieval, "search", None)
+    monkeypatch.setattr(retrieval, "find", None)
     call(retrieval, *flags, "--n_docs", 3)
     with pytest.raises(UserError, match="n_docs: 3 then, 4 now"):
         call(retrieval, *flags, "--n_docs", 4)
@@ -200,10 +203,10 @@ def test_outputs_that_would_collide(tmp_path, setting, call, write_jsonl):
 
 def test_text_options():
     passage = {"title": "The Title", "text": "“A” – B…"}
-    assert TextOptions().passage(passage) == "The Title “A” – B…"
-    assert TextOptions(lowercase=True, normalize_text=True).passage(passage) == 'the title "a" - b...'
-    assert TextOptions(no_title=True, passage_prefix="passage: ").passage(passage) == "passage: “A” – B…"
-    assert TextOptions(lowercase=True, query_prefix="query: ").query("Who?") == "query: who?"
+    assert EncoderOptions("m").passage_text(passage) == "The Title “A” – B…"
+    assert EncoderOptions("m", lowercase=True, normalize_text=True).passage_text(passage) == 'the title "a" - b...'
+    assert EncoderOptions("m", no_title=True, prefix="passage: ").passage_text(passage) == "passage: “A” – B…"
+    assert EncoderOptions("m", lowercase=True, prefix="query: ").question_text("Who?") == "query: who?"
     assert normalize_text("a\u00adb\x01 x \u2033 \u2215 \u301c . . . ") == "ab x '' / ~ ... "
 
 

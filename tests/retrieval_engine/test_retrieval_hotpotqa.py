@@ -9,7 +9,7 @@ import regex
 from conftest import REPOSITORY
 
 from gainRAG.retrieval_engine import passage_embed, retrieval
-from gainRAG.retrieval_engine.modeling import Encoder
+from gainRAG.retrieval_engine.modeling import Encoder, EncoderOptions
 
 HOTPOTQA = REPOSITORY.parent / "shared" / "data" / "hotpotqa"
 TOKENS = regex.compile(r"[\p{L}\p{N}\p{M}]+|[^\p{Z}\p{C}]")
@@ -48,7 +48,7 @@ def test_recall_at_5_equals_brute_force(tmp_path, write_jsonl, monkeypatch, caps
     retrieval.main()
 
     vectors = np.concatenate([np.load(tmp_path / f"emb/passages_0000{number}.npy") for number in range(4)])
-    queries = Encoder("all-MiniLM-L6-v2", "mean", True, device="cpu", dtype="float32").encode(
+    queries = Encoder(EncoderOptions("all-MiniLM-L6-v2", "mean", True, device="cpu", dtype="float32")).encode(
         [question["question"] for question in questions]
     )
     best = np.argsort(-(queries @ vectors.T.astype("float32")), axis=1, kind="stable")[:, :5]

@@ -19,12 +19,12 @@ def published(path, content, protocol=4):
 
 
 @pytest.mark.parametrize("protocol", [3, 4, 5])
-@pytest.mark.parametrize("vectors", [VECTORS, VECTORS.astype("float32"), np.asfortranarray(VECTORS)])
+@pytest.mark.parametrize("vectors", [VECTORS, VECTORS.astype(">f4"), np.asfortranarray(VECTORS)])
 def test_a_published_pickle(tmp_path, protocol, vectors):
     path = published(tmp_path / "passages_00", (IDS, vectors), protocol)
     ids, found = read_published(path)
     assert ids == IDS
-    assert found.dtype == vectors.dtype
+    assert found.dtype.newbyteorder("=") == vectors.dtype.newbyteorder("=")
     assert np.array_equal(found, vectors)
 
 
@@ -56,9 +56,8 @@ def test_a_malicious_pickle_does_not_run(tmp_path, place):
         (Malicious(eval, "1"), "builtins.eval"),
         (Malicious(np.load, "x"), "numpy.load"),
         ((IDS, {1, 2}), r"wanted \(list of ids"),
-        ((IDS, np.array([1, "a", None, 2], object)), "an array of type 'O8'"),
-        ((IDS, np.arange(12).reshape(4, 3)), "an array of type 'i8'"),
-        ((IDS, VECTORS.astype(">f4")), "big-endian"),
+        ((IDS, np.array([[1], ["a"], [None], [2]], object)), "an array of object, wanted floats"),
+        ((IDS, np.arange(12).reshape(4, 3)), "an array of int64, wanted floats"),
         ((IDS[:2], VECTORS), r"wanted \(list of ids"),
         (([1.5, 2, 3, 4], VECTORS), "an id is neither text nor a number"),
         ({"ids": IDS}, r"wanted \(list of ids"),

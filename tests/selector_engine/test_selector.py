@@ -6,8 +6,8 @@ import torch
 from conftest import SENTENCES
 
 from gainRAG.common.cli import UserError
-from gainRAG.selector_engine import reranker
-from gainRAG.selector_engine.selector import Selector, usable_positions
+from gainRAG.selector_engine import selector as module
+from gainRAG.selector_engine.selector import Selector
 
 
 @pytest.fixture(scope="module")
@@ -22,16 +22,16 @@ def pairs():
     return [*pairs, ("What is the capital?", " ".join(SENTENCES * 9))]
 
 
-def count_rows(selector, monkeypatch):
-    """A list that collects how many rows each forward pass sees."""
+def watch_batches(selector, monkeypatch):
+    """A list that collects (rows, tokens a row) of each forward pass."""
     seen = []
     model = selector.model
 
-    def counted(**inputs):
-        seen.append(len(inputs["input_ids"]))
+    def watched(**inputs):
+        seen.append(tuple(inputs["input_ids"].shape))
         return model(**inputs)
 
-    monkeypatch.setattr(selector, "model", counted)
+    monkeypatch.setattr(selector, "model", watched)
     return seen
 
 
@@ -69,34 +69,26 @@ def test_order_is_the_input_order(selector, pairs):
 
 def test_small_chunks_change_no_score(selector, pairs, monkeypatch):
     expected = selector.score(pairs)
-    monkeypatch.setattr(reranker, "PAIRS_PER_CHUNK", 3)
+    monkeypatch.setattr(module, "PAIRS_PER_CHUNK", 3)
     np.testing.assert_allclose(selector.score(pairs), expected, atol=1e-5)
-
-
-def test_chunks_are_scored_apart_and_in_order(selector, pairs):
-    chunks = [pairs[:5], pairs[5:6], pairs[:5], pairs[6:30], []]
-    first, single, again, rest, none = selector.score_chunks(iter(chunks))
-    assert first.tobytes() == again.tobytes()
-    np.testing.assert_allclose(np.concatenate([first, single, rest]), selector.score(pairs[:30]), atol=1e-5)
-    assert none.shape == (0,)
 
 
 def test_equal_pairs_are_computed_once(selector, pairs, monkeypatch):
     expected = selector.score(pairs[:3])
-    seen = count_rows(selector, monkeypatch)
+    seen = watch_batches(selector, monkeypatch)
     scores = selector.score([*pairs[:3], *pairs[:3], pairs[0]])
-    assert sum(seen) == 3
+    assert sum(rows for rows, _ in seen) == 3
     assert scores.tobytes() == np.concatenate([expected, expected, expected[:1]]).tobytes()
 
 
-def test_batches_keep_to_the_budget_and_sort_by_length(tiny_reranker, pairs):
+def test_batches_keep_to_the_budget_and_sort_by_length(tiny_reranker, pairs, monkeypatch):
     selector = Selector(str(tiny_reranker), device="cpu", batch_tokens=600)
-    _, distinct, batches = selector._prepare(pairs)
-    assert sorted(row for batch in batches for row in batch.rows) == list(range(len(distinct)))
-    sizes = [batch.inputs["input_ids"].shape for batch in batches]
+    sizes = watch_batches(selector, monkeypatch)
+    selector.score(pairs)
+    assert sum(rows for rows, _ in sizes) == len(set(pairs))
     assert all(rows == 1 or rows * width <= 600 for rows, width in sizes)
     assert [width for _, width in sizes] == sorted((width for _, width in sizes), reverse=True)
-    assert len(batches) < len(pairs)
+    assert len(sizes) < len(pairs)
 
 
 def test_tokens_are_those_of_the_plain_tokenizer_call(selector, pairs):
@@ -137,13 +129,10 @@ def test_a_question_that_is_too_long_is_cut_too(tiny_reranker):
     assert np.isfinite(selector.score(pairs)).all()
 
 
-def test_max_length_is_clamped_to_the_positions(tiny_reranker, tiny_encoder, pairs, selector):
-    from transformers import AutoModel
-
+def test_max_length_is_clamped_to_the_positions(tiny_reranker, pairs, selector):
     clamped = Selector(str(tiny_reranker), device="cpu", max_length=1024)
     assert clamped.max_length == 512
     assert clamped.score(pairs[-1:]).tobytes() == selector.score(pairs[-1:]).tobytes()
-    assert usable_positions(AutoModel.from_pretrained(tiny_encoder)) == 512
 
 
 def test_a_length_without_room_is_refused(tiny_reranker):
@@ -200,7 +189,7 @@ def test_out_of_memory_halves_the_budget(tiny_reranker, pairs, monkeypatch):
 
     monkeypatch.setattr(selector, "model", small_device)
     np.testing.assert_allclose(selector.score(pairs), expected, atol=1e-5)
-    assert 1 < selector.batch_tokens <= 400
+    assert 1 < selector.budget.tokens <= 400
 
 
 def test_one_pair_beyond_memory_is_said(tiny_reranker, pairs, monkeypatch):

@@ -147,10 +147,7 @@ def test_the_llm_writes_pseudo_passages_once(select, retrieved, read_jsonl, tiny
     kept = path.with_suffix(".background.jsonl")
     assert [row["id"] for row in read_jsonl(kept)] == [f"q{number}" for number in range(10)]
 
-    def no_second_time(args):
-        raise AssertionError("the LLM was loaded again")
-
-    monkeypatch.setattr("gainRAG.llm_inference.background.load_engine", no_second_time)
+    monkeypatch.setattr("gainRAG.llm_inference.background.load_writer", lambda *_: pytest.fail("loaded again"))
     former = path.read_bytes()
     path.unlink()
     assert select(retrieved, *flags).read_bytes() == former
@@ -193,20 +190,20 @@ def test_killed_and_resumed_gives_the_same_bytes(select, retrieved, backgrounds,
 
 
 def test_a_resumed_run_scores_only_what_is_missing(select, retrieved, monkeypatch):
-    append, scored = selector_gainRag.StageOutput.append, []
+    score, scored = Selector.score, []
 
-    def stops(self, record):
-        if record["id"] == "q17":
+    def stops(self, pairs):
+        scored.append(len(pairs))
+        if len(scored) == 3:
             raise KeyboardInterrupt
-        append(self, record)
+        return score(self, pairs)
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(selector_gainRag.StageOutput, "append", stops)
+    monkeypatch.setattr(Selector, "score", stops)
+    with pytest.raises(KeyboardInterrupt):
         select(retrieved, "--no_pseudo")
-    prepare = Selector._prepare
-    monkeypatch.setattr(Selector, "_prepare", lambda self, chunk: scored.append(len(chunk)) or prepare(self, chunk))
     select(retrieved, "--no_pseudo")
-    assert scored == [sum(len(question["ctxs"]) for question in made_questions()[16:])]
+    last = sum(len(question["ctxs"]) for question in made_questions()[16:])
+    assert scored[2:] == [last, last]
 
 
 def test_broken_input_is_named(select, write_jsonl):

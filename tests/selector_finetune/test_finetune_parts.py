@@ -9,9 +9,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.common.cli import UserError
-from gainRAG.selector_finetune.dataset import EpochOrder, GroupCollator, GroupDataset, longest_pair, read_groups
-from gainRAG.selector_finetune.modeling import DistilledCrossEncoder, divergence
-from gainRAG.selector_finetune.trainer import MEASURES, group_measures
+from gainRAG.common.models import longest_input
+from gainRAG.selector_finetune.dataset import EpochOrder, GroupCollator, GroupDataset, read_groups
+from gainRAG.selector_finetune.modeling import DistilledCrossEncoder, distillation_loss
+from gainRAG.selector_finetune.trainer import METRICS, ranking_metrics
 
 ABSENT = -torch.inf
 
@@ -47,11 +48,11 @@ def softmax(values) -> np.ndarray:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_divergence_and_its_gradient_equal_numpy(temperature):
+def test_distillation_loss_and_its_gradient_equal_numpy(temperature):
     students, teachers = [[0.3, -1.2, 4.0, 0.0], [2.0, -9.0]], [[-0.7, -3.0, -1.1, -8.0], [-0.9, -700.0]]
     student = torch.tensor([students[0], [*students[1], ABSENT, ABSENT]], requires_grad=True)
     teacher = torch.tensor([teachers[0], [*teachers[1], ABSENT, ABSENT]])
-    losses = divergence(student, teacher, temperature)
+    losses = distillation_loss(student, teacher, temperature)
     losses.mean().backward()
     for row, (scores, gold) in enumerate(zip(students, teachers, strict=True)):
         target, predicted = softmax(np.array(gold) / temperature), softmax(scores)
@@ -61,9 +62,9 @@ def test_divergence_and_its_gradient_equal_numpy(temperature):
         assert not student.grad[row, len(scores) :].any()
 
 
-def test_divergence_is_float32_for_half_precision_scores():
+def test_distillation_loss_is_float32_for_half_precision_scores():
     student = torch.tensor([[1.0, 2.0, 3.0]], dtype=torch.bfloat16)
-    assert divergence(student, torch.tensor([[-1.0, -2.0, -3.0]])).dtype == torch.float32
+    assert distillation_loss(student, torch.tensor([[-1.0, -2.0, -3.0]])).dtype == torch.float32
 
 
 def test_gradient_equals_listnet_of_sentence_transformers(tiny_reranker, model, tokenizer):
@@ -164,7 +165,7 @@ def test_order_of_questions_changes_with_the_epoch_and_groups_lengths(tokenizer)
 
 
 def test_pairs_are_cut_to_the_models_positions_and_run(model, tokenizer):
-    limit = longest_pair(model.model, tokenizer)
+    limit = longest_input(model.model.config, tokenizer)
     assert limit == 512
     record = group("what", [-1.0, -2.0])
     record["pos"] = ["the river Nile in Africa " * 400]
@@ -177,7 +178,7 @@ def test_pairs_are_cut_to_the_models_positions_and_run(model, tokenizer):
 
 def test_positions_of_bert_start_at_nought(tiny_encoder):
     base = AutoModelForSequenceClassification.from_pretrained(tiny_encoder, num_labels=1)
-    assert longest_pair(base, AutoTokenizer.from_pretrained(tiny_encoder)) == 512
+    assert longest_input(base.config, AutoTokenizer.from_pretrained(tiny_encoder)) == 512
 
 
 @pytest.mark.parametrize("words", [30, 200])
@@ -196,16 +197,16 @@ def test_scores_that_are_no_numbers_are_refused_with_their_line(tmp_path, score)
         read_groups([str(path)])
 
 
-def test_measures_equal_a_computation_by_hand():
+def test_metrics_equal_a_computation_by_hand():
     teacher = torch.tensor([[-1.0, -2.0, -4.0], [-3.0, -1.0, ABSENT], [-2.0, -2.0, ABSENT]])
     student = torch.tensor([[0.1, 0.9, 0.5], [-5.0, -4.0, ABSENT], [0.0, 1.0, ABSENT]])
-    loss, agreement, lost, ndcg = group_measures(student, teacher).T.tolist()
+    loss, agreement, regret, ndcg = ranking_metrics(student, teacher).T.tolist()
     assert agreement == [0, 1, 1]
-    assert lost == [1, 0, 0]
+    assert regret == [1, 0, 0]
     discount = 1 / np.log2([2, 3, 4])
     assert ndcg == pytest.approx([np.dot([2, 0, 3], discount) / np.dot([3, 2, 0], discount), 1, 1])
-    assert loss == pytest.approx(divergence(student, teacher).tolist())
-    assert len(MEASURES) == 4
+    assert loss == pytest.approx(distillation_loss(student, teacher).tolist())
+    assert len(METRICS) == 4
 
 
 def test_ndcg_counts_ten_places():
@@ -213,7 +214,7 @@ def test_ndcg_counts_ten_places():
     worst = torch.arange(12.0).unsqueeze(0)
     gains, discount = np.arange(11, -1, -1), 1 / np.log2(np.arange(2, 12))
     expected = np.dot(gains[::-1][:10], discount) / np.dot(gains[:10], discount)
-    assert group_measures(worst, teacher)[0, 3].item() == pytest.approx(expected)
+    assert ranking_metrics(worst, teacher)[0, 3].item() == pytest.approx(expected)
 
 
 def test_evaluation_shows_every_passage_and_does_not_favour_a_constant_score(tokenizer):

@@ -186,7 +186,7 @@ def test_saved_folder_scores_alike_in_flagembedding_and_sentence_transformers(tr
     np.testing.assert_allclose(cross, own, atol=1e-4)
 
 
-@pytest.mark.parametrize(("metric", "best"), [("top1_agreement", max), ("gain_lost", min), ("loss", min)])
+@pytest.mark.parametrize(("metric", "best"), [("top1_agreement", max), ("gain_regret", min), ("loss", min)])
 def test_best_epoch_is_the_one_that_is_kept(train, write_jsonl, metric, best):
     held_out = write_jsonl("eval.jsonl", records(7, seed=3))
     folder = train(
@@ -357,7 +357,7 @@ def test_no_epoch_measures_the_model_and_trains_nothing(train, write_jsonl, stea
     measured = json.loads((folder / "eval_results.json").read_text())
     trained = train("--model_name_or_path", steady_reranker, output="trained")
     again = json.loads((train(*flags, "--model_name_or_path", trained) / "eval_results.json").read_text())
-    assert measured["eval_loss"] != again["eval_loss"] and again["eval_gain_lost"] >= 0
+    assert measured["eval_loss"] != again["eval_loss"] and again["eval_gain_regret"] >= 0
     with pytest.raises(UserError, match="--num_train_epochs 0 only measures the model, on --eval_data"):
         train("--num_train_epochs", 0)
 
@@ -429,7 +429,7 @@ def test_published_command_overfits_twenty_groups(torchrun, steady_reranker, wri
     )
     results = json.loads((folder / "eval_results.json").read_text())
     assert results["eval_top1_agreement"] > 0.95
-    assert results["eval_gain_lost"] < 0.05
+    assert results["eval_gain_regret"] < 0.05
     assert AutoModelForSequenceClassification.from_pretrained(folder).config.num_labels == 1
 
 

@@ -1,0 +1,181 @@
+"""Reading question sets as they are published: the records of a file, its format, and the questions in it."""
+
+import codecs
+import csv
+import io
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import FieldError, Record, parse_json
+from gainRAG.evaluation.question_formats import FORMATS, Format, question_text
+
+
+def entries(name: str, data: bytes, format_name: str | None) -> Iterator[tuple[str, Any]]:
+    """The file's records, each with where it is, whatever holds them: a list, lines, nested objects or CSV.
+
+    Raises:
+        UserError: `data` is not UTF-8, not JSON, not CSV, or not nested as its format is.
+    """
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if not data.strip():
+        raise UserError(f"{name}: is empty")
+    if format_name == "dpr" or (format_name is None and data.lstrip()[:1] not in b"{["):
+        yield from _csv_entries(name, data)
+        return
+    first = re.match(rb"\s*[^\n]*", data)
+    if re.compile(rb"\S").search(data, first.end()) and _is_json(first.group()):
+        for number, line in enumerate(data.split(b"\n"), 1):
+            if line.strip():
+                yield f"{name}:{number}", parse_json(line, f"{name}:{number}")
+        return
+    yield from _nested_entries(name, parse_json(data, name))
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _nested_entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and "data" in value:
+        yield from _squad_entries(name, value["data"])
+        return
+    if isinstance(value, dict):
+        value = value.get("Data", [value])
+    if not isinstance(value, list):
+        raise UserError(f"{name}: wanted a list of questions, found {type(value).__name__}")
+    yield from ((f"{name}: item {number}", item) for number, item in enumerate(value, 1))
+
+
+def _squad_entries(name: str, articles: Any) -> Iterator[tuple[str, Any]]:
+    where = name
+    try:
+        for a, article in enumerate(articles, 1):
+            where = f"{name}: article {a}"
+            for p, paragraph in enumerate(article["paragraphs"], 1):
+                for q, item in enumerate(paragraph["qas"], 1):
+                    yield f"{name}: article {a}, paragraph {p}, question {q}", item
+    except (KeyError, TypeError):
+        raise UserError(f"{where}: not SQuAD 1.1 (data > paragraphs > qas)") from None
+
+
+def _csv_entries(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
+    try:
+        text = data.decode("utf-8")
+    except UnicodeDecodeError as problem:
+        line = data.count(b"\n", 0, problem.start) + 1
+        raise UserError(f"{name}:{line}: is not UTF-8 text; save the file as UTF-8") from None
+    csv.field_size_limit(max(len(text), 131072))
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    line = 1
+    try:
+        for row in rows:
+            if row and len(row) != 2:
+                raise UserError(f"{name}:{line}: {len(row)} columns; wanted 2, question<TAB>Python list of answers")
+            if row:
+                yield f"{name}:{line}", dict(zip(("question", "python list"), row, strict=True))
+            line = rows.line_num + 1
+    except csv.Error as problem:
+        raise UserError(f"{name}:{line}: not CSV: {problem}; a quoted field that is never closed?") from None
+
+
+def detect(where: str, record: Any, format_name: str | None) -> Format:
+    """The record's format: the named one, or the first that fits.
+
+    Raises:
+        UserError: no format fits, or not the named one; says what was found and what was wanted.
+    """
+    if not isinstance(record, dict):
+        raise UserError(f"{where}: wanted an object, found {type(record).__name__}")
+    found = ", ".join(map(repr, record)) or "no fields"
+    if format_name is not None:
+        if not FORMATS[format_name].detect(record):
+            raise UserError(f"{where}: found {found}; --format {format_name} is {FORMATS[format_name].looks}")
+        return FORMATS[format_name]
+    for candidate in FORMATS.values():
+        if candidate.detect(record):
+            return candidate
+    raise UserError(f"{where}: found {found}: no known format; --help lists them")
+
+
+@dataclass
+class Tally:
+    """What was left out on the way."""
+
+    duplicate_answers: int = 0
+    empty_answers: int = 0
+    unanswered: int = 0
+
+
+def read_questions(
+    name: str, data: bytes, format_name: str | None = None, dataset: str | None = None, drop_unanswered: bool = False
+) -> tuple[str | None, list[Record], Tally]:
+    """Questions of one file in any of the formats.
+
+    Args:
+        name: the file's name, for messages.
+        data: its content.
+        format_name: key of FORMATS; None detects it.
+        dataset: begins the ids of questions without an official one; None takes the format's, or the file's name.
+        drop_unanswered: leave questions without any answer out; otherwise they are an error.
+
+    Returns:
+        The data set's name if known, records of id, question and answers in the file's order, and what was left out.
+
+    Raises:
+        UserError: names file, line (or item) and field.
+    """
+    questions, tally, kind = [], Tally(), None
+    first_seen: dict[str, str] = {}
+    for number, (where, entry) in enumerate(entries(name, data, format_name), 1):
+        if kind is None:
+            kind = detect(where, entry, format_name)
+            dataset = dataset or kind.dataset
+            prefix = dataset or Path(name).stem
+        try:
+            official, question, answers = kind.read(_an_object(entry))
+            answers = _clean_answers(answers, tally)
+            question = question_text(question)
+        except FieldError as problem:
+            raise UserError(f"{where}: {problem}") from None
+        if not answers and not drop_unanswered:
+            raise UserError(f"{where}: no usable answer; --drop_unanswered leaves such questions out")
+        if not answers:
+            tally.unanswered += 1
+            continue
+        identity = f"{prefix}-{number}" if official is None else str(official)
+        if first_seen.setdefault(identity, where) != where:
+            raise UserError(f"{where}: id {identity!r} is already at {first_seen[identity]}; ids must be unique")
+        questions.append({"id": identity, "question": question, "answers": answers})
+    if not questions:
+        raise UserError(f"{name}: holds no questions with answers")
+    return dataset, questions, tally
+
+
+def _an_object(entry: Any) -> Record:
+    if not isinstance(entry, dict):
+        raise FieldError("(record)", f"wanted an object, found {type(entry).__name__}")
+    return entry
+
+
+def _clean_answers(answers: Any, tally: Tally) -> list[str]:
+    """The answers without outer spaces, empty ones and duplicates, in their order."""
+    answers = [answers] if isinstance(answers, str) else answers
+    if not isinstance(answers, list):
+        raise FieldError("answers", f"{answers!r:.80} is not a list of texts")
+    for answer in answers:
+        if not isinstance(answer, str):
+            raise FieldError("answers", f"{answer!r:.80} is not text")
+    full = [answer.strip() for answer in answers if answer.strip()]
+    unique = list(dict.fromkeys(full))
+    tally.empty_answers += len(answers) - len(full)
+    tally.duplicate_answers += len(full) - len(unique)
+    return unique

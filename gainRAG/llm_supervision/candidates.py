@@ -1,0 +1,169 @@
+"""The candidates of every question, and what the LLM writes of them: what construct_hf and construct_vllm share."""
+
+import argparse
+import itertools
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gainRAG.common.cli import positive_int
+from gainRAG.common.jsonl import Record, read_records
+from gainRAG.common.resume import stage_settings
+from gainRAG.common.schemas import as_retrieved
+from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.llm_inference.background import (
+    PseudoPassageOptions,
+    add_background_arguments,
+    pseudo_passage,
+    pseudo_passage_lookup,
+    pseudo_passage_options,
+    write_pseudo_passages,
+)
+from gainRAG.llm_inference.engine import (
+    BACKENDS,
+    EngineOptions,
+    GenerationOptions,
+    add_engine_arguments,
+    generation_settings,
+    load_writer,
+)
+from gainRAG.llm_inference.predict import candidate, predict
+
+logger = logging.getLogger(__name__)
+
+CHUNK = 64  # questions: what an interruption can cost, and enough rows to fill batches
+
+
+@dataclass(frozen=True)
+class CandidateOptions:
+    """Which passages are measured for a question; the flags of `add_candidate_arguments`.
+
+    Attributes:
+        data_path: retrieval output.
+        pseudo: where the pseudo-passage comes from.
+        num_passages: retrieved candidates a question.
+        limit: how many questions of the file are used; None: all.
+        predict: whether the LLM answers from every candidate.
+        max_new_tokens: the longest of these answers, in tokens.
+    """
+
+    data_path: Path
+    pseudo: PseudoPassageOptions
+    num_passages: int
+    limit: int | None
+    predict: bool
+    max_new_tokens: int
+
+    @property
+    def written_here(self) -> bool:
+        """Whether the LLM has anything to write."""
+        return self.predict or self.pseudo.written_here
+
+    @property
+    def reserved_tokens(self) -> int:
+        """Tokens left free behind every prompt: the same for texts and gains, so that both see the same prompts."""
+        return max(self.max_new_tokens, self.pseudo.max_new_tokens)
+
+
+def add_candidate_arguments(parser: argparse.ArgumentParser, backends: Sequence[str] = BACKENDS) -> None:
+    """The flags of whatever measures candidates: data, candidates, predictions, and the LLM."""
+    parser.add_argument("--data_path", required=True, help="retrieval output (questions with ctxs)")
+    parser.add_argument("--output_path", required=True, help="supervision records, .jsonl or .json")
+    parser.add_argument("--task", required=True, help="whose prompt to use, e.g. HotpotQA, WebQuestions, NaturalQA")
+    parser.add_argument("--num_passages", type=positive_int, default=20, help="retrieved candidates a question")
+    parser.add_argument(
+        "--predictions",
+        choices=("all", "none"),
+        default="all",
+        help="all: answer from every candidate; none: leave that to llm_supervision.filtering, which answers from the "
+        "best one only",
+    )
+    parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest prediction, in tokens")
+    parser.add_argument("--limit", type=positive_int, default=None, help="only the first questions")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
+    add_background_arguments(parser)
+    add_engine_arguments(parser, backends)
+
+
+def candidate_options(args: argparse.Namespace) -> CandidateOptions:
+    """The flags of `add_candidate_arguments`, those of the LLM apart."""
+    pseudo, predict = pseudo_passage_options(args), args.predictions == "all"
+    return CandidateOptions(
+        Path(args.data_path), pseudo, args.num_passages, args.limit, predict, max_new_tokens=args.max_new_tokens
+    )
+
+
+def candidate_settings(
+    stage: str, options: CandidateOptions, engine: EngineOptions, generation: GenerationOptions, **more
+) -> Record:
+    """What decides the output of a stage that measures candidates."""
+    flags = {
+        "num_passages": options.num_passages,
+        "predictions": "all" if options.predict else "none",
+        "limit": options.limit,
+        "no_pseudo": not options.pseudo.wanted,
+        "max_new_tokens": options.max_new_tokens,
+        "background_tokens": options.pseudo.max_new_tokens,
+    }
+    inputs = {"data_path": options.data_path, "background_path": options.pseudo.path}
+    return stage_settings(stage, inputs, **{**generation_settings(engine, generation), **flags, **more})
+
+
+def count_questions(options: CandidateOptions) -> int:
+    """Reads every question once, so that a bad one ends the run before a model loads; returns how many there are.
+
+    Raises:
+        UserError: a record is unusable, or has no pseudo-passage in the file of them.
+    """
+    short = total = 0
+    for record in read_candidates(options):
+        total += 1
+        short += sum(not passage["is_pseudo"] for passage in record["passages"]) < options.num_passages
+    if short:
+        wanted = options.num_passages
+        logger.info("%d of %d questions have fewer than %d candidates and use what they have", short, total, wanted)
+    return total
+
+
+def read_candidates(options: CandidateOptions) -> Iterator[Record]:
+    """The questions, each with its first `num_passages` candidates as supervision records name them, and with the
+    pseudo-passage where a file of them is given."""
+    pseudo = options.pseudo
+    pseudo_text_of = pseudo_passage_lookup(pseudo.path) if pseudo.wanted and pseudo.path else None
+    for record in itertools.islice(read_records(options.data_path, as_retrieved), options.limit):
+        matcher = AnswerMatcher(record["answers"])
+        passages = [candidate(passage, matcher) for passage in record["ctxs"][: options.num_passages]]
+        question = {**{name: value for name, value in record.items() if name != "ctxs"}, "passages": passages}
+        if pseudo_text_of:
+            add_pseudo_passage(question, pseudo_text_of(question))
+        yield question
+
+
+def add_pseudo_passage(record: Record, text: str) -> None:
+    """Appends a pseudo-passage to the candidates; none where the LLM knew nothing."""
+    pseudo = pseudo_passage(text)
+    if pseudo:
+        record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"])))
+
+
+class CandidateWriter:
+    """A worker (common.parallel): adds what the LLM writes, the pseudo-passage and an answer from every candidate."""
+
+    def __init__(self, options: CandidateOptions, engine: EngineOptions, generation: GenerationOptions) -> None:
+        self.options = options
+        self.engine, self.builder = load_writer(engine, generation, options.reserved_tokens)
+
+    def __call__(self, chunk: list[Record]) -> list[Record]:
+        pseudo = self.options.pseudo
+        if pseudo.written_here:
+            texts = write_pseudo_passages(self.engine, self.builder, chunk, pseudo.max_new_tokens)
+            for record, text in zip(chunk, texts, strict=True):
+                add_pseudo_passage(record, text)
+        if self.options.predict:
+            cases = [(record, passage) for record in chunk for passage in record["passages"]]
+            predict(self.engine, self.builder, cases, self.options.max_new_tokens)
+        return chunk
+
+    def close(self) -> None:
+        self.engine.close()

@@ -1,0 +1,107 @@
+"""The methods by name, and the passages that each of them puts into the prompt."""
+
+from collections.abc import Iterable, Mapping
+from functools import cached_property, partial
+from pathlib import Path
+
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import Record, read_records
+from gainRAG.common.schemas import as_retrieved, as_supervised, with_unique_ids
+from gainRAG.evaluation.gains import gain_among
+
+METHODS = {
+    "no_retrieval": "No retrieval",
+    "standard_rag": "Standard RAG",
+    "rerank": "Rerank",
+    "rerank_with_pseudo": "Untrained selector with pseudo-passage",
+    "plain_ppl": "Selector trained on plain perplexity",
+    "gainrag_no_pseudo": "GainRAG without pseudo-passage",
+    "gainrag": "GainRAG",
+    "best_by_gain": "Best by gain",
+}
+SELECTED = ("rerank", "rerank_with_pseudo", "plain_ppl", "gainrag_no_pseudo", "gainrag")
+EXPLANATIONS = {"rerank": "untrained selector", "best_by_gain": "upper bound, knows the answer"}
+
+
+def explained(method: str) -> str:
+    """A method's label, with an explanation where the label alone may mislead."""
+    return f"{METHODS[method]} ({EXPLANATIONS[method]})" if method in EXPLANATIONS else METHODS[method]
+
+
+class Picks:
+    """What each method puts into the prompt, and what that is worth by the gain. A file is read when first asked for.
+
+    Args:
+        k: passages in the prompt.
+        retrieved: retrieval output, best first; None where there is none.
+        selections: method -> selection output of the same questions.
+        gains: supervision records of the same questions, or None.
+    """
+
+    def __init__(
+        self,
+        k: int,
+        retrieved: str | Path | None,
+        selections: Mapping[str, str | Path],
+        gains: str | Path | None = None,
+    ) -> None:
+        self.k = k
+        files = {"standard_rag": retrieved, **selections, "best_by_gain": gains}
+        self.files = {method: path for method, path in files.items() if path is not None}
+        self._passages: dict[str, dict[str, list[Record]]] = {}
+
+    @cached_property
+    def candidates(self) -> dict[str, list[Record]]:
+        """The passages whose gain was computed, by question id."""
+        if "best_by_gain" not in self.files:
+            return {}
+        shape = with_unique_ids(partial(as_supervised, signal="PPL_CD"))
+        records = read_records(self.files["best_by_gain"], shape)
+        return {str(record["id"]): record["passages"] for record in records}
+
+    def passages_for(self, method: str, question: Record) -> list[Record]:
+        """The passages that a method picks for a question, best first; none for no_retrieval.
+
+        Raises:
+            UserError: the method's file is unusable, or lacks the question.
+        """
+        if method == "no_retrieval":
+            return []
+        passages = self._of(method).get(str(question.get("id")))
+        if passages is None:
+            raise UserError(f"{self.files[method]}: lacks question {question.get('id')!r}, which was answered")
+        return passages
+
+    def require(self, questions: Iterable[Record]) -> None:
+        """Reads every file but the retrieval output, from which the questions come.
+
+        Raises:
+            UserError: one is unusable, or lacks one of the questions.
+        """
+        names = [str(record["id"]) for record in questions]
+        for method, path in self.files.items():
+            known = names if method == "standard_rag" else self._of(method)
+            missing = [name for name in names if name not in known]
+            if missing:
+                raise UserError(
+                    f"{path}: lacks {len(missing)} questions of --data_path, the first is id {missing[0]!r}"
+                )
+
+    def gain_for(self, question: Record, passage: Record) -> float | None:
+        """The gain of a passage for a question; None where it was not computed."""
+        return gain_among(passage, self.candidates.get(str(question.get("id")), []))
+
+    def _of(self, method: str) -> dict[str, list[Record]]:
+        if method not in self._passages:
+            self._passages[method] = self._best_by_gain() if method == "best_by_gain" else self._read(method)
+        return self._passages[method]
+
+    def _read(self, method: str) -> dict[str, list[Record]]:
+        records = read_records(self.files[method], with_unique_ids(as_retrieved))
+        return {str(record["id"]): record["ctxs"][: self.k] for record in records}
+
+    def _best_by_gain(self) -> dict[str, list[Record]]:
+        return {
+            question: sorted(passages, key=lambda passage: passage["PPL_CD"])[: self.k]
+            for question, passages in self.candidates.items()
+        }
