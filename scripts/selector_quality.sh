@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # What training was worth: the untrained start and the trained selector against the gains of held-out questions, by the
-# share of questions whose best candidate comes first (top-1 agreement), the gain lost by the pick, and NDCG@10.
+# share of questions whose best candidate comes first (top-1 agreement), the regret of the pick (the
+# best gain less its own), and NDCG@10.
 #
 #   GAINS=1 bash scripts/rag_generation.sh NaturalQA_test          first: the gains of questions not trained on
 #   bash scripts/selector_quality.sh NaturalQA_test                -> $WORK/quality/NAME.md, and on standard output
@@ -24,9 +25,9 @@ from pathlib import Path
 
 from gainRAG.evaluation.results import markdown_table
 
+names = ("eval_top1_agreement", "eval_gain_regret", "eval_ndcg@10")
 found = {kind: json.loads((Path(sys.argv[1]) / kind / "eval_results.json").read_text()) for kind in ("start", "trained")}
-names = [name for name in found["start"] if name.startswith(("eval_top1", "eval_gain", "eval_ndcg"))]
-rows = [(kind, *(f"{measures[name]:.3f}" for name in names)) for kind, measures in found.items()]
+rows = [(kind, *(f"{metrics[name]:.3f}" for name in names)) for kind, metrics in found.items()]
 print(markdown_table(("selector", *(name.removeprefix("eval_") for name in names)), rows), end="")
 PYTHON
 done

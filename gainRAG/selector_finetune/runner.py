@@ -10,6 +10,8 @@
 Reads the groups that data/data2selector.py writes. The one loss is KL(softmax(teacher) || softmax(student)) over a
 group. --output_dir becomes an ordinary cross-encoder folder, with train_results.json and trainer_state.json (the
 losses) and, given --eval_data, eval_results.json beside the weights. --deepspeed is optional; a CPU trains in float32.
+--resume_from_checkpoint auto does as other stages do: a finished training with the same settings is left as it is, an
+interrupted one resumes, and one with other settings is refused unless --overwrite_output_dir.
 """
 
 import contextlib
@@ -44,6 +46,7 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "training.settings.json"
 LOCK = "training.lock"
+FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
 DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sampling")
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
 TRAINING_FLAGS += ("optim", "lr_scheduler_type", "fp16", "bf16", "seed", "dataloader_drop_last")
@@ -59,8 +62,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = parse_arguments()
     with lock_output_dir(training_args):
-        prepare = partial(prepare_output, training_args, training_settings(model_args, data_args, training_args))
-        SelectorRunner(model_args, data_args, training_args, prepare).run()
+        settings = training_settings(model_args, data_args, training_args)
+        if not is_finished(training_args, settings):
+            SelectorRunner(model_args, data_args, training_args, partial(prepare_output, training_args, settings)).run()
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # DeepSpeed aborts at exit when one process leaves before another
             torch.distributed.destroy_process_group()
@@ -113,6 +117,35 @@ def training_settings(model: ModelArguments, data: DataArguments, training: Trai
     return stage_settings("selector_finetune", inputs, **flags, questions_an_update=batch)
 
 
+def is_finished(args: TrainingArguments, settings: Record) -> bool:
+    """With --resume_from_checkpoint auto, whether the training wanted is there already; if not, what to do is settled:
+    resume, or start afresh.
+
+    Raises:
+        UserError: the folder holds a training with other settings, and --overwrite_output_dir is not given.
+    """
+    folder = Path(args.output_dir)
+    if args.resume_from_checkpoint != "auto":
+        return False
+    args.resume_from_checkpoint = None
+    if not (folder / SETTINGS).exists():
+        return False
+    finished, problem = (folder / FINISHED).exists(), f"{folder} holds a training with other settings"
+    try:
+        require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
+    except UserError as difference:
+        if not args.overwrite_output_dir:
+            raise
+        logger.info("training starts afresh: %s", difference)
+        return False
+    if finished:
+        logger.info("%s is complete already, with the same settings", folder)
+    elif any(map(is_whole, folder.glob("checkpoint-*"))):
+        args.resume_from_checkpoint = "True"
+    args.overwrite_output_dir = True
+    return finished
+
+
 def prepare_output(args: TrainingArguments, settings: Record) -> None:
     folder = Path(args.output_dir)
     if args.resume_from_checkpoint:
@@ -126,6 +159,7 @@ def prepare_output(args: TrainingArguments, settings: Record) -> None:
         )
     wait_for_all()  # no process clears the folder while another still looks into it
     if args.should_save:
+        (folder / FINISHED).unlink(missing_ok=True)
         for checkpoint in folder.glob("checkpoint-*"):
             shutil.rmtree(checkpoint)
         write_json(folder / SETTINGS, settings)

@@ -500,3 +500,32 @@ def test_two_processes_without_deepspeed_learn_as_one(torchrun, train, steady_re
         2, "--model_name_or_path", steady_reranker, "--train_data", data, "--per_device_train_batch_size", 4, *same_run
     )
     assert losses(folder) == pytest.approx(losses(expected), abs=1e-3)
+
+
+def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train, caplog):
+    auto = ["--resume_from_checkpoint", "auto"]
+    out = train(*auto)
+    trained = (out / "model.safetensors").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        train(*auto)
+    assert f"{out} is complete already, with the same settings" in caplog.text
+    with pytest.raises(UserError, match=r"out holds a training with other settings .*num_train_epochs: 2\S* then, 1\S* now"):
+        train(*auto, "--num_train_epochs", 1)
+    assert (out / "model.safetensors").stat().st_mtime_ns == trained
+    train(*auto, "--num_train_epochs", 1, "--overwrite_output_dir")
+    assert len(losses(out)) == 3
+    (out / runner.FINISHED).unlink()  # as if killed before its first checkpoint
+    train(*auto, "--num_train_epochs", 1)
+    assert (out / runner.FINISHED).exists()
+
+
+def test_resuming_auto_takes_up_the_last_checkpoint(train):
+    flags = ["--resume_from_checkpoint", "auto", "--save_strategy", "steps", "--save_steps", 2]
+    out = train(*flags)
+    whole = losses(out)
+    shutil.rmtree(out / "checkpoint-6")
+    (out / runner.FINISHED).unlink()
+    kept = (out / "checkpoint-4").stat().st_mtime_ns
+    train(*flags)
+    assert losses(out) == whole
+    assert (out / "checkpoint-4").stat().st_mtime_ns == kept
