@@ -3,7 +3,7 @@
 Reads question or retrieval records, keeps those that pass the conditions given, draws --sample of them by --seed and
 writes them in input order. The log says how many each condition took.
 
-    cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path eval_data/sample.jsonl \
+    cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path questions/sample.jsonl \
         --answerable_in_top 20 --sample 200
 """
 

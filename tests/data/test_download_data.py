@@ -149,7 +149,9 @@ def test_wrong_arguments(download, names, message, tmp_path):
 def test_without_names_all_of_the_papers_run_is_fetched_when_that_is_confirmed(download, tmp_path):
     done = download("--yes", NO_NETWORK="1", PIP_NO_INDEX="1", GAINRAG_CACHE=str(tmp_path / "cache"))
     assert done.returncode == 1
-    missing = "corpus embeddings HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test"
+    missing = (
+        "corpus embeddings HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test"
+    )
     assert done.stderr.endswith(f"not there: {missing} HotpotQA_train WebQuestions_train\n")
 
 
