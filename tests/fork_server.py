@@ -8,12 +8,15 @@ arguments, environment, working folder and standard streams, and ends with the c
 killed, so is the command.
 """
 
+import atexit
+import gc
 import os
 import runpy
 import select
 import signal
 import socket
 import sys
+import traceback
 
 CLIENT = """
 import array, json, os, socket, sys
@@ -40,6 +43,22 @@ def run_command(arguments: list[str]) -> None:
         runpy.run_path(arguments[0], run_name="__main__")
 
 
+def exit_code_of(arguments: list[str]) -> int:
+    """Runs a command to its end, but for taking the interpreter apart, which takes seconds with so much imported."""
+    code = 0
+    try:
+        run_command(arguments)
+    except SystemExit as end:
+        code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
 def serve_command(connection: socket.socket) -> None:
     """Runs one command in a child and tells its exit code, or kills it when the client is gone."""
     import json
@@ -57,8 +76,7 @@ def serve_command(connection: socket.socket) -> None:
         os.environ.clear()
         os.environ.update(environment)
         os.chdir(folder)
-        run_command(arguments)
-        return
+        os._exit(exit_code_of(arguments))
     for stream in streams:
         os.close(stream)
     ended = os.pidfd_open(child)
@@ -80,6 +98,7 @@ def main() -> None:
     from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner  # noqa: F401
     from transformers import AutoModelForSequenceClassification, AutoTokenizer, Trainer  # noqa: F401
 
+    gc.freeze()  # collecting what is imported would copy it in every fork
     server = socket.socket(socket.AF_UNIX)
     server.bind(sys.argv[1])
     server.listen(8)
@@ -90,7 +109,6 @@ def main() -> None:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             server.close()
             serve_command(connection)
-            return
         connection.close()
 
 

@@ -23,7 +23,11 @@ HOTPOTQA = [
     for n in range(30)
 ]  # fmt: skip
 WEBQUESTIONS = [
-    {"utterance": f"where is {word}?", "url": "http://here", "targetValue": f'(list (description "{word} e") (description e))'}
+    {
+        "utterance": f"where is {word}?",
+        "url": "http://here",
+        "targetValue": f'(list (description "{word} e") (description e))',
+    }
     for word in ("Paris", "Berlin", "Egypt", "Hamlet")
 ]
 IRCOT = [
@@ -92,7 +96,9 @@ def write_wheel(folder: Path) -> None:
         wheel.writestr("pyserini/resources/jars/anserini-0.13.5-fatjar.jar", jar.getvalue())
         about = "pyserini-0.14.0.dist-info"
         wheel.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: pyserini\nVersion: 0.14.0\n")
-        wheel.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        wheel.writestr(
+            f"{about}/WHEEL", "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
         wheel.writestr(f"{about}/RECORD", "")
     (folder / "simple" / "pyserini").mkdir(parents=True)
     (folder / "simple" / "pyserini" / "index.html").write_text(f'<a href="/{WHEEL}">{WHEEL}</a>', "utf-8")

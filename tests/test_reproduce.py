@@ -1,8 +1,9 @@
-"""The rehearsal: scripts/reproduce.sh runs whole, offline and on a CPU, on miniatures of the published files and models.
+"""The rehearsal: scripts/reproduce.sh runs whole, offline and on a CPU, on miniatures of the published files and
+models. Once undisturbed, and once killed in every step and given again: the tables are the same, and after that nothing
+is computed any more.
 
-Once undisturbed, and once killed in every step and given again: the tables are the same, and after that nothing is
-computed any more. Trained without torchrun and DeepSpeed (GPUS=0), which would compile for minutes; the tests of
-selector_finetune run those. Commands run in forks of one Python (tests/fork_server.py).
+Trained without torchrun and DeepSpeed (GPUS=0), which would compile for minutes; the tests of selector_finetune run
+those. Commands run in forks of one Python (tests/fork_server.py).
 """
 
 import http.server
@@ -27,7 +28,14 @@ from gainRAG.common.resume import identity
 
 REPRODUCE = REPOSITORY / "scripts" / "reproduce.sh"
 STEPS = 9
-EVALUATION = ["HotpotQA_dev", "2WikiMultiHopQA_dev", "WebQuestions_test", "NaturalQA_test", "TriviaQA_test", "SQuAD_test"]
+EVALUATION = [
+    "HotpotQA_dev",
+    "2WikiMultiHopQA_dev",
+    "WebQuestions_test",
+    "NaturalQA_test",
+    "TriviaQA_test",
+    "SQuAD_test",
+]
 TRAINING = ["HotpotQA_train12", "WebQuestions_train"]
 TABLE_METHODS = {
     "table_main": {"no_retrieval", "standard_rag", "rerank", "gainrag_no_pseudo", "gainrag"},
@@ -135,7 +143,8 @@ def runs(rehearsal):
     finish_run(folder, environment, "left alone")
     draws = random.Random(0)
     killed = [
-        kill_in_step(folder, environment, "killed and resumed", step, draws.uniform(0.1, 0.8)) for step in range(2, STEPS + 1)
+        kill_in_step(folder, environment, "killed and resumed", step, draws.uniform(0.1, 0.8))
+        for step in range(2, STEPS + 1)
     ]
     assert sum(killed) > STEPS // 2
     finish_run(folder, environment, "killed and resumed")
