@@ -72,14 +72,8 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 : "${LLM:=Llama-3-8B-Instruct}"
 : "${SELECTOR_START:=bge-reranker-base}"
 : "${SELECTOR:=$WORK/selector}"
-
-# The published vectors where they are those of this corpus and encoder; else vectors made here.
-PUBLISHED_EMBEDDINGS="$DOWNLOADS/wikipedia_embeddings/${ENCODER##*/}"
+: "${EMBEDDINGS:=}"                               # empty: the published vectors where they are, else made here
 : "${EMBED:=}"                                    # 1: embed the passages here, however many they are
-if [[ -d "$PUBLISHED_EMBEDDINGS" && "$PASSAGES" == "$DOWNLOADS/psgs_w100.tsv.gz" && -z "$EMBED" ]]; then
-  : "${EMBEDDINGS:=$PUBLISHED_EMBEDDINGS}"
-fi
-: "${EMBEDDINGS:=$WORK/embeddings}"
 
 # Machines.
 : "${GPUS:=1}"                                    # of this machine; 0: train without torchrun and DeepSpeed, on the CPU

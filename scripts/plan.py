@@ -111,9 +111,10 @@ def plan_steps() -> list[Step]:
 
 
 def embeddings() -> Path:
-    """The folder of vectors: that of the settings if it is there, else the one that the download makes."""
-    given = folder("EMBEDDINGS")
-    return given if given.is_dir() else folder("DOWNLOADS") / "wikipedia_embeddings" / Path(setting("ENCODER")).name
+    """The folder of vectors: that of the settings, else the one that the download makes."""
+    if setting("EMBEDDINGS"):
+        return folder("EMBEDDINGS")
+    return folder("DOWNLOADS") / "wikipedia_embeddings" / Path(setting("ENCODER")).name
 
 
 def llm_memory() -> str:

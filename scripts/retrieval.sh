@@ -7,6 +7,15 @@ source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 MILLION=1000000
 
+# find_vectors: sets EMBEDDINGS, unless it is set, to the published vectors if they are those of this corpus and encoder.
+find_vectors() {
+  local published="$DOWNLOADS/wikipedia_embeddings/${ENCODER##*/}"
+  if [[ -z "$EMBEDDINGS" && -d "$published" && "$PASSAGES" == "$DOWNLOADS/psgs_w100.tsv.gz" && -z "$EMBED" ]]; then
+    EMBEDDINGS="$published"
+  fi
+  : "${EMBEDDINGS:=$WORK/embeddings}"
+}
+
 has_published_vectors() { [[ ! -e "$EMBEDDINGS/shards.jsonl" && -n "$(compgen -G "$EMBEDDINGS/passages_[0-9]*")" ]]; }
 
 is_large() { # the corpus has more than MILLION passages; fewer lines need not be read to know
@@ -16,6 +25,7 @@ is_large() { # the corpus has more than MILLION passages; fewer lines need not b
 }
 
 need_names "$QUESTIONS" "$@"
+find_vectors
 [ -e "$PASSAGES" ] || fail "$PASSAGES: no such file (bash scripts/download_data.sh corpus fetches the paper's)"
 if ! has_published_vectors; then
   if [[ -z "$EMBED" && ! -e "$EMBEDDINGS/shards.jsonl" ]] && is_large; then

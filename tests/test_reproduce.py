@@ -248,3 +248,30 @@ def test_a_second_run_computes_nothing(runs):
     finish_run(folder, environment, "killed and resumed")
     assert {path: path.stat().st_mtime_ns for path in outputs} == times
     assert {name: (work / f"{name}.json").read_bytes() for name in TABLES} == tables
+
+
+def test_the_plan_of_a_finished_run_misses_nothing(runs):
+    folder, environment = runs
+    done = subprocess.run(
+        ["bash", str(REPRODUCE), "--plan"],
+        env={**environment, "WORK": str(folder / "left alone")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing is missing." in done.stdout
+    assert re.findall(r"state +(.*)", done.stdout) == ["done"] * STEPS
+
+
+def test_the_plan_of_a_fresh_clone_names_all_that_is_missing(tmp_path):
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+    own = {"HOME": str(tmp_path), "DATA": str(tmp_path / "data"), "WORK": str(tmp_path / "work"), "GPUS": "64"}
+    done = subprocess.run(["bash", str(REPRODUCE), "--plan"], env={**kept, **own}, capture_output=True, text=True)
+    assert done.returncode == 2
+    missing = done.stdout.partition(" missing:")[2]
+    questions = [f"questions/{name}.jsonl" for name in [*EVALUATION, "HotpotQA_train", "WebQuestions_train"]]
+    files = ["downloads/psgs_w100.tsv.gz", "downloads/wikipedia_embeddings/contriever-msmarco", *questions]
+    models = ["facebook/contriever-msmarco", "meta-llama/Meta-Llama-3-8B-Instruct", "BAAI/bge-reranker-base"]
+    assert [name for name in [*files, *models, "GPUS=64 are wanted"] if name not in missing] == []
+    assert len(re.findall(r"^[1-9] ", done.stdout, re.M)) == STEPS
+    assert not list(tmp_path.iterdir())
