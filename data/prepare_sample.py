@@ -7,7 +7,7 @@ condition took. The paper's training questions of HotpotQA, and a sample that a 
     cd data && python prepare_sample.py --data_path finetune_data/HotpotQA_train.jsonl --sample 20000 \
         --output_path finetune_data/HotpotQA_20000.jsonl
 
-    cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path eval_data/sample.jsonl \
+    cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path questions/sample.jsonl \
         --answerable_in_top 20 --sample 200
 """
 
