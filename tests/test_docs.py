@@ -1,5 +1,6 @@
 """The README and docs: every command, path and link in them exists, the tree is that of the files, examples load."""
 
+import json
 import re
 
 import pytest
@@ -158,9 +159,31 @@ def test_the_task_of_the_docs_loads(tmp_path):
     assert load_prompts(path).task(name).instruction
 
 
-def test_the_selection_method_of_the_docs_runs(tmp_path, monkeypatch):
+@pytest.fixture
+def written(tmp_path, monkeypatch):
+    """Writes a JSONL file into the folder that the docs' examples are run in."""
     monkeypatch.chdir(tmp_path)
+
+    def write(name: str, *records: dict) -> None:
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    return write
+
+
+def test_the_selection_method_of_the_docs_runs(written, tmp_path):
     (record,) = blocks("docs/adding.md", "json")
-    (tmp_path / "retrieved.jsonl").write_text(record)
+    written("retrieved.jsonl", json.loads(record))
     exec(blocks("docs/adding.md", "python")[1], {})
     assert '"A novel by Jane Austen."' in (tmp_path / "shortest.jsonl").read_text()
+
+
+def test_the_training_questions_of_the_docs_come_out(written, tmp_path):
+    ask, keep = blocks("docs/adding.md", "python")[2:]
+    written("passages.jsonl", *({"id": name, "title": "Emma", "text": "By Jane Austen."} for name in "abc"))
+    exec(ask, {})
+    asked = [json.loads(line) for line in (tmp_path / "ask.jsonl").read_text().splitlines()]
+    texts = ["Question: Who wrote Emma?\nAnswer: Jane Austen", "Question: When?\nAnswer: 1815", "I cannot."]
+    written("asked.jsonl", *({**record, "prediction": text} for record, text in zip(asked, texts, strict=True)))
+    exec(keep, {})
+    kept = json.loads((tmp_path / "questions.jsonl").read_text())
+    assert kept == {"id": "a", "question": "Who wrote Emma?", "answers": ["Jane Austen"]}

@@ -92,7 +92,7 @@ TEXTS += sorted(REPOSITORY.glob("scripts/*"))
 OTHERS = """
 abbrev always dirty exclude no-deps only-binary retries dest quiet disable-pip-version-check editable generate
 head port address nnodes nproc_per_node rdzv_backend rdzv_endpoint standalone dist continue-at fail location
-silent show-error output connect-timeout retry index-url extra-index-url plan data_dir yes help
+silent show-error output connect-timeout retry check version index-url extra-index-url plan data_dir yes help
 """
 
 
