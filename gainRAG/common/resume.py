@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +146,7 @@ class StageOutput:
         self._unfinished_settings = settings_file(self.unfinished)
         self.done = 0
         self.complete = False
-        self._file: Any = None
+        self._file = None
         self._progress: tqdm | None = None
         self._known = 0  # records of the first chunk that an earlier run wrote already
         with explain_write_errors(self.path):
@@ -218,7 +218,7 @@ class StageOutput:
         """
         if self.complete:
             return
-        total = len(records) if total is None and isinstance(records, Sized) else total
+        total = len(records) if total is None and hasattr(records, "__len__") else total
         self._known = self.done % size
         self._progress = tqdm(total=total, initial=self.done - self._known, desc=description, unit=unit)
         iterator = iter(records)
