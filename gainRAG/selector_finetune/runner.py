@@ -48,10 +48,7 @@ logger = logging.getLogger(__name__)
 SETTINGS = "training.settings.json"
 LOCK = "training.lock"
 FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
-<<<<<<< HEAD
 CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
-=======
->>>>>>> h-scr
 DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sampling")
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
 TRAINING_FLAGS += ("optim", "lr_scheduler_type", "fp16", "bf16", "seed", "dataloader_drop_last")
@@ -145,11 +142,7 @@ def is_finished(args: TrainingArguments, settings: Record) -> bool:
         return False
     if finished:
         logger.info("%s is complete already, with the same settings", folder)
-<<<<<<< HEAD
     elif any(map(is_whole, find_checkpoints(folder))):
-=======
-    elif any(map(is_whole, folder.glob("checkpoint-*"))):
->>>>>>> h-scr
         args.resume_from_checkpoint = "True"
     args.overwrite_output_dir = True
     return finished
@@ -169,11 +162,7 @@ def prepare_output(args: TrainingArguments, settings: Record) -> None:
     wait_for_all()  # no process clears the folder while another still looks into it
     if args.should_save:
         (folder / FINISHED).unlink(missing_ok=True)
-<<<<<<< HEAD
         for checkpoint in find_checkpoints(folder):
-=======
-        for checkpoint in folder.glob("checkpoint-*"):
->>>>>>> h-scr
             shutil.rmtree(checkpoint)
         write_json(folder / SETTINGS, settings)
     wait_for_all()

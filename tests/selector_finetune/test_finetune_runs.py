@@ -506,11 +506,8 @@ def test_two_processes_without_deepspeed_learn_as_one(
     folder = torchrun(2, "--train_data", data, "--per_device_train_batch_size", 4, *flags)
     assert len(losses(folder)) == (4 if drop_last else 6)
     assert losses(folder) == pytest.approx(losses(expected), abs=1e-3)
-<<<<<<< HEAD
     plain = weights(expected)
     assert all(torch.allclose(tensor, plain[name], atol=5e-3) for name, tensor in weights(folder).items())
-=======
->>>>>>> h-scr
 
 
 def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train, caplog):
@@ -520,13 +517,9 @@ def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train,
     with caplog.at_level(logging.INFO):
         train(*auto)
     assert f"{out} is complete already, with the same settings" in caplog.text
-<<<<<<< HEAD
     with pytest.raises(
         UserError, match=r"out holds a training with other settings .*num_train_epochs: 2\S* then, 1\S* now"
     ):
-=======
-    with pytest.raises(UserError, match=r"out holds a training with other settings .*num_train_epochs: 2\S* then, 1\S* now"):
->>>>>>> h-scr
         train(*auto, "--num_train_epochs", 1)
     assert (out / "model.safetensors").stat().st_mtime_ns == trained
     train(*auto, "--num_train_epochs", 1, "--overwrite_output_dir")
@@ -536,7 +529,6 @@ def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train,
     assert (out / runner.FINISHED).exists()
 
 
-<<<<<<< HEAD
 def test_checkpoints_of_other_names_are_left_alone(train, tmp_path):
     flags = ["--save_strategy", "steps", "--save_steps", 2]
     out = train(*flags)
@@ -572,8 +564,6 @@ def test_settings_do_not_depend_on_spelling_and_other_versions_only_stop_an_unfi
         train(*spelled)
 
 
-=======
->>>>>>> h-scr
 def test_resuming_auto_takes_up_the_last_checkpoint(train):
     flags = ["--resume_from_checkpoint", "auto", "--save_strategy", "steps", "--save_steps", 2]
     out = train(*flags)
