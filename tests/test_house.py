@@ -98,9 +98,10 @@ TEXTS = [*SOURCES, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *
 TEXTS += sorted(REPOSITORY.glob("scripts/*"))
 # Flags of other programs that our texts and scripts call (pip, git, ray, torchrun, curl, ...), and of scripts/*.sh.
 OTHERS = """
-abbrev always check dirty exclude version no-deps only-binary retries dest quiet disable-pip-version-check editable generate
-head port address nnodes nproc_per_node rdzv_backend rdzv_endpoint standalone dist continue-at fail location
-silent show-error output connect-timeout retry index-url extra-index-url plan data_dir yes help query-gpu
+abbrev always check dirty exclude version no-deps only-binary retries dest quiet disable-pip-version-check
+editable generate head port address nnodes nproc_per_node rdzv_backend rdzv_endpoint standalone dist
+continue-at fail location silent show-error output connect-timeout retry index-url extra-index-url plan
+data_dir yes help query-gpu
 """
 
 
