@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    workers = worker_options(args)
+    workers = worker_options(**vars(args))
     encoder, search = (None, None) if args.retriever == "bm25" else dense_options(args)
     no_title = bool(args.no_title) if encoder is None else encoder.no_title
     if args.plan:
@@ -152,7 +152,7 @@ def encode_as_passages(args: argparse.Namespace, place: Path) -> EncoderOptions:
     made_with = embedding_settings(place)
     passages = made_with["flags"] if made_with else SHARED
     no_title = passages.get("no_title", False) if args.no_title is None else args.no_title
-    options = encoder_options(args, passages, prefix=args.query_prefix, no_title=no_title)
+    options = encoder_options(vars(args), passages, prefix=args.query_prefix, no_title=no_title)
     for name, value in {**options.shared, "no_title": no_title}.items():
         if made_with and value != passages.get(name, value):
             raise UserError(f"--{name} {value}: the passages in {place} were embedded with {passages[name]}")

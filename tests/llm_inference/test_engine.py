@@ -30,7 +30,7 @@ def settings(model):
         add_engine_arguments(parser)
         arguments = ["--lm_type", model, "--device", "cpu", *flags]
         args = parser.parse_args(list(map(str, arguments)), argparse.Namespace(task=task))
-        return generation_settings(engine_options(args), generation_options(args))
+        return generation_settings(engine_options(**vars(args)), generation_options(**vars(args)))
 
     return of
 
