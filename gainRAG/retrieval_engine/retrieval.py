@@ -23,7 +23,7 @@ from gainRAG.common.cli import UserError, positive_float, positive_int, require,
 from gainRAG.common.jsonl import Record, parse_json, read_records, write_json
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options
-from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings, versions
+from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings
 from gainRAG.common.schemas import as_question
 from gainRAG.evaluation.recall import KS, MATCH, MATCHES, AnswerMatcher, match_rule, recall_at
 from gainRAG.retrieval_engine.exact_search import (
@@ -211,8 +211,7 @@ def retrieval_settings(
 ) -> Record:
     """What decides the output, questions apart."""
     if encoder is None:
-        flags = {"retriever": "bm25", "searched_with": versions(["bm25s"])}
-        return stage_settings("retrieval", {}, passages=store.digest, n_docs=n_docs, **flags)
+        return stage_settings("retrieval", {}, ["bm25s"], passages=store.digest, n_docs=n_docs, retriever="bm25")
     inputs = {
         "model_name_or_path": weights_path(encoder.model_name_or_path),
         "passages_embeddings": search.embeddings and shards_fingerprint(open_shards(search.embeddings)),
@@ -221,6 +220,7 @@ def retrieval_settings(
     return stage_settings(
         "retrieval",
         inputs,
+        ["faiss-cpu", "faiss-gpu"],
         passages=store.digest,
         n_docs=n_docs,
         retriever="dense",
@@ -230,7 +230,6 @@ def retrieval_settings(
         dtype=encoder.computed_in,
         index_type=search.index_type,
         search_params=search.search_params,
-        searched_with=versions(["faiss-cpu", "faiss-gpu"]),
     )
 
 
