@@ -21,12 +21,18 @@ def require_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Checks that chat prompts can be made.
 
     Raises:
-        UserError: the tokenizer has no chat template.
+        UserError: the tokenizer has no chat template, or one that takes no user turn.
     """
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template; name a chat model, or pass --no_chat"
         )
+    try:
+        apply_template(tokenizer, [{"role": "user", "content": "Who?"}])
+    except (TemplateError, ValueError) as problem:  # ValueError: several templates, and none of them the default
+        raise UserError(f"{tokenizer.name_or_path}: its chat template takes no question: {problem}") from None
 
 
 PROMPT_DATE = date(2024, 7, 26)  # what templates that show today's date show, so that every run has the same prompts

@@ -72,6 +72,14 @@ def test_a_tokenizer_without_chat_template_is_refused():
     assert builder(None).without_passage(QUESTION)
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('tools only') }}", "{% for %}", {"tool_use": "x"}])
+def test_a_template_that_takes_no_question_is_refused(template):
+    tokenizer = causal_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match="its chat template takes no question: "):
+        builder(tokenizer)
+
+
 def test_every_limit_cuts_the_passage_and_never_the_question(tokenizer):
     """One passage of Latin, CJK and emoji: the cut falls inside characters of several tokens, too."""
     passage = passages(1)
