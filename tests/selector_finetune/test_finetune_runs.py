@@ -542,6 +542,23 @@ def test_checkpoints_of_other_names_are_left_alone(train, tmp_path):
     assert not (out / "checkpoint-6").exists()
 
 
+def test_a_limit_of_checkpoints_counts_the_trainers_own_and_keeps_the_best(train, write_jsonl, tmp_path):
+    (tmp_path / "out" / "checkpoint-2-best").mkdir(parents=True)
+    flags = ["--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 2, "--overwrite_output_dir"]
+    out = train(*flags)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == [
+        "checkpoint-2-best",
+        "checkpoint-5",
+        "checkpoint-6",
+    ]
+    best = ["--eval_data", write_jsonl("eval.jsonl", records(5)), "--eval_strategy", "steps", "--eval_steps", 1]
+    best += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--learning_rate", "0.5"]
+    out = train(*flags, *best)
+    kept = {path.name for path in out.glob("checkpoint-*")}
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert kept == {"checkpoint-2-best", "checkpoint-6", Path(state["best_model_checkpoint"]).name} and len(kept) == 3
+
+
 def test_settings_do_not_depend_on_spelling_and_other_versions_only_stop_an_unfinished_training(
     train, tiny_reranker, tmp_path, monkeypatch, caplog
 ):
