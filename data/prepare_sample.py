@@ -1,7 +1,11 @@
-"""Draws a fixed sample of questions, of those that a small corpus can answer at all.
+"""Draws a fixed sample of questions, of all or of those that a small corpus can answer.
 
 Reads question or retrieval records, keeps those that pass the conditions given, draws --sample of them by --seed and
-writes them in input order. The log says how many each condition took.
+writes them in input order: the same files, seed and flags give the same questions. The log reports how many each
+condition took. The paper's training questions of HotpotQA, and a sample that a small corpus can answer:
+
+    cd data && python prepare_sample.py --data_path finetune_data/HotpotQA_train.jsonl --sample 20000 \
+        --output_path finetune_data/HotpotQA_20000.jsonl
 
     cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path eval_data/sample.jsonl \
         --answerable_in_top 20 --sample 200
@@ -17,7 +21,7 @@ from dataclasses import dataclass
 from gainRAG.common.cli import UserError, input_file, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, parse_json, read_records, write_records
 from gainRAG.common.schemas import as_question, as_retrieved
-from gainRAG.evaluation.recall import mark_hits
+from gainRAG.evaluation.recall import mark_hits, match_rule
 
 logger = logging.getLogger("prepare_sample")
 
@@ -39,11 +43,13 @@ class Conditions:
 
 def main() -> None:
     """Reads, draws, writes."""
-    args = parse_args()
+    args = parse_arguments()
     only = read_wordings(*args.only_questions) if args.only_questions else None
     conditions = Conditions(only, args.answerable_in_top, args.max_answers)
     counts: Counter = Counter()
     records = list(keep_usable(args.data_path, conditions, counts))
+    if args.sample is not None and args.sample > len(records):
+        logger.warning("--sample %d: only %d questions are usable", args.sample, len(records))
     if args.sample is not None and args.sample < len(records):
         drawn = sorted(random.Random(args.seed).sample(range(len(records)), args.sample))
         records = [records[position] for position in drawn]
@@ -85,12 +91,14 @@ def failed_condition(record: Record, conditions: Conditions) -> str | None:
         return "not in --only_questions"
     if conditions.max_answers is not None and len(record["answers"]) > conditions.max_answers:
         return f"more than {conditions.max_answers} gold answers"
-    if top is not None and not any(hit["hasanswer"] for hit in mark_hits(record["ctxs"][:top], record["answers"])):
-        return f"no gold answer in the first {top} passages"
-    return None
+    if top is None:
+        return None
+    passages = mark_hits(record["ctxs"][:top], record["answers"], match_rule(record))
+    holds = any(passage["hasanswer"] for passage in passages)
+    return None if holds else f"no gold answer in the first {top} passages"
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records")
     parser.add_argument("--output_path", required=True, help="the sample, .jsonl or .json")

@@ -37,7 +37,7 @@ from gainRAG.common.cli import (
 from gainRAG.common.jsonl import FieldError, Record, output_folder, parse_json, read_records, write_json
 from gainRAG.common.models import pick_device, weights_path
 from gainRAG.common.schemas import as_retrieved, passage_text
-from gainRAG.evaluation.recall import mark_hits
+from gainRAG.evaluation.recall import mark_hits, match_rule
 from gainRAG.llm_inference.background import pseudo_passage
 
 logger = logging.getLogger("prepare_selector_start")
@@ -53,7 +53,7 @@ def main() -> None:
     """Reads and splits, trains both phases, measures, writes."""
     from transformers import set_seed
 
-    args = parse_args()
+    args = parse_arguments()
     path, device = weights_path(args.model_name_or_path), str(pick_device(args.device))
     questions = read_usable_questions(args.retrieved, args.group_size)
     corpus = read_corpus(args.corpus, args.group_size) if args.corpus_passes else []
@@ -116,7 +116,7 @@ def add_own_passages(questions: list[Record], backgrounds: Path) -> None:
     for question in questions:
         passage = pseudo_passage(known.get(question["question"]) or "")
         if passage:
-            question["own"] = mark_hits([passage], question["answers"])
+            question["own"] = mark_hits([passage], question["answers"], match_rule(question))
 
 
 def split_questions(
@@ -160,10 +160,11 @@ def read_corpus(path: Path, group_size: int) -> list[Record]:
 
 
 def _titled(record: Record) -> Record:
-    for field in ("title", "text"):
-        if not isinstance(record.get(field), str) or not record[field].strip():
-            raise FieldError(field, "missing, empty or not text")
-    return record
+    if not isinstance(record.get("title", 0), str | None):
+        raise FieldError("title", "missing, or not text")
+    if not isinstance(record.get("text"), str) or not record["text"].strip():
+        raise FieldError("text", "missing, empty or not text")
+    return {**record, "title": record["title"] or ""}
 
 
 # --- groups -----------------------------------------------------------------------------------------------------
@@ -176,7 +177,9 @@ def cloze(passage: Record, rng: random.Random) -> Group | None:
         return None
     chosen = rng.randrange(len(sentences))
     subject = re.sub(r"\s*\(.*?\)$", "", passage["title"])
-    query = re.sub(rf"(?<!\w){re.escape(subject)}(?!\w)", "it", sentences[chosen], flags=re.IGNORECASE)
+    query = sentences[chosen]
+    if subject:
+        query = re.sub(rf"(?<!\w){re.escape(subject)}(?!\w)", "it", query, flags=re.IGNORECASE)
     rest = " ".join(sentences[:chosen] + sentences[chosen + 1 :])
     return query, [passage_text({"title": passage["title"], "text": rest})]
 
@@ -190,10 +193,8 @@ def near_passages(corpus: list[Record], encoder_path: str, device: str) -> list[
     vectors = encoder.encode(texts, normalize_embeddings=True, convert_to_tensor=True, show_progress_bar=True)
     titles = [passage["title"] for passage in corpus]
     hits = util.semantic_search(vectors, vectors, top_k=min(NEIGHBOURS + 1, len(corpus)))
-    return [
-        [hit["corpus_id"] for hit in found if titles[hit["corpus_id"]] != title]
-        for found, title in zip(hits, titles, strict=True)
-    ]
+    others = ([hit["corpus_id"] for hit in found if hit["corpus_id"] != own] for own, found in enumerate(hits))
+    return [[n for n in near if not title or titles[n] != title] for near, title in zip(others, titles, strict=True)]
 
 
 def corpus_groups(corpus: list[Record], near: list[list[int]], size: int, rng: random.Random) -> list[Group]:
@@ -314,7 +315,7 @@ def hit_rates(questions: list[Record], score: Callable[[list[tuple[str, str]]], 
     return {f"hit@{k}": round(count / len(questions), 4) for k, count in hits.items()}
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     flags = stage_parser(__doc__)
     add = flags.add_argument
     add("--corpus", type=input_file, help="passages with title and text, .jsonl, for phase (a)")

@@ -256,7 +256,22 @@ TRIVIA = {"Data": [{"QuestionId": "1", "Question": "Q?", "Answer": {"Value": "a"
 IRCOT = [{"question_id": "1", "question_text": "Q?",
           "answers_objects": [{"spans": ["a"], "number": "", "date": {"day": "1", "year": "2"}}]}]  # fmt: skip
 WEBQ = [{"utterance": "Q?", "targetValue": '(list (description "a b") (description c))'}]
+MUSIQUE = [{"id": "1", "question": "Q?", "answer": "a", "answer_aliases": ["b"], "paragraphs": []}]
+FLASHRAG = [{"id": "1", "question": "Q?", "golden_answers": [0, "y"], "choices": ["x", "y"], "metadata": {"a": 1}}]
+SPANS = {"short_answers": [{"start_token": 1, "end_token": 2}], "yes_no_answer": "NO"}
+GOOGLE_NQ = [
+    {"example_id": 1, "question_text": "Q?", "document_text": "<P> a b </P>", "annotations": [SPANS]},
+    {"example_id": 2, "question_text": "Q?", "document_tokens": [{"token": "a"}] * 2, "annotations": [SPANS]},
+]
+KILT = [{"id": "1", "input": "Q?", "output": [{"answer": "a"}, {"provenance": []}]}]
+OPTIONS = [{"label": "A", "text": "x"}, {"label": "B", "text": "y"}]
+ARC = [
+    {"id": "1", "question": {"stem": "Q?", "choices": OPTIONS}, "answerKey": "A"},
+    {"id": "2", "question": "Q?", "choices": {"label": ["A", "B"], "text": ["x", "y"]}, "answerKey": "B"},
+]
+PUBHEALTH = [{"claim_id": 1, "claim": "Q.", "label": "true"}, {"claim_id": 2, "claim": "R.", "label": 0}]
 DPR = b"Q?\t['a', \"b\"]\n\"R?\"\t['c']\n"
+CONTENTS = [{"_id": "1", "contents": '"T"\ntext', "metadata": {"a": 1}}, {"_id": "2", "contents": "One line."}]
 HOTPOT = [{"_id": "1", "question": "Q?", "answer": "a", "context": [["T", ["One.", "Two."]]]}]
 YAML = (
     b"background: 'Write. {question}'\npassage: '{title}: {text}'\ntasks:\n  Mine: {instruction: Answer., label: Q, "
@@ -285,12 +300,23 @@ READERS = {
     "corpus .tsv": Reader("d.tsv", TSV, _store),
     "corpus .tsv.gz": Reader("d.tsv.gz", gzip.compress(TSV, mtime=0), _store),
     "corpus .jsonl": Reader("d.jsonl", lines(PASSAGES), _store),
+    "corpus with contents": Reader("d.jsonl", lines(CONTENTS), _store),
+    "prepare_corpus contents": Reader("d.jsonl", lines(CONTENTS), _corpus),
     "corpus .jsonl.gz": Reader("d.jsonl.gz", gzip.compress(lines(PASSAGES), mtime=0), _store),
     "prepare_questions nq_open": Reader("d.jsonl", lines(NQ_OPEN), _questions),
     "prepare_questions squad": Reader("d.json", dumped(SQUAD), _questions),
     "prepare_questions triviaqa": Reader("d.json", dumped(TRIVIA), _questions),
     "prepare_questions ircot": Reader("d.json", dumped(IRCOT), _questions),
     "prepare_questions webquestions": Reader("d.json", dumped(WEBQ), _questions),
+    "prepare_questions musique": Reader("d.jsonl", lines(MUSIQUE), _questions),
+    "prepare_questions flashrag": Reader("d.jsonl", lines(FLASHRAG), _questions),
+    "prepare_questions natural_questions": Reader("d.jsonl", lines(GOOGLE_NQ), _questions),
+    "prepare_questions kilt": Reader("d.jsonl", lines(KILT), _questions),
+    "prepare_questions arc": Reader("d.jsonl", lines(ARC), _questions),
+    "prepare_questions pubhealth": Reader("d.jsonl", lines(PUBHEALTH), _questions),
+    "prepare_questions pubhealth table": Reader("d.tsv", b"claim_id\tclaim\tlabel\n1\tA.\ttrue\n", _questions),
+    "question with options": Reader("d.jsonl", lines(FLASHRAG), records(as_question)),
+    "question with aliases": Reader("d.jsonl", lines(MUSIQUE), records(as_question)),
     "prepare_questions hotpotqa": Reader("d.json", dumped(HOTPOT), _questions),
     "prepare_questions dpr": Reader("d.csv", DPR, partial(_questions, format_name="dpr")),
     "prepare_questions wheel": Reader(

@@ -16,7 +16,7 @@ from gainRAG.analysis.plots import interval_bars
 from gainRAG.analysis.runs import find_picks, read_predictions, read_results
 from gainRAG.common.cli import UserError, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, write_json
-from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
 from gainRAG.rag_workflow.picks import METHODS, Picks
 
@@ -94,7 +94,7 @@ def gap(predictions: list[Record], picks: Picks, method: str) -> Record:
     """
     cases = []
     for record in predictions:
-        matcher = AnswerMatcher(record["answers"])
+        matcher = AnswerMatcher(record["answers"], match_rule(record))
         held = any(matcher.matches(passage["text"]) for passage in picks.passages_for(method, record))
         cases.append((held, record["cover_em"] == 1))
     return {

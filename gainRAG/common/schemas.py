@@ -1,5 +1,6 @@
 """The shapes of the records that stages exchange (data/README.md): each `as_...` checks one record and returns it."""
 
+import string
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -10,24 +11,79 @@ LARGEST = sys.float_info.max  # JSON admits longer whole numbers, which no float
 
 
 def as_question(record: Record) -> Record:
-    """`id`, `question`, `answers`; also reads `golden_answers` and `answer` (FlashRAG, NQ-open) as answers.
+    """`id`, `question`, `answers`, and `choices` where it has options.
+
+    Gold answers are read from `golden_answers` (FlashRAG), `answer` and its `answer_aliases` (NQ-open, MuSiQue) or
+    `answerKey` (ARC) as well, an id from `_id`, options in any of the forms of `normalize_choices`.
 
     Raises:
         FieldError: a field is missing, of another type, or empty.
     """
     _text(record, "question")
-    answers = next((record[name] for name in ("answers", "golden_answers", "answer") if name in record), None)
-    if answers is None:
+    name = next((name for name in ("answers", "golden_answers", "answer", "answerKey") if name in record), None)
+    if name is None or record[name] is None:
         raise FieldError("answers", "missing; wanted a list of gold answers (or 'golden_answers', 'answer')")
+    answers = with_aliases(record) if name == "answer" else record[name]
     answers = [answers] if isinstance(answers, str) else answers
+    found = {"id": record["_id"]} if "id" not in record and "_id" in record else {}
+    if record.get("choices"):
+        found["choices"] = normalize_choices(record["choices"])
+        answers = name_options(answers, found["choices"])
     if not isinstance(answers, list) or not answers:
         raise FieldError("answers", "wanted a list of at least one gold answer")
     for answer in answers:
         if not isinstance(answer, str) or not answer.strip():
             raise FieldError("answers", f"{answer!r:.80} is not a gold answer; wanted text that is not empty")
-    if record.get("choices"):
-        _choices(record["choices"])
-    return {**record, "answers": answers}
+    return {**record, **found, "answers": answers}
+
+
+def with_aliases(record: Record) -> Any:
+    """`answer`, with MuSiQue's `answer_aliases` after it."""
+    answer, aliases = record["answer"], record.get("answer_aliases") or []
+    aliases = [aliases] if isinstance(aliases, str) else aliases
+    if not isinstance(aliases, list):
+        raise FieldError("answer_aliases", f"wanted a list, found {type(aliases).__name__}")
+    if not aliases:
+        return answer
+    answers = answer if isinstance(answer, list) else [answer]
+    return answers + [alias for alias in aliases if alias not in answers]
+
+
+def normalize_choices(choices: Any) -> dict[str, list[str]]:
+    """A question's options as the lists `label` and `text`.
+
+    Args:
+        choices: those two lists (ARC on the hub), a list of objects with a label and a text each (ARC as its authors
+            publish it), or a list of texts (FlashRAG), whose labels are A, B, ...
+
+    Raises:
+        FieldError: it is none of these.
+    """
+    if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
+        choices = {"label": list(string.ascii_uppercase[: len(choices)]), "text": choices}
+    elif isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
+        choices = {column: [choice.get(column) for choice in choices] for column in ("label", "text")}
+    columns = [choices.get("label"), choices.get("text")] if isinstance(choices, dict) else [None, None]
+    if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
+        raise FieldError("choices", "wanted the lists 'label' and 'text', equally long, or a list of options")
+    for name, column in zip(("label", "text"), columns, strict=True):
+        for value in column:
+            if not isinstance(value, str) or (name == "label" and not value.strip()):
+                raise FieldError(f"choices.{name}", f"{value!r:.80} is not text, or empty")
+    return choices
+
+
+def name_options(answers: Any, choices: dict[str, list[str]]) -> Any:
+    """Gold answers as the labels of options, where they are an option's position (FlashRAG, from 0) or its text."""
+    labels, texts = choices["label"], choices["text"]
+
+    def name_option(answer: Any) -> Any:
+        if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(labels):
+            return labels[answer]
+        return labels[texts.index(answer)] if answer in texts and answer not in labels else answer
+
+    answers = [answers] if isinstance(answers, int) else answers
+    return list(map(name_option, answers)) if isinstance(answers, list) else answers
 
 
 def as_retrieved(record: Record) -> Record:
@@ -107,6 +163,20 @@ def with_unique_ids(shape: Callable[[Record], Record]) -> Callable[[Record], Rec
     return unique
 
 
+def split_contents(contents: str, no_title: bool = False) -> tuple[str, str]:
+    """Title and text of FlashRAG's `contents`: a line with the title, in one pair of quotation marks or without, then
+    the text. One line alone is a text without a title.
+
+    Args:
+        no_title: the first line is no title, all is text.
+    """
+    title, _, text = contents.partition("\n")
+    if no_title or not text.strip():
+        return "", contents
+    title = title.strip()
+    return title[1:-1] if len(title) > 1 and title[0] == title[-1] == '"' else title, text
+
+
 def passage_text(passage: Record) -> str:
     """What a cross-encoder reads of a passage: its title, a line break, its text (the text alone if untitled)."""
     title = passage.get("title") or ""
@@ -135,15 +205,6 @@ def _passage(passage: Any, where: str) -> None:
     score = passage.get("score")
     if isinstance(score, int | float):
         _finite(score, f"{where}.score")
-
-
-def _choices(choices: Any) -> None:
-    columns = [choices.get("label"), choices.get("text")] if isinstance(choices, dict) else [None, None]
-    if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
-        raise FieldError("choices", "wanted an object with the lists 'label' and 'text', equally long")
-    for label in columns[0]:
-        if not isinstance(label, str) or not label.strip():
-            raise FieldError("choices.label", f"{label!r:.80} is not text, or empty")
 
 
 def _finite(value: Any, where: str) -> None:

@@ -3,37 +3,42 @@
 import codecs
 import csv
 import io
+import itertools
 import json
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import FieldError, Record, parse_json
 from gainRAG.evaluation.question_formats import FORMATS, Format, question_text
 
 
-def entries(name: str, data: bytes, format_name: str | None) -> Iterator[tuple[str, Any]]:
-    """The file's records, each with where it is, whatever holds them: a list, lines, nested objects or CSV.
+def entries(name: str, file: IO[bytes], format_name: str | None) -> Iterator[tuple[str, Any]]:
+    """The file's records, each with where it is, whatever holds them: a list, lines, nested objects or a table.
 
     Raises:
-        UserError: `data` is not UTF-8, not JSON, not CSV, or not nested as its format is.
+        UserError: the file is not UTF-8, not JSON, not a table, or not nested as its format is.
     """
-    data = data.removeprefix(codecs.BOM_UTF8)
-    if not data.strip():
+    lines = ((number, line) for number, line in enumerate(_without_mark(file), 1) if line.strip())
+    number, first = next(lines, (0, b""))
+    if not first:
         raise UserError(f"{name}: is empty")
-    if format_name == "dpr" or (format_name is None and data.lstrip()[:1] not in b"{["):
-        yield from _csv_entries(name, data)
+    if format_name == "dpr" or (format_name is None and first.lstrip()[:1] not in b"{["):
+        yield from _table_entries(name, b"\n" * (number - 1) + first + file.read())
         return
-    first = re.match(rb"\s*[^\n]*", data)
-    if re.compile(rb"\S").search(data, first.end()) and _is_json(first.group()):
-        for number, line in enumerate(data.split(b"\n"), 1):
-            if line.strip():
-                yield f"{name}:{number}", parse_json(line, f"{name}:{number}")
+    second = next(lines, None)
+    if second and _is_json(first):
+        for place, line in itertools.chain([(number, first), second], lines):
+            yield f"{name}:{place}", parse_json(line, f"{name}:{place}")
         return
-    yield from _nested_entries(name, parse_json(data, name))
+    yield from _nested_entries(name, parse_json(first + (second[1] + file.read() if second else b""), name))
+
+
+def _without_mark(file: IO[bytes]) -> Iterator[bytes]:
+    for number, line in enumerate(file):
+        yield line.removeprefix(codecs.BOM_UTF8) if not number else line
 
 
 def _is_json(line: bytes) -> bool:
@@ -67,21 +72,26 @@ def _squad_entries(name: str, articles: Any) -> Iterator[tuple[str, Any]]:
         raise UserError(f"{where}: not SQuAD 1.1 (data > paragraphs > qas)") from None
 
 
-def _csv_entries(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
+def _table_entries(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
+    """DPR's questions and answers, or a table whose first line names `claim` and `label`."""
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError as problem:
         line = data.count(b"\n", 0, problem.start) + 1
         raise UserError(f"{name}:{line}: is not UTF-8 text; save the file as UTF-8") from None
     csv.field_size_limit(max(len(text), 131072))
-    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=True)
+    header = text.split("\n", 1)[0].strip("\r").split("\t")
+    named = {"claim", "label"} <= set(header)
+    rows = csv.reader(io.StringIO(text, newline=""), delimiter="\t", strict=not named)
+    columns = header if named else ["question", "python list"]
+    wanted = f"the {len(header)} of the first line" if named else "2, question<TAB>Python list of answers"
     line = 1
     try:
         for row in rows:
-            if row and len(row) != 2:
-                raise UserError(f"{name}:{line}: {len(row)} columns; wanted 2, question<TAB>Python list of answers")
-            if row:
-                yield f"{name}:{line}", dict(zip(("question", "python list"), row, strict=True))
+            if row and len(row) != len(columns):
+                raise UserError(f"{name}:{line}: {len(row)} columns; wanted {wanted}")
+            if row and not (named and line == 1):
+                yield f"{name}:{line}", dict(zip(columns, row, strict=True))
             line = rows.line_num + 1
     except csv.Error as problem:
         raise UserError(f"{name}:{line}: not CSV: {problem}; a quoted field that is never closed?") from None
@@ -116,34 +126,40 @@ class Tally:
 
 
 def read_questions(
-    name: str, data: bytes, format_name: str | None = None, dataset: str | None = None, drop_unanswered: bool = False
+    name: str,
+    data: bytes | IO[bytes],
+    format_name: str | None = None,
+    dataset: str | None = None,
+    drop_unanswered: bool = False,
 ) -> tuple[str | None, list[Record], Tally]:
     """Questions of one file in any of the formats.
 
     Args:
         name: the file's name, for messages.
-        data: its content.
+        data: its content, or the file, open; lines of it are read one at a time.
         format_name: key of FORMATS; None detects it.
         dataset: begins the ids of questions without an official one; None takes the format's, or the file's name.
         drop_unanswered: leave questions without any answer out; otherwise they are an error.
 
     Returns:
-        The data set's name if known, records of id, question and answers in the file's order, and what was left out.
+        The data set's name if known, records of id, question, answers and what else is passed on, in the file's
+        order, and what was left out.
 
     Raises:
         UserError: names file, line (or item) and field.
     """
     questions, tally, kind = [], Tally(), None
     first_seen: dict[str, str] = {}
-    for number, (where, entry) in enumerate(entries(name, data, format_name), 1):
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
+    for number, (where, entry) in enumerate(entries(name, file, format_name), 1):
         if kind is None:
             kind = detect(where, entry, format_name)
             dataset = dataset or kind.dataset
             prefix = dataset or Path(name).stem
         try:
-            official, question, answers = kind.read(_an_object(entry))
-            answers = _clean_answers(answers, tally)
-            question = question_text(question)
+            found = kind.read(_check_object(entry))
+            answers = _clean_answers(found.answers, tally)
+            question = question_text(found.text)
         except FieldError as problem:
             raise UserError(f"{where}: {problem}") from None
         if not answers and not drop_unanswered:
@@ -151,16 +167,17 @@ def read_questions(
         if not answers:
             tally.unanswered += 1
             continue
-        identity = f"{prefix}-{number}" if official is None else str(official)
+        identity = f"{prefix}-{number}" if found.id is None else str(found.id)
         if first_seen.setdefault(identity, where) != where:
             raise UserError(f"{where}: id {identity!r} is already at {first_seen[identity]}; ids must be unique")
-        questions.append({"id": identity, "question": question, "answers": answers})
+        record = {"id": identity, "question": question, "answers": answers}
+        questions.append({**record, **found.extra, **record})  # in this order, and never another id
     if not questions:
         raise UserError(f"{name}: holds no questions with answers")
     return dataset, questions, tally
 
 
-def _an_object(entry: Any) -> Record:
+def _check_object(entry: Any) -> Record:
     if not isinstance(entry, dict):
         raise FieldError("(record)", f"wanted an object, found {type(entry).__name__}")
     return entry

@@ -3,6 +3,9 @@
 Text and answer are brought to Unicode form NFD, cut into tokens (runs of letters, numbers and marks, or one other
 visible character) and lower-cased; the answer's tokens must stand in a row in the text's. Here both become one
 string, each token between single spaces, so that the search is a substring test and a text is cut only once.
+
+Scripts without spaces between words (Chinese, Japanese, Thai) have no such tokens: there the answer's characters in a
+row are wanted (`characters`), a rule of ours. Retrieval chooses it for a run, and notes it in its records.
 """
 
 import unicodedata
@@ -15,6 +18,8 @@ import regex
 from gainRAG.common.cli import UserError
 
 KS = (1, 5, 10, 20, 50, 100)
+MATCHES = ("tokens", "characters")
+MATCH = "answer_match"  # the field of a question that says how its answers are looked for, unless by tokens
 
 
 _WORD = regex.compile(r"[\p{L}\p{N}\p{M}]")
@@ -43,20 +48,33 @@ def token_string(text: str) -> str:
     return f" {tokens} " if tokens else " "
 
 
+def character_string(text: str) -> str:
+    """The characters of `text` in one form and in lower case (Unicode form NFKC), runs of white space as one space."""
+    return " ".join(unicodedata.normalize("NFKC", text).lower().split())
+
+
 class AnswerMatcher:
     """One question's gold answers, ready to be looked for in many passages.
 
     Args:
         answers: gold answers. One without any token is found in every text, as in DPR's rule.
+        match: "tokens", DPR's rule, or "characters".
     """
 
-    def __init__(self, answers: Sequence[str]) -> None:
+    def __init__(self, answers: Sequence[str], match: str = "tokens") -> None:
         answers = [answers] if isinstance(answers, str) else answers
+        self._by_characters = match == "characters"
+        if self._by_characters:
+            self._characters = list(map(character_string, answers))
+            return
         needles = dict.fromkeys(map(token_string, answers))
         self._needles = [(max(_letters(needle).split(), key=len, default=""), needle) for needle in needles]
 
     def matches(self, text: str) -> bool:
         """Whether `text` (a passage without its title, as DPR does) holds one of the answers."""
+        if self._by_characters:
+            characters = character_string(text)
+            return any(answer in characters for answer in self._characters)
         letters = _letters(unicodedata.normalize("NFD", text))
         possible = [needle for longest_token, needle in self._needles if longest_token in letters]
         if not possible:  # most passages end here, before the costly cutting
@@ -75,9 +93,23 @@ def has_answer(text: str, answers: Sequence[str]) -> bool:
     return AnswerMatcher(answers).matches(text)
 
 
-def mark_hits(passages: Iterable[dict[str, Any]], answers: Sequence[str]) -> list[dict[str, Any]]:
-    """The passages, each with a boolean `hasanswer`: judged here where it is missing or null."""
-    matcher = AnswerMatcher(answers)
+def match_rule(question: dict[str, Any]) -> str:
+    """How a question's answers are looked for: as retrieval noted in it, else by tokens.
+
+    Raises:
+        UserError: there is no such rule.
+    """
+    match = question.get(MATCH, "tokens")
+    if match not in MATCHES:
+        raise UserError(f"question {question.get('id')!r}: field '{MATCH}': {match!r:.40} is none of {MATCHES}")
+    return match
+
+
+def mark_hits(
+    passages: Iterable[dict[str, Any]], answers: Sequence[str], match: str = "tokens"
+) -> list[dict[str, Any]]:
+    """The passages, each with a boolean `hasanswer`: judged by `AnswerMatcher` where it is missing or null."""
+    matcher = AnswerMatcher(answers, match)
     marked = []
     for passage in passages:
         hit = passage.get("hasanswer")

@@ -19,6 +19,7 @@ from gainRAG.common.models import (
     dtype_name,
     generation_dtype,
     is_chat_model,
+    longest_input,
     pick_device,
     pick_dtype,
     weights_path,
@@ -215,6 +216,16 @@ def check_tokenizer(engine: EngineOptions, generation: GenerationOptions) -> Non
     tokenizer = load_tokenizer(engine.lm_type)
     if generation.chat:
         require_chat_template(tokenizer)
+
+
+def context_length(engine: EngineOptions) -> int | None:
+    """The most tokens of prompt and answer together, by the LLM's configuration; None where unknown, as at a server."""
+    from gainRAG.llm_inference.inference_hf import load_config
+
+    if engine.backend == "openai":
+        return None
+    longest = longest_input(load_config(engine.lm_type))
+    return min(engine.max_model_len, longest or engine.max_model_len) if engine.backend == "vllm" else longest
 
 
 def load_engine(options: EngineOptions, generation: GenerationOptions) -> Engine:

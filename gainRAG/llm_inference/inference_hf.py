@@ -39,6 +39,18 @@ def load_tokenizer(lm_type: str):
     return tokenizer
 
 
+def load_config(lm_type: str):
+    """The LLM's configuration.
+
+    Raises:
+        UserError: unknown name, or a configuration that cannot be had.
+    """
+    from transformers import AutoConfig
+
+    with explain_load_errors(lm_type):
+        return AutoConfig.from_pretrained(weights_path(lm_type), trust_remote_code=False)
+
+
 def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     """The LLM on its device, in evaluation mode.
 

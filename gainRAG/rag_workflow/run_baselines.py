@@ -20,7 +20,7 @@ from gainRAG.common.cli import UserError, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, read_records, write_json
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import with_unique_ids
-from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
 from gainRAG.llm_inference.engine import (
     EngineOptions,
@@ -179,7 +179,7 @@ def pick_metrics(picks: Picks, method: str, questions: list[Record]) -> Record:
 
 def find_hits(record: Record, passages: list[Record]) -> list[bool]:
     """Which of the passages hold a gold answer of the question."""
-    matcher = AnswerMatcher(record["answers"])
+    matcher = AnswerMatcher(record["answers"], match_rule(record))
     return [matcher.matches(passage["text"]) for passage in passages]
 
 

@@ -39,6 +39,7 @@ def search_bm25(questions: list[str], store: PassageStore, k: int) -> TopK:
         known = [word for word in words(question) if word in index.vocab_dict]
         if known:
             all_scores = index.get_scores(known)
+            all_scores[store.empty] = 0
             best = _best_positions(all_scores, k)
             positions[row, : len(best)], scores[row, : len(best)] = best, all_scores[best]
     return TopK(scores, positions)

@@ -5,18 +5,29 @@ import gzip
 import json
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from tqdm import tqdm
 
 from gainRAG.common.cli import UserError, input_file
 from gainRAG.common.jsonl import Record
+from gainRAG.common.schemas import split_contents
 
 COLUMNS = ("id", "text", "title")
 ENDINGS = (".tsv", ".tsv.gz", ".jsonl", ".jsonl.gz")
 MAX_FIELD_BYTES = 1 << 27
 
-Row = tuple[int, str, str, str]  # line number, id, title, text
+
+class Row(NamedTuple):
+    """One passage of a corpus file; `extra` holds the fields that we do not know."""
+
+    line: int
+    id: str
+    title: str
+    text: str
+    extra: Record
 
 
 def corpus_file(path: str | Path) -> Path:
@@ -31,15 +42,18 @@ def corpus_file(path: str | Path) -> Path:
     return path
 
 
-def read_corpus(corpus: Path) -> Iterator[Row]:
-    """A corpus file's passages as (line, id, title, text), with a progress bar over its bytes.
+def read_corpus(corpus: Path, no_title: bool = False) -> Iterator[Row]:
+    """A corpus file's passages, with a progress bar over its bytes.
+
+    Args:
+        no_title: the first line of FlashRAG's `contents` is text as well, not a title.
 
     Raises:
         UserError: bad UTF-8, a truncated .gz, a missing column or field: names file and line.
     """
     is_table = corpus.name.removesuffix(".gz").endswith(".tsv")
     with corpus.open("rb") as raw, tqdm(total=corpus.stat().st_size, unit="B", unit_scale=True, desc="passages") as bar:
-        rows = (_table_rows if is_table else _json_rows)(corpus, _lines(corpus, raw))
+        rows = (_table_rows if is_table else partial(_json_rows, no_title=no_title))(corpus, _lines(corpus, raw))
         for number, row in enumerate(rows):
             yield row
             if number % 4096 == 0:
@@ -66,7 +80,20 @@ def _lines(corpus: Path, raw) -> Iterator[tuple[int, str]]:
             raise UserError(f"{corpus}:{number}: is not UTF-8 text (byte {problem.start})") from None
 
 
-def _json_rows(corpus: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+def has_contents(corpus: Path) -> bool:
+    """Whether the first passage of a corpus file has FlashRAG's `contents`."""
+    if ".jsonl" not in corpus.suffixes:
+        return False
+    with corpus.open("rb") as raw:
+        first = next((line for _, line in _lines(corpus, raw) if line.strip()), "null")
+    try:
+        record = json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(record, dict) and "contents" in record and "text" not in record
+
+
+def _json_rows(corpus: Path, lines: Iterator[tuple[int, str]], no_title: bool) -> Iterator[Row]:
     for number, line in lines:
         if not line.strip():
             continue
@@ -74,28 +101,31 @@ def _json_rows(corpus: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
             record = json.loads(line)
         except (ValueError, RecursionError) as problem:  # ValueError: also a number of more than 4300 digits
             raise UserError(f"{corpus}:{number}: is not JSON ({problem})") from None
-        yield number, *_json_passage(f"{corpus}:{number}", record)
+        yield Row(number, *_json_passage(f"{corpus}:{number}", record, no_title))
 
 
-def _json_passage(where: str, record: Record) -> tuple[str, str, str]:
+def _json_passage(where: str, record: Record, no_title: bool) -> tuple[str, str, str, Record]:
     if not isinstance(record, dict):
         raise UserError(f"{where}: wanted an object, found {type(record).__name__}")
     if isinstance(record.get("contents"), str) and "text" not in record:
-        title, _, text = record["contents"].partition("\n")
-        record = {**record, "title": title.strip('"'), "text": text}
+        title, text = split_contents(record.pop("contents"), no_title)
+        record |= {"title": title, "text": text}
+    if "id" not in record and "_id" in record:  # BEIR
+        record["id"] = record.pop("_id")
     for field, kinds in (("id", str | int), ("text", str)):
         if field not in record:
             raise UserError(f"{where}: field '{field}' is missing; wanted id, title and text, or id and contents")
         if not isinstance(record[field], kinds) or isinstance(record[field], bool):
             raise UserError(f"{where}: field '{field}': {record[field]!r:.80} is not text")
     title = record.get("title") or ""
+    extra = {field: value for field, value in record.items() if field not in COLUMNS}
     if not isinstance(title, str):
         raise UserError(f"{where}: field 'title': {title!r:.80} is not text")
     try:
-        f"{record['id']}{title}{record['text']}".encode()
+        f"{record['id']}{title}{record['text']}{json.dumps(extra, ensure_ascii=False) if extra else ''}".encode()
     except UnicodeEncodeError:
         raise UserError(f"{where}: holds half of a surrogate pair (\\ud800-\\udfff), which no text can") from None
-    return str(record["id"]), title, record["text"]
+    return str(record["id"]), title, record["text"], extra
 
 
 def _table_rows(corpus: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
@@ -113,7 +143,7 @@ def _table_rows(corpus: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]
                 if len(row) <= max(places):
                     raise UserError(f"{corpus}:{start}: {len(row)} columns, wanted {', '.join(COLUMNS)}")
                 passage_id, text, title = (row[place] for place in places)
-                yield start, passage_id, title, text
+                yield Row(start, passage_id, title, text, {})
             start = feed.number + 1
     except csv.Error as problem:
         raise UserError(f"{corpus}:{start}: {problem}") from None

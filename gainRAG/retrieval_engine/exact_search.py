@@ -64,10 +64,13 @@ class TopKHeaps:
     def add(self, scores: np.ndarray, positions: np.ndarray) -> None:
         """Takes in more candidates, both (queries, any), each of a query's passages once."""
         self._heaps.add_result(scores, -2 - positions)
-        # A heap lets a candidate in only above its lowest score: those that equal it still have to be compared.
-        floor = self.floor
-        for query in np.flatnonzero((scores == floor[:, None]).any(axis=1)):
-            self._keep_first_of_equals(query, positions[query, scores[query] == self._heaps.D[query, 0]])
+        # A heap lets a candidate in only above its lowest score: those that equal it still have to be compared, unless
+        # it is the lowest one itself.
+        lowest = scores == self._heaps.D[:, :1]
+        alone = positions[np.arange(len(lowest)), lowest.argmax(axis=1)] == -2 - self._heaps.I[:, 0]
+        count = lowest.sum(axis=1)
+        for query in np.flatnonzero((count > 1) | ((count == 1) & ~alone)):
+            self._keep_first_of_equals(query, positions[query, lowest[query]])
 
     def _keep_first_of_equals(self, query: int, candidates: np.ndarray) -> None:
         scores, kept = self._heaps.D[query], self._heaps.I[query]
@@ -113,7 +116,7 @@ def search_shards(
     devices = [(knn, np.empty((size, dim), "float32")) for knn in knns]
     with ThreadPoolExecutor(len(devices)) as pool:
         running = deque()
-        for number, (positions, vectors) in enumerate(chunks):
+        for number, (positions, vectors) in enumerate(without_empty(chunks, store.empty)):
             if len(running) == len(devices):
                 heaps.add(*running.popleft().result())
             device = devices[number % len(devices)]
@@ -195,6 +198,16 @@ def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) 
         for start in range(0, len(vectors), rows):
             part = slice(start, start + rows)
             yield positions[part], rows_of(vectors, part)
+
+
+def without_empty(chunks: Iterable[Chunk], empty: np.ndarray) -> Iterator[Chunk]:
+    """The chunks without the passages at the positions `empty`."""
+    for positions, vectors in chunks:
+        if len(empty) and np.isin(positions, empty).any():
+            filled = ~np.isin(positions, empty)
+            positions, vectors = positions[filled], vectors[filled]
+        if len(positions):
+            yield positions, vectors
 
 
 def search_chunk(

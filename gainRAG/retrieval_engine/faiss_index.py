@@ -7,6 +7,7 @@ import logging
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -216,8 +217,11 @@ def _try_opening(path: Path) -> None:
         raise UserError(f"{path}: is no FAISS index, or damaged (FAISS crashes on it, {killed_by})")
 
 
-def search_index(queries: np.ndarray, index, k: int) -> TopK:
+def search_index(queries: np.ndarray, index, k: int, empty: Sequence[int] = ()) -> TopK:
     """An index's answer, equal scores in the order of the passages. Distances (L2) are given negated.
+
+    Args:
+        empty: positions of passages that are never retrieved.
 
     Raises:
         UserError: FAISS finds the index damaged.
@@ -225,11 +229,12 @@ def search_index(queries: np.ndarray, index, k: int) -> TopK:
     import faiss
 
     try:
-        scores, positions = index.search(queries, min(k, index.ntotal))
+        scores, positions = index.search(queries, min(k + len(empty), index.ntotal))
     except RuntimeError as problem:
         raise UserError(f"the FAISS index is damaged ({_reason(problem)})") from None
     if index.metric_type == faiss.METRIC_L2:
         scores = -scores
+    positions = np.where(np.isin(positions, empty), -1, positions)
     scores = np.where(positions < 0, -np.inf, scores).astype("float32")
-    order = np.lexsort((positions, -scores), axis=1)
+    order = np.lexsort((positions, -scores), axis=1)[:, :k]
     return TopK(np.take_along_axis(scores, order, axis=1), np.take_along_axis(positions, order, axis=1))

@@ -80,7 +80,7 @@ class EncoderOptions:
 
     def passage_text(self, passage: Record) -> str:
         """Title, a space, text, in the form the encoder reads."""
-        title = "" if self.no_title else passage["title"]
+        title = "" if self.no_title else passage.get("title") or ""
         return self.prefix + self._clean(f"{title} {passage['text']}" if title else passage["text"])
 
     def question_text(self, question: str) -> str:
@@ -106,7 +106,9 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, texts: str) -> None:
     add("--max_length", type=positive_int, default=512, help=f"tokens that {texts} are cut to")
     add("--batch_size", type=positive_int, help=f"{texts} a forward pass; default: 256 on a GPU, 1024 tokens on a CPU")
     add("--device", help="cpu, cuda or cuda:N for the encoder; default: the first GPU, or the CPU")
-    add("--dtype", choices=["auto", *DTYPES], default="auto", help="auto: bfloat16 where the hardware has it")
+    add("--use_gpu", dest="device", action="store_const", const="cuda", help="as --device cuda")
+    add("--dtype", choices=["auto", *DTYPES], default="float32" if texts == "questions" else "auto",
+        help="auto: bfloat16 where the hardware has it; the paper encodes questions in float32")  # fmt: skip
 
 
 def encoder_options(
@@ -164,13 +166,13 @@ class Encoder:
             logger.warning("%s reads %d tokens at most; longer texts are cut", options.model_name_or_path, limit)
 
     def encode(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> np.ndarray:
-        """The texts' vectors, float32, shape (len(texts), dim), in the order of the texts.
+        """The texts' vectors, float32, shape (len(texts), dim), in the order of the texts; NaN for one without tokens.
 
         Args:
             texts: as they are given to the tokenizer: see `EncoderOptions.passage_text` and `question_text`.
             progress: called with the number of texts just done.
         """
-        tokens = list(self._tokenize(texts))
+        tokens = list(self.tokenize(texts))
         vectors = np.empty((len(texts), self.dim), "float32")
         for batch, output in self.budget.run(list(map(len, tokens)), lambda b: self._forward([tokens[i] for i in b])):
             vectors[batch] = output
@@ -178,7 +180,8 @@ class Encoder:
                 progress(len(batch))
         return vectors
 
-    def _tokenize(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    def tokenize(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+        """The texts' token ids, int32 (tokens,), cut to `max_length`."""
         for start in range(0, len(texts), TOKENISED_AT_ONCE):
             ids = self.tokenizer(
                 list(texts[start : start + TOKENISED_AT_ONCE]),
@@ -192,7 +195,7 @@ class Encoder:
     @torch.inference_mode()
     def _forward(self, tokens: list[np.ndarray]) -> np.ndarray:
         lengths = torch.tensor([len(text) for text in tokens])
-        ids = torch.full((len(tokens), int(lengths.max())), self.tokenizer.pad_token_id or 0)
+        ids = torch.full((len(tokens), max(1, int(lengths.max()))), self.tokenizer.pad_token_id or 0)
         for row, text in enumerate(tokens):
             ids[row, : len(text)] = torch.from_numpy(text)
         mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(self.device)
@@ -200,6 +203,7 @@ class Encoder:
         pooled = self._pool(hidden, mask)
         if self.options.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
+        pooled[lengths == 0] = torch.nan
         return pooled.cpu().numpy()
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -19,7 +19,7 @@ from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
-from gainRAG.common.resume import StageOutput, stage_settings
+from gainRAG.common.resume import StageOutput, remove_output, stage_settings
 from gainRAG.retrieval_engine.modeling import Encoder, EncoderOptions, add_encoder_arguments, encoder_options
 from gainRAG.retrieval_engine.passages import PassageStore, add_store_arguments, open_store
 from gainRAG.retrieval_engine.vectors import MANIFEST, save_shard
@@ -28,13 +28,15 @@ logger = logging.getLogger(__name__)
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_arguments()
     workers = worker_options(args)
-    options = encoder_options(args, prefix=args.passage_prefix, no_title=args.no_title)
-    store = open_store(args.passages, args.passages_store)
+    options = encoder_options(args, prefix=args.passage_prefix, no_title=bool(args.no_title))
+    store = open_store(args.passages, args.passages_store, options.no_title)
     folder, size = Path(args.output_dir), args.shard_size
     with StageOutput(folder / MANIFEST, embed_settings(options, store, size), args.overwrite) as output:
         logger.info("%d passages", len(store))
+        if not output.complete:
+            remove_output(folder / MANIFEST)  # with --overwrite its shards are written over
         shards = output.remaining(shard_ranges(len(store), size), 1, "embed", unit="shard")
         encoded = map_chunks(partial(ShardEncoder, options, store.folder), shards, workers)
         for number, [(ids, vectors)] in enumerate(encoded, output.done):
@@ -83,22 +85,28 @@ class ShardEncoder:
         """
         passages = [self.store[position] for position in positions]
         texts = list(map(self.encoder.options.passage_text, passages))
-        with tqdm(total=len(texts), unit="passage", desc="shard", leave=False) as bar:
-            vectors = self.encoder.encode(texts, bar.update).astype("float16")
+        filled = [row for row, passage in enumerate(passages) if passage["text"].strip()]
+        vectors = np.zeros(
+            (len(passages), self.encoder.dim), "float16"
+        )  # of an empty passage, which is never retrieved
+        with tqdm(total=len(filled), unit="passage", desc="shard", leave=False) as bar:
+            vectors[filled] = self.encoder.encode([texts[row] for row in filled], bar.update)
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():
-            passage = passages[int(np.argmin(finite))]
-            raise UserError(f"passage {passage['id']!r}: its vector overflows; try --dtype float32 or --normalize")
+            row = int(np.argmin(finite))
+            reason = "its vector overflows; try --dtype float32 or --normalize"
+            if not len(next(self.encoder.tokenize([texts[row]]))):
+                reason = "is empty to the encoder, whose tokenizer makes no token of it; leave it out of the corpus"
+            raise UserError(f"passage {passages[row]['id']!r}: {reason}")
         return [passage["id"] for passage in passages], vectors
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     add = parser.add_argument
     add_store_arguments(parser)
     add("--output_dir", required=True, help="folder for the shards")
     add("--passage_prefix", default="", help='put before every passage, for example "passage: " for E5')
-    add("--no_title", action="store_true", help="leave the title out; default: title, a space, text")
     add("--shard_size", type=positive_int, default=100_000, help="passages a shard, and lost at most when killed")
     add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
     add_encoder_arguments(parser, "passages")

@@ -2,8 +2,9 @@
 
 A store is a folder made once from a corpus file (psgs_w100.tsv, .tsv.gz, .jsonl, .jsonl.gz):
 
-    passages.bin  every passage's id, title and text in UTF-8, one after the other
-    offsets.bin   int64, 3 n + 1 numbers: where each of those pieces begins (the last: where the file ends)
+    passages.bin  every passage's id, title, text and other fields (JSON, or nothing) in UTF-8, one after the other
+    offsets.bin   int64, 4 n + 1 numbers: where each of those pieces begins (the last: where the file ends)
+    empty.bin     int64: the positions of the passages without text, which are never embedded or retrieved
     hashes.bin    uint64, n numbers, ascending: a 64-bit hash of each id
     order.bin     int64, n numbers: the position of the passage whose hash that is
     meta.json     count, and what the store was made from
@@ -13,6 +14,7 @@ Passages are read at their place in the file and the hashes are memory-mapped, s
 
 import argparse
 import hashlib
+import itertools
 import json
 import logging
 import os
@@ -25,15 +27,16 @@ from pathlib import Path
 import numpy as np
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.jsonl import Record, make_once
+from gainRAG.common.jsonl import Record, line_of, make_once
 from gainRAG.common.resume import fingerprint
-from gainRAG.retrieval_engine.corpus import corpus_file, read_corpus
+from gainRAG.retrieval_engine.corpus import corpus_file, has_contents, read_corpus
 
 logger = logging.getLogger(__name__)
 
-FORMAT = 1
-BUFFERED = 1 << 18  # passages whose offsets wait in memory while a store is made: 6 MB
-ENDS = struct.Struct("<4q")  # where a passage's id, title and text begin, and where the text ends
+FORMAT = 2
+BUFFERED = 1 << 18  # passages whose offsets wait in memory while a store is made: 8 MB
+PIECES = 4
+ENDS = struct.Struct("<5q")  # where a passage's pieces begin, and where the last one ends
 
 
 class PassageStore(Sequence):
@@ -44,6 +47,7 @@ class PassageStore(Sequence):
 
     Attributes:
         digest: identifies the passages and their order, whatever file they came from.
+        empty: int64, the positions of the passages without text, ascending.
 
     Raises:
         UserError: the store is damaged; one that is damaged inside a passage says so when it is read.
@@ -59,7 +63,10 @@ class PassageStore(Sequence):
             self._offsets = (folder / "offsets.bin").open("rb")
             self._passages = (folder / "passages.bin").open("rb")
             self._size = os.fstat(self._passages.fileno()).st_size
-            if _numbers(folder / "offsets.bin", "<i8", 3 * self.count + 1)[-1] != self._size:
+            if _numbers(folder / "offsets.bin", "<i8", PIECES * self.count + 1)[-1] != self._size:
+                raise ValueError
+            self.empty = np.fromfile(folder / "empty.bin", "<i8")
+            if len(self.empty) and not 0 <= self.empty.min() <= self.empty.max() < self.count:
                 raise ValueError
         except (OSError, ValueError, KeyError, TypeError, OverflowError):
             raise self._damaged() from None
@@ -68,7 +75,7 @@ class PassageStore(Sequence):
         return self.count
 
     def __getitem__(self, position: int) -> Record:
-        """The passage at `position`: `{id, title, text}`."""
+        """The passage at `position`: `{id, title, text}` and its other fields."""
         if not -self.count <= position < self.count:
             raise IndexError(f"passage {position} of {self.count}")
         return self._read(position % self.count)
@@ -78,14 +85,15 @@ class PassageStore(Sequence):
         return self._read(position)["id"]
 
     def _read(self, position: int) -> Record:
-        id_at, title_at, text_at, end = ENDS.unpack(os.pread(self._offsets.fileno(), ENDS.size, 24 * position))
-        if not 0 <= id_at <= title_at <= text_at <= end <= self._size:
+        begins = ENDS.unpack(os.pread(self._offsets.fileno(), ENDS.size, 8 * PIECES * position))
+        if list(begins) != sorted(begins) or not 0 <= begins[0] <= begins[-1] <= self._size:
             raise self._damaged()
-        data = os.pread(self._passages.fileno(), end - id_at, id_at)
-        title, text = title_at - id_at, text_at - id_at
+        data = os.pread(self._passages.fileno(), begins[-1] - begins[0], begins[0])
+        cuts = [begin - begins[0] for begin in begins]
         try:
-            return {"id": data[:title].decode(), "title": data[title:text].decode(), "text": data[text:].decode()}
-        except UnicodeDecodeError:
+            passage_id, title, text, extra = (data[a:b].decode() for a, b in itertools.pairwise(cuts))
+            return {"id": passage_id, "title": title, "text": text, **(json.loads(extra) if extra else {})}
+        except (ValueError, TypeError, RecursionError):
             raise self._damaged() from None
 
     def _damaged(self) -> UserError:
@@ -146,6 +154,12 @@ def add_store_arguments(parser: argparse.ArgumentParser) -> None:
     """The flags that name a corpus and its store."""
     parser.add_argument("--passages", required=True, help="corpus: psgs_w100.tsv, .tsv.gz, .jsonl or .jsonl.gz")
     parser.add_argument("--passages_store", help="folder for the passage store; default: beside the corpus")
+    parser.add_argument(
+        "--no_title",
+        action="store_const",
+        const=True,
+        help="passages have no titles: the first line of `contents` is text, and a title is not embedded",
+    )
 
 
 def store_folder(corpus: str | Path, folder: str | Path | None = None) -> Path:
@@ -154,13 +168,14 @@ def store_folder(corpus: str | Path, folder: str | Path | None = None) -> Path:
     return (Path(folder) if folder else corpus.parent) / f"{corpus.name}.store"
 
 
-def open_store(corpus: str | Path, folder: str | Path | None = None) -> PassageStore:
+def open_store(corpus: str | Path, folder: str | Path | None = None, no_title: bool = False) -> PassageStore:
     """The store of a corpus file, made first if there is none or the corpus has changed.
 
     Args:
         corpus: psgs_w100.tsv, .tsv.gz, .jsonl or .jsonl.gz. The .tsv has a header with id, text and title; a
             .jsonl line has `id` and `title`/`text`, or FlashRAG's `contents` ("title\\ntext").
         folder: where the store goes; the corpus file's folder if None.
+        no_title: the first line of `contents` is text as well, not a title.
 
     Raises:
         UserError: the corpus is missing, or unusable: names file and line. No store is left then.
@@ -168,45 +183,51 @@ def open_store(corpus: str | Path, folder: str | Path | None = None) -> PassageS
     corpus = corpus_file(corpus)
     target = store_folder(corpus, folder)
     remedy = "--passages_store FOLDER puts the passage store elsewhere"
-    make_once(target, partial(is_current, target, corpus), partial(_make, corpus), remedy)
+    make_once(target, partial(is_current, target, corpus, no_title), partial(_make, corpus, no_title), remedy)
     return PassageStore(target)
 
 
-def is_current(store: Path, corpus: Path) -> bool:
+def is_current(store: Path, corpus: Path, no_title: bool = False) -> bool:
     """Whether `store` is there and was made from the corpus file as it is now."""
     meta = _meta(store)
-    return meta is not None and meta.get("source") == _source(corpus)
+    return meta is not None and meta.get("source") == _source(corpus, no_title)
 
 
-def _source(corpus: Path) -> Record:
+def _source(corpus: Path, no_title: bool) -> Record:
     # The fingerprint reads heads and tails only; the time of change shows an edit in between.
-    return {"format": FORMAT, "fingerprint": fingerprint(corpus), "changed": corpus.stat().st_mtime_ns}
+    source = {"format": FORMAT, "fingerprint": fingerprint(corpus), "changed": corpus.stat().st_mtime_ns}
+    return {**source, "no_title": True} if no_title and has_contents(corpus) else source
 
 
-def _make(corpus: Path, folder: Path) -> None:
+def _make(corpus: Path, no_title: bool, folder: Path) -> None:
     folder.mkdir()
-    source = _source(corpus)
+    source = _source(corpus, no_title)
     logger.info("making the passage store of %s, once", corpus)
     digest = hashlib.blake2b(digest_size=8)
-    hashes = array("Q")
+    hashes, empty = array("Q"), array("q")
     offsets, end = array("q", [0]), 0
     with (folder / "passages.bin").open("wb") as data, (folder / "offsets.bin").open("wb") as offsets_file:
-        for line, passage_id, title, text in read_corpus(corpus):
+        for line, passage_id, title, text, extra in read_corpus(corpus, no_title):
             if not passage_id or "\0" in passage_id:
                 raise UserError(f"{corpus}:{line}: {passage_id!r} is no passage id")
-            pieces = [piece.encode() for piece in (passage_id, title, text)]
+            pieces = [piece.encode() for piece in (passage_id, title, text, line_of(extra) if extra else "")]
+            if not text.strip():
+                empty.append(len(hashes))
             for piece in pieces:
                 end += len(piece)
                 offsets.append(end)
             data.write(b"".join(pieces))
-            digest.update(b"\0".join(pieces) + b"\0\0")
+            digest.update(b"\0".join(pieces if extra else pieces[:3]) + b"\0\0")
             hashes.append(int.from_bytes(hashlib.blake2b(pieces[0], digest_size=8).digest(), "little"))
-            if len(offsets) >= 3 * BUFFERED:
+            if len(offsets) >= PIECES * BUFFERED:
                 offsets.tofile(offsets_file)
                 offsets = array("q")
         offsets.tofile(offsets_file)
     if not hashes:
         raise UserError(f"{corpus}: holds no passages")
+    if empty:
+        logger.warning("%d passages have no text: they are neither embedded nor retrieved", len(empty))
+    (folder / "empty.bin").write_bytes(empty.tobytes())
     _write_ids(corpus, folder, np.frombuffer(hashes, "<u8"))
     meta = {"count": len(hashes), "digest": digest.hexdigest(), "source": source}
     (folder / "meta.json").write_text(json.dumps(meta), "utf-8")
@@ -224,6 +245,6 @@ def _write_ids(corpus: Path, folder: Path, hashes: np.ndarray) -> None:
 
 
 def _report_duplicate(corpus: Path, twin: np.uint64) -> None:
-    lines = [(line, passage_id) for line, passage_id, _, _ in read_corpus(corpus) if id_hashes([passage_id])[0] == twin]
+    lines = [(line, passage_id) for line, passage_id, *_ in read_corpus(corpus) if id_hashes([passage_id])[0] == twin]
     (first, passage_id), (second, _) = lines[:2]
     raise UserError(f"{corpus}:{second}: id {passage_id!r} is in line {first} already; ids must differ")

@@ -10,18 +10,18 @@ from gainRAG.retrieval_engine.modeling import encoder_dim
 from gainRAG.retrieval_engine.passages import is_current, open_store, store_folder
 from gainRAG.retrieval_engine.vectors import Shard, open_shards
 
-STORE_BYTES = 40  # a passage, beside its text: offsets, hash, position
+STORE_BYTES = 48  # a passage, beside its text: offsets, hash, position
 BM25_BYTES = 8 * 70  # a passage of 100 words has about 70 different ones, each a score and a number
 SEARCH_FLOOR = 0.5 * GIB  # Python, PyTorch and FAISS themselves
 
 
 def plan(
-    passages: str, passages_store: str | None, encoder: str, search: SearchOptions | None
+    passages: str, passages_store: str | None, no_title: bool, encoder: str, search: SearchOptions | None
 ) -> list[tuple[str, str]]:
     """(what, how much) of a retrieval; loads no weights and no vectors.
 
     Args:
-        passages, passages_store: as `open_store` takes them.
+        passages, passages_store, no_title: as `open_store` takes them.
         encoder: of the questions, as `encoder_dim` takes it.
         search: None for BM25.
 
@@ -30,8 +30,8 @@ def plan(
     """
     corpus = corpus_file(passages)
     folder = store_folder(corpus, passages_store)
-    if is_current(folder, corpus):
-        count = len(open_store(corpus, passages_store))
+    if is_current(folder, corpus, no_title):
+        count = len(open_store(corpus, passages_store, no_title))
         text = sum(file.stat().st_size for file in folder.iterdir())
     else:
         count, text = _count_passages(corpus)
@@ -72,7 +72,7 @@ def _search_needs(search: SearchOptions, shards: list[Shard], vectors: int, dim:
 
 def _count_passages(corpus: Path) -> tuple[int, int]:
     count = size = 0
-    for _, passage_id, title, text in read_corpus(corpus):
+    for _, passage_id, title, text, _ in read_corpus(corpus):
         count += 1
         size += STORE_BYTES + len(passage_id) + len(title.encode()) + len(text.encode())
     return count, size

@@ -25,7 +25,7 @@ from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options
 from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings, versions
 from gainRAG.common.schemas import as_question
-from gainRAG.evaluation.recall import KS, AnswerMatcher, recall_at
+from gainRAG.evaluation.recall import KS, MATCH, MATCHES, AnswerMatcher, match_rule, recall_at
 from gainRAG.retrieval_engine.exact_search import (
     GIB,
     GPU_K,
@@ -46,7 +46,13 @@ from gainRAG.retrieval_engine.modeling import (
 )
 from gainRAG.retrieval_engine.passages import PassageStore, add_store_arguments, open_store
 from gainRAG.retrieval_engine.plan import plan
-from gainRAG.retrieval_engine.vectors import check_shards, embedding_settings, open_shards, shards_fingerprint
+from gainRAG.retrieval_engine.vectors import (
+    check_shards,
+    embedding_settings,
+    embeddings_folder,
+    open_shards,
+    shards_fingerprint,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -55,25 +61,30 @@ CHUNK = 64  # questions written at once
 
 
 def main() -> None:
-    args = parse_args()
+    args = parse_arguments()
     workers = worker_options(args)
     encoder, search = (None, None) if args.retriever == "bm25" else dense_options(args, workers)
+    no_title = bool(args.no_title) if encoder is None else encoder.no_title
     if args.plan:
-        for name, value in plan(args.passages, args.passages_store, args.model_name_or_path, search):
+        for name, value in plan(args.passages, args.passages_store, no_title, args.model_name_or_path, search):
             print(f"{name:<12} {value}")
         return
     folder = Path(args.output_dir)
     targets = output_files(question_files(args.data_path), folder)
     read_recalls(folder)
-    store = open_store(args.passages, args.passages_store)
+    store = open_store(args.passages, args.passages_store, no_title)
     settings = retrieval_settings(store, args.n_docs, encoder, search)
+    if args.match != "tokens":
+        settings["flags"]["match"] = args.match
     with ExitStack() as open_outputs:  # all are finished at its end, and none before
         outputs = {}
         for source, target in targets.items():
             inputs = {**settings["inputs"], "data_path": fingerprint(source)}
             output = StageOutput(target, {**settings, "inputs": inputs}, args.overwrite)
             outputs[source] = open_outputs.enter_context(output)
-        records = {source: read_questions(source) for source, output in outputs.items() if not output.complete}
+        records = {
+            source: read_questions(source, args.match) for source, output in outputs.items() if not output.complete
+        }
         # A score's last digits depend on the questions searched for at once: a run that is resumed searches for those
         # of its first attempt again, so that its bytes are those of a run that was never stopped.
         if any(outputs[source].done < len(records[source]) for source in records):
@@ -90,7 +101,7 @@ def dense_options(args: argparse.Namespace, workers: WorkerOptions) -> tuple[Enc
     Raises:
         UserError: neither embeddings nor an index is given, or an option contradicts the passages'.
     """
-    embeddings = Path(args.passages_embeddings) if args.passages_embeddings else None
+    embeddings = embeddings_folder(args.passages_embeddings)
     index_path = Path(args.index_path) if args.index_path else None
     if not embeddings and not index_path:
         raise UserError("--passages_embeddings FOLDER (passage_embed makes it) or --index_path FILE is needed")
@@ -113,9 +124,10 @@ def encode_as_passages(args: argparse.Namespace, place: Path) -> EncoderOptions:
     """
     made_with = embedding_settings(place)
     passages = made_with["flags"] if made_with else SHARED
-    options = encoder_options(args, passages, prefix=args.query_prefix)
-    for name, value in options.shared.items():
-        if made_with and value != passages[name]:
+    no_title = passages.get("no_title", False) if args.no_title is None else args.no_title
+    options = encoder_options(args, passages, prefix=args.query_prefix, no_title=no_title)
+    for name, value in {**options.shared, "no_title": no_title}.items():
+        if made_with and value != passages.get(name, value):
             raise UserError(f"--{name} {value}: the passages in {place} were embedded with {passages[name]}")
     encoder = identity(weights_path(args.model_name_or_path))
     if made_with and encoder != made_with["inputs"]["model_name_or_path"]:
@@ -161,9 +173,10 @@ def output_files(sources: list[Path], folder: Path) -> dict[Path, Path]:
     return outputs
 
 
-def read_questions(path: Path) -> list[Record]:
-    """The questions of a file."""
-    return list(read_records(path, as_question))
+def read_questions(path: Path, match: str) -> list[Record]:
+    """The questions of a file, with the rule by which their answers are looked for unless it is DPR's."""
+    noted = {} if match == "tokens" else {MATCH: match}
+    return [{**record, **noted} for record in read_records(path, as_question)]
 
 
 def retrieval_settings(
@@ -214,7 +227,7 @@ def find(
     check_shards(shards, dim, store)
     if search.index_path:
         index = load_or_build_index(search, shards, store, dim)
-        return search_index(encode_questions(questions, encoder), index, k)
+        return search_index(encode_questions(questions, encoder), index, k, store.empty)
     if gpu_count() and k >= GPU_K:
         raise UserError(f"--n_docs {k}: FAISS finds fewer than {GPU_K} on a GPU")
     chunk_rows(len(questions), dim, min(k, len(store)), search.max_bytes)  # before the encoder loads
@@ -244,7 +257,7 @@ def write_found(
 
 def contexts(store: PassageStore, record: Record, scores: np.ndarray, positions: np.ndarray) -> list[Record]:
     """A question's `ctxs`, best first; places that the search left empty are left out."""
-    matcher = AnswerMatcher(record["answers"])
+    matcher = AnswerMatcher(record["answers"], match_rule(record))
     found = []
     for score, position in zip(scores.tolist(), positions.tolist(), strict=True):
         if position >= 0:
@@ -279,14 +292,17 @@ def read_recalls(folder: Path) -> Record:
     return recalls
 
 
-def parse_args() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     add = parser.add_argument
     add_store_arguments(parser)
-    add("--passages_embeddings", help="folder of embeddings: passage_embed's, or Contriever's passages_00, ...")
-    add("--data_path", nargs="+", required=True, help="question files, globs or folders")
+    add("--passages_embeddings", nargs="+", default=[], metavar="FOLDER",
+        help="embeddings: passage_embed's, or Contriever's passages_00, ...; a glob of its files will do")  # fmt: skip
+    add("--data_path", "--data_path_or_dir", nargs="+", required=True, help="question files, globs or folders")
     add("--output_dir", required=True, help="folder for the results: one file an input, of the same name")
     add("--n_docs", type=positive_int, default=100, help="passages a question")
+    add("--match", choices=MATCHES, default="tokens",
+        help="hasanswer: DPR's rule, or the answer's characters in a row (Chinese, Japanese, Thai)")  # fmt: skip
     add("--retriever", choices=["dense", "bm25"], default="dense", help="vectors, or words (needs bm25s)")
     add("--index_type", default="Flat", help="Flat: exact; else a FAISS factory string, for example IVF4096,PQ64")
     add("--index_path", help="FAISS index to use, or to make; default: beside the embeddings")
@@ -295,6 +311,7 @@ def parse_args() -> argparse.Namespace:
     add("--plan", action="store_true", help="print passages, vectors, memory and disk for these settings, and stop")
     add("--query_prefix", default="", help='put before every question, for example "query: " for E5')
     add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
+    add("--save_or_load_index", action="store_true", help="of the published code; an index is always kept and reused")
     add_encoder_arguments(parser, "questions")
     add_worker_arguments(parser)
     args = parser.parse_args()

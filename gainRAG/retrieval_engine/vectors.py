@@ -6,9 +6,11 @@ store's digest and the position of the first; there only when complete), and for
 A folder of Contriever's holds `passages_00`, ...: pickles of (list of ids, array), read without running anything.
 """
 
+import glob
 import hashlib
 import os
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -163,6 +165,27 @@ def as_shard(record: Record) -> Record:
         if field in ("vectors", "ids") and (Path(value).name != value or "\0" in value):
             raise FieldError(field, f"{value!r:.80} is not the name of a file beside it")
     return {field: record[field] for field in kinds}
+
+
+def embeddings_folder(patterns: Sequence[str]) -> Path | None:
+    """The folder of embeddings that its own name means, or a glob of its files, or their names; None for none.
+
+    Raises:
+        UserError: they mean nothing, several folders, or not all embeddings of one.
+    """
+    patterns = [pattern for pattern in patterns if pattern]
+    if len(patterns) < 2 and not any(map(glob.has_magic, patterns)):
+        return Path(patterns[0]) if patterns else None
+    given = " ".join(patterns)
+    files = {Path(file) for pattern in patterns for file in glob.glob(pattern)}
+    folders = {file if file.is_dir() else file.parent for file in files}
+    if len(folders) != 1:
+        raise UserError(f"--passages_embeddings {given:.200}: means {len(folders)} folders, wanted one of embeddings")
+    folder = folders.pop()
+    missing = {shard.path for shard in open_shards(folder)} - files
+    if missing and folder not in files:
+        raise UserError(f"--passages_embeddings {given:.200}: leaves out {min(missing)}; give the folder {folder}")
+    return folder
 
 
 def open_shards(folder: str | Path) -> list[Shard]:

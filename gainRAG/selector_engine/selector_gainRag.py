@@ -25,7 +25,7 @@ from gainRAG.common.models import DTYPES, dtype_name, pick_device
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
 from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.common.schemas import as_retrieved, passage_text
-from gainRAG.evaluation.recall import mark_hits, recall_at
+from gainRAG.evaluation.recall import mark_hits, match_rule, recall_at
 from gainRAG.llm_inference.background import (
     PseudoPassageOptions,
     add_background_arguments,
@@ -145,7 +145,7 @@ def check_input(data_path: str, n_candidates: int, limit: int | None) -> tuple[l
 def read_candidates(data_path: str, n_candidates: int, limit: int | None) -> Iterator[Record]:
     """The input's questions, `ctxs` cut to the candidates, each with `hasanswer` and `is_pseudo`."""
     for record in itertools.islice(read_records(data_path, as_retrieved), limit):
-        passages = mark_hits(record["ctxs"][:n_candidates], record["answers"])
+        passages = mark_hits(record["ctxs"][:n_candidates], record["answers"], match_rule(record))
         yield {**record, "ctxs": [{**passage, "is_pseudo": False} for passage in passages]}
 
 
@@ -155,7 +155,7 @@ def pseudo_passages(questions: list[Record], options: PseudoPassageOptions) -> l
         return [None] * len(questions)
     found = map(pseudo_passage, map(pseudo_passage_lookup(options.path), questions))
     return [
-        passage and mark_hits([passage], question["answers"])[0]
+        passage and mark_hits([passage], question["answers"], match_rule(question))[0]
         for passage, question in zip(found, questions, strict=True)
     ]
 

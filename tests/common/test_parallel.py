@@ -260,7 +260,7 @@ def content(folder: Path) -> dict[str, bytes]:
         (retrieval, {"SearchWorker": exact_search}),
         (rag_generation, {"AnswerWorker": rag_generation}),
         (passage_embed, {"EmbeddingWorker": passage_embed}),
-        (construct_hf, {"TextWorker": construct_hf, "GainWorker": construct_hf}),
+        (construct_hf, {"CandidateWriter": construct_hf, "GainWorker": construct_hf}),
         (selector_gainRag, {"BackgroundWorker": background, "SelectionWorker": selector_gainRag}),
     ][: None if "CHAOS_KILLS" in os.environ else 2],
 )

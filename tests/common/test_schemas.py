@@ -10,6 +10,7 @@ from gainRAG.common.schemas import (
     as_supervised,
     as_training_group,
     passage_text,
+    split_contents,
     with_unique_ids,
 )
 
@@ -43,7 +44,13 @@ def test_gold_answers_have_three_names(name):
         (as_question, {"question": "q", "answers": ["a", " "]}, "field 'answers': ' ' is not a gold answer"),
         (as_question, {"question": "q", "answers": ["a", 3]}, "field 'answers': 3 is not a gold answer"),
         (as_question, {"question": "q", "answers": {"a": 1}}, "field 'answers': wanted a list"),
-        (as_question, {**QUESTION, "choices": ["x", "y"]}, "field 'choices': wanted an object"),
+        (as_question, {**QUESTION, "choices": ["x", 5]}, "field 'choices': wanted the lists 'label' and 'text'"),
+        (as_question, {**QUESTION, "choices": [{"text": "x"}]}, "field 'choices.label': None is not text"),
+        (
+            as_question,
+            {"question": "q", "answer": "a", "answer_aliases": {"a": 1}},
+            "field 'answer_aliases': wanted a list",
+        ),
         (as_question, {**QUESTION, "choices": {"label": ["A"], "text": []}}, "field 'choices'.*equally long"),
         (as_retrieved, QUESTION, "field 'ctxs': missing"),
         (as_retrieved, {**QUESTION, "ctxs": {}}, "field 'ctxs': wanted a list, found dict"),
@@ -93,3 +100,46 @@ def test_ids_are_unique_where_records_are_found_by_them(write_jsonl):
         list(read_records(write_jsonl("a.jsonl", rows), with_unique_ids(as_question)))
     with pytest.raises(UserError, match=r"b.jsonl:1: field 'id': missing, or neither text nor a number"):
         list(read_records(write_jsonl("b.jsonl", [{**QUESTION, "id": True}]), with_unique_ids(as_question)))
+
+
+@pytest.mark.parametrize(
+    ("contents", "title", "text"),
+    [
+        ("Nile\nA river.\nIt is long.", "Nile", "A river.\nIt is long."),
+        ('"Nile"\nA river.', "Nile", "A river."),
+        ("The Eiffel Tower was completed in Paris in 1889.", "", "The Eiffel Tower was completed in Paris in 1889."),
+        ("One line.\n", "", "One line.\n"),
+        ('""Weird Al" Yankovic"\nA singer.', '"Weird Al" Yankovic', "A singer."),
+        ('"Heroes" (album)\nBy Bowie.', '"Heroes" (album)', "By Bowie."),
+        ('"\nx', '"', "x"),
+        ("\nx", "", "x"),
+    ],
+)
+def test_contents_are_a_title_and_a_text(contents, title, text):
+    assert split_contents(contents) == (title, text)
+    assert split_contents(contents, no_title=True) == ("", contents)
+
+
+def test_aliases_are_gold_answers():
+    record = {"question": "Where?", "answer": "Paris", "answer_aliases": ["Lutetia", "Paris", "City of Light"]}
+    assert as_question(record)["answers"] == ["Paris", "Lutetia", "City of Light"]
+    assert as_question({**record, "answer_aliases": []})["answers"] == ["Paris"]
+    assert as_question({**record, "answers": ["Lyon"]})["answers"] == ["Lyon"]
+
+
+OPTIONS = {"label": ["A", "B"], "text": ["the sea", "the sun"]}
+
+
+@pytest.mark.parametrize(
+    "choices",
+    [OPTIONS, ["the sea", "the sun"], [{"label": "A", "text": "the sea"}, {"label": "B", "text": "the sun"}]],
+)
+@pytest.mark.parametrize("answers", [{"golden_answers": [1]}, {"golden_answers": ["the sun"]}, {"answerKey": "B"}])
+def test_options_and_their_answers_have_one_form(choices, answers):
+    record = as_question({"question": "What shines?", "choices": choices, **answers})
+    assert record["choices"] == OPTIONS
+    assert record["answers"] == ["B"]
+
+
+def test_an_id_may_be_called_as_beir_and_hotpotqa_do():
+    assert as_question({"_id": "q7", "question": "Where?", "answer": "Paris"})["id"] == "q7"

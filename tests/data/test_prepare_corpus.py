@@ -205,3 +205,20 @@ def test_both_real_hotpotqa_files_give_the_same_passages():
     from_corpus = list(prepare.passages(HOTPOTQA / "hotpotqa_train_corpus.json", contexts))
     assert from_questions == from_corpus and len(from_corpus) == 994
     assert from_corpus[0]["title"] == "Demon Dice"
+
+
+def test_contents_of_one_line_and_quotation_marks(corpus):
+    content = lines({"id": "0", "contents": "Paris is in France."}, {"id": "1", "contents": '""A" b"\nText.'})
+    found, tally = corpus(content, "c.jsonl")
+    assert [(p["title"], p["text"]) for p in found] == [("", "Paris is in France."), ('"A" b', "Text.")]
+    assert tally.empty == 0
+    found, _ = corpus(content, "c.jsonl", no_title=True)
+    assert [(p["title"], p["text"]) for p in found] == [("", "Paris is in France."), ("", '""A" b" Text.')]
+
+
+def test_ids_null_titles_and_unknown_fields_are_kept(corpus):
+    content = lines({"_id": "MED-1", "title": None, "text": "x", "metadata": {"url": "u"}}, {**NILE, "year": 1})
+    assert corpus(content, "c.jsonl")[0] == [
+        {"id": "MED-1", "title": "", "text": "x", "metadata": {"url": "u"}},
+        {**NILE, "year": 1},
+    ]

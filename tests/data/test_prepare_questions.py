@@ -1,5 +1,6 @@
 """data/prepare_questions.py: every format, what it leaves out, every bad input, and the sets that pip fetches."""
 
+import gzip
 import importlib.util
 import io
 import json
@@ -116,12 +117,85 @@ SAMPLES = {
         [NILE],
     ),
     "flashrag": (
-        lines({"id": "q1", "question": NILE["question"], "golden_answers": ["Africa", "Egypt"], "metadata": {}}),
-        [NILE],
+        lines({"id": "q1", "question": NILE["question"], "golden_answers": ["Africa", "Egypt"], "metadata": {"a": 1}}),
+        [{**NILE, "metadata": {"a": 1}}],
     ),
     "nq_open": (
         lines({"question": NILE["question"], "answer": ["Africa", "Egypt"]}, {"question": "Who?", "answer": ["Me"]}),
         [{**NILE, "id": "sample-1"}, {"id": "sample-2", "question": "Who?", "answers": ["Me"]}],
+    ),
+    "natural_questions": (
+        lines(
+            {
+                "example_id": 7,
+                "question_text": NILE["question"],
+                "document_text": "<P> The Nile is in Africa and <B> Egypt </B> . </P>",
+                "annotations": [
+                    {"short_answers": [{"start_token": 5, "end_token": 6}], "yes_no_answer": "NONE"},
+                    {"short_answers": [{"start_token": 7, "end_token": 10}], "yes_no_answer": "NONE"},
+                ],
+            },
+            {
+                "example_id": 8,
+                "question_text": "Is it long?",
+                "document_tokens": [{"token": "<P>", "html_token": True}, {"token": "Yes", "html_token": False}],
+                "annotations": [
+                    {"short_answers": [], "yes_no_answer": "YES"},
+                    {"short_answers": [{"start_token": 0, "end_token": 2}], "yes_no_answer": "NONE"},
+                ],
+            },
+        ),
+        [{**NILE, "id": "7"}, {"id": "8", "question": "Is it long?", "answers": ["yes", "Yes"]}],
+    ),
+    "kilt": (
+        lines(
+            {
+                "id": "q1",
+                "input": NILE["question"],
+                "output": [{"answer": "Africa"}, {"provenance": []}, {"answer": "Egypt", "provenance": []}],
+                "meta": {"x": 1},
+            }
+        ),
+        [{**NILE, "meta": {"x": 1}}],
+    ),
+    "arc": (
+        lines(
+            {
+                "id": "M1",
+                "question": {
+                    "stem": "What shines?",
+                    "choices": [{"text": "the sea", "label": "A"}, {"text": "the sun", "label": "B"}],
+                },
+                "answerKey": "B",
+            },
+            {
+                "id": "M2",
+                "question": "What is wet?",
+                "choices": {"text": ["the sea", "the sun"], "label": ["1", "2"]},
+                "answerKey": "1",
+            },
+        ),
+        [
+            {
+                "id": "M1",
+                "question": "What shines?",
+                "answers": ["B"],
+                "choices": {"label": ["A", "B"], "text": ["the sea", "the sun"]},
+            },
+            {
+                "id": "M2",
+                "question": "What is wet?",
+                "answers": ["1"],
+                "choices": {"label": ["1", "2"], "text": ["the sea", "the sun"]},
+            },
+        ],
+    ),
+    "pubhealth": (
+        lines({"claim_id": 5, "claim": "Tea heals.", "label": "false"}, {"claim": "Water is wet.", "label": 2}),
+        [
+            {"id": "5", "question": "Tea heals.", "answers": ["false"]},
+            {"id": "PubHealth-2", "question": "Water is wet.", "answers": ["true"]},
+        ],
     ),
     "dpr": (
         "Where is the Nile?\t['Africa', \"Egypt\"]\r\nWho said\u2028what?\t['Me']\r\n",
@@ -145,6 +219,50 @@ def test_scripts_load_no_torch(run_python, script):
 
 def test_every_format_has_a_sample():
     assert SAMPLES.keys() == prepare.FORMATS.keys()
+
+
+def test_musique_keeps_aliases_and_leaves_its_paragraphs():
+    record = {"id": "2hop__1", "question": "Q?", "answer": "a", "answer_aliases": ["b"], "answerable": True}
+    (found,) = questions(lines({**record, "paragraphs": [{"idx": 0}]}))
+    assert found == {"id": "2hop__1", "question": "Q?", "answers": ["a", "b"], "answerable": True}
+
+
+def test_flashrag_options():
+    record = {"id": "q1", "question": "Q?", "golden_answers": [1], "choices": ["x", "y"], "metadata": {"k": "v"}}
+    (found,) = questions(lines(record))
+    assert found["answers"] == ["B"]
+    assert found["choices"] == {"label": ["A", "B"], "text": ["x", "y"]}
+    assert found["metadata"] == {"k": "v"}
+
+
+def test_pubhealth_as_a_table_and_claims_that_are_neither():
+    table = 'claim_id\tclaim\texplanation\tlabel\n1\tTea "heals" us.\t"x"\tfalse\n2\tMaybe.\ty\tunproven\n'
+    with pytest.raises(UserError, match=r"sample\.x:3: no usable answer; --drop_unanswered"):
+        questions(table)
+    (found,) = questions(table, drop_unanswered=True)
+    assert found == {"id": "1", "question": 'Tea "heals" us.', "answers": ["false"], "explanation": "x"}
+
+
+def test_natural_questions_without_a_short_answer_or_with_a_wrong_span():
+    record = {"example_id": 1, "question_text": "Q?", "document_text": "a b", "annotations": [{"short_answers": []}]}
+    with pytest.raises(UserError, match=r"no usable answer"):
+        questions(lines(record) * 2)
+    record["annotations"] = [{"short_answers": [{"start_token": 1, "end_token": 9}]}]
+    with pytest.raises(UserError, match=r"field 'annotations.short_answers': 1-9 are no tokens of the page"):
+        questions(lines(record))
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.5])
+def test_a_gzipped_file(monkeypatch, tmp_path, read_jsonl, kept):
+    content = gzip.compress(lines(*({"question": f"Q{n * n}?", "answer": [f"a{n}"]} for n in range(500))).encode())
+    source, output = tmp_path / "nq.jsonl.gz", tmp_path / "out.jsonl"
+    source.write_bytes(content[: int(kept * len(content))])
+    if kept == 1:
+        command(monkeypatch, "--data_path", source, "--output_path", output)
+        assert len(read_jsonl(output)) == 500
+    else:
+        with pytest.raises(UserError, match=r"nq.jsonl.gz: the .gz is cut short or damaged"):
+            command(monkeypatch, "--data_path", source, "--output_path", output)
 
 
 def test_byte_order_mark_and_blank_lines():

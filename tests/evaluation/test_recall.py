@@ -6,7 +6,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from gainRAG.common.cli import UserError
-from gainRAG.evaluation.recall import AnswerMatcher, has_answer, recall_at, token_string
+from gainRAG.evaluation.recall import AnswerMatcher, has_answer, mark_hits, match_rule, recall_at, token_string
 
 DPR_TOKEN = regex.compile(r"([\p{L}\p{N}\p{M}]+)|([^\p{Z}\p{C}])", regex.IGNORECASE | regex.UNICODE | regex.MULTILINE)
 
@@ -146,3 +146,41 @@ def test_recall_at_tells_what_is_missing():
         recall_at([{"id": "q7", "ctxs": [{"text": "x"}]}])
     with pytest.raises(UserError, match="at least one question"):
         recall_at([])
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "found"),
+    [
+        ("北京是中国的首都。", "北京", True),
+        ("กรุงเทพมหานครเป็นเมืองหลวง", "กรุงเทพ", True),
+        ("東京は２０２１年", "2021年", True),
+        ("He lives in  PARIS", "in Paris", True),
+        ("Beyonce\u0301 sang", "BEYONCÉ", True),
+        ("北京是中国的首都。", "上海", False),
+        ("I know", "no", True),
+    ],
+)
+def test_characters_in_a_row(text, answer, found):
+    assert AnswerMatcher([answer], "characters").matches(text) is found
+
+
+def test_the_rule_is_noted_in_the_question():
+    question = {"id": "q", "answers": ["北京"]}
+    passages = [
+        {"text": "北京是中国的首都。"},
+        {"text": "北京是中国的首都。", "hasanswer": None},
+        {"text": "", "hasanswer": True},
+    ]
+    assert [hit["hasanswer"] for hit in mark_hits(passages, question["answers"], match_rule(question))] == [
+        False,
+        False,
+        True,
+    ]
+    question["answer_match"] = "characters"
+    assert [hit["hasanswer"] for hit in mark_hits(passages, question["answers"], match_rule(question))] == [
+        True,
+        True,
+        True,
+    ]
+    with pytest.raises(UserError, match="question 'q': field 'answer_match': 'words' is none of"):
+        match_rule({**question, "answer_match": "words"})

@@ -161,3 +161,50 @@ def test_no_passages_no_file_no_such_ending(tmp_path):
 def test_line_numbers_count_the_lines_of_the_file(tmp_path):
     path = write_table(tmp_path / "c.tsv", PASSAGES)
     assert [line for line, *_ in read_corpus(path)] == [2, 3, 4, 5]
+
+
+EIFFEL = "The Eiffel Tower was completed in Paris in 1889."
+
+
+def test_contents_of_one_line_are_a_text(write_jsonl):
+    path = write_jsonl("c.jsonl", [{"id": "0", "contents": EIFFEL}, {"id": "1", "contents": '""A" b"\nText."'}])
+    assert list(open_store(path)) == [
+        {"id": "0", "title": "", "text": EIFFEL},
+        {"id": "1", "title": '"A" b', "text": 'Text."'},
+    ]
+
+
+def test_contents_without_titles_have_a_store_of_their_own(write_jsonl, tmp_path):
+    path = write_jsonl("c.jsonl", [{"id": "0", "contents": "First line,\nand second."}])
+    with_titles, without = open_store(path)[0], open_store(path, no_title=True)[0]
+    assert with_titles == {"id": "0", "title": "First line,", "text": "and second."}
+    assert without == {"id": "0", "title": "", "text": "First line,\nand second."}
+    plain = write_jsonl("p.jsonl", PASSAGES)  # titles of their own: one store for both
+    made = (open_store(plain).folder / "meta.json").stat().st_mtime_ns
+    assert (open_store(plain, no_title=True).folder / "meta.json").stat().st_mtime_ns == made
+
+
+def test_null_titles_other_names_and_unknown_fields(write_jsonl):
+    rows = [
+        {"_id": "MED-1", "title": None, "text": "x", "metadata": {"url": "u"}},
+        {"id": 7, "text": "y", "year": 1889, "tags": ["é"]},
+    ]
+    store = open_store(write_jsonl("c.jsonl", rows))
+    assert list(store) == [
+        {"id": "MED-1", "title": "", "text": "x", "metadata": {"url": "u"}},
+        {"id": "7", "title": "", "text": "y", "year": 1889, "tags": ["é"]},
+    ]
+    assert store.by_id("MED-1")["metadata"] == {"url": "u"}
+
+
+def test_passages_without_text_are_known(write_jsonl, caplog):
+    store = open_store(write_jsonl("c.jsonl", [*PASSAGES, {"id": "e", "title": "T", "text": " \n"}]))
+    assert store.empty.tolist() == [2, 4]
+    assert "2 passages have no text: they are neither embedded nor retrieved" in caplog.text
+
+
+def test_a_store_that_cannot_be_written_names_the_flag(write_jsonl, tmp_path):
+    path = write_jsonl("c.jsonl", PASSAGES)
+    (tmp_path / "shared").write_text("a file, no folder")
+    with pytest.raises(UserError, match=r"c.jsonl.store: cannot be written .*; --passages_store FOLDER puts"):
+        open_store(path, tmp_path / "shared")

@@ -1,6 +1,7 @@
 """From a corpus to retrieved passages with a tiny encoder: resumed, refused, planned, and right against NumPy."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -82,6 +83,26 @@ def test_embedding_resumes_at_the_next_shard(tmp_path, setting, monkeypatch):
     for number in range(3):
         resumed, whole = (np.load(tmp_path / folder / f"passages_0000{number}.npy") for folder in ("emb", "whole"))
         assert np.array_equal(resumed, whole)
+
+
+def test_overwriting_that_is_killed_leaves_no_mixed_embeddings(setting, call, monkeypatch):
+    flags = setting()
+    encode, calls = Encoder.encode, []
+
+    def dies_at_the_second(self, *arguments):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(self, *arguments)
+
+    monkeypatch.setattr(Encoder, "encode", dies_at_the_second)
+    with pytest.raises(KeyboardInterrupt):
+        setting("--overwrite", "--pooling", "cls")
+    with pytest.raises(UserError, match="its embeddings are unfinished; run the same passage_embed command again"):
+        call(retrieval, *flags, "--n_docs", 3)
+    setting("--overwrite", "--pooling", "cls")
+    assert len(calls) == 4  # the first shard was there already
+    call(retrieval, *flags, "--n_docs", 3)
 
 
 @pytest.mark.parametrize("pooling", ["mean", "cls"])
@@ -217,3 +238,107 @@ def test_help_in_both_forms(run_python, module):
         result = run_python(*arguments, "--help", folder=folder)
         assert result.returncode == 0, result.stderr
         assert "--passages" in result.stdout
+
+
+EMPTY = {"id": "empty", "title": "Paris", "text": " "}
+
+
+@pytest.mark.parametrize("more", [[], ["--index_type", "SQfp16"], ["--retriever", "bm25"]])
+def test_empty_passages_are_never_embedded_or_retrieved(tmp_path, setting, call, read_jsonl, monkeypatch, more):
+    encoded, encode = [], Encoder.encode
+    monkeypatch.setattr(Encoder, "encode", lambda self, texts, *a: encoded.extend(texts) or encode(self, texts, *a))
+    monkeypatch.setitem(globals(), "PASSAGES", [PASSAGES[0], EMPTY, *PASSAGES[1:]])
+    flags = setting()
+    assert len(encoded) == 7
+    if "bm25" in more:
+        pytest.importorskip("bm25s")
+    call(retrieval, *flags, "--n_docs", 8, *more)
+    found = [{ctx["id"] for ctx in record["ctxs"]} for record in read_jsonl(tmp_path / "out/questions.jsonl")]
+    assert all("empty" not in ids for ids in found)
+    assert "bm25" in more or [len(ids) for ids in found] == [7, 7, 7]
+
+
+def test_a_passage_that_is_empty_to_the_encoder_is_named(setting, monkeypatch):
+    monkeypatch.setitem(globals(), "PASSAGES", [{"id": "odd", "title": "", "text": "zzz"}])
+    tokenize = Encoder.tokenize
+    monkeypatch.setattr(
+        Encoder,
+        "tokenize",
+        lambda self, texts: (ids[: len(ids) * ("zzz" not in texts)] for ids in tokenize(self, texts)),
+    )
+    with pytest.raises(UserError, match="passage 'odd': is empty to the encoder, whose tokenizer makes no token of it"):
+        setting()
+
+
+def test_contents_without_titles(tmp_path, call, tiny_encoder, write_jsonl, read_jsonl):
+    lines = ["Paris is a city.\nIt lies on the Seine.", "Berlin is a city.\nIt lies on the Spree."]
+    corpus = write_jsonl("corpus.jsonl", [{"id": i, "contents": text} for i, text in enumerate(lines)])
+    common = ["--model_name_or_path", tiny_encoder, "--passages", corpus, "--device", "cpu"]
+    call(passage_embed, *common, "--output_dir", tmp_path / "emb", "--no_title")
+    questions = write_jsonl("questions.jsonl", QUESTIONS[:1])
+    flags = [*common, "--data_path", questions, "--n_docs", 2, "--passages_embeddings", tmp_path / "emb"]
+    call(retrieval, *flags, "--output_dir", tmp_path / "out")  # as the passages were embedded
+    ctxs = read_jsonl(tmp_path / "out/questions.jsonl")[0]["ctxs"]
+    assert sorted((ctx["title"], ctx["text"]) for ctx in ctxs) == sorted(("", text) for text in lines)
+    assert {ctx["hasanswer"] for ctx in ctxs} == {True, False}
+
+
+def test_answers_are_looked_for_by_characters_where_asked(
+    tmp_path, setting, call, write_jsonl, read_jsonl, monkeypatch
+):
+    monkeypatch.setitem(globals(), "PASSAGES", [{"id": "1", "title": "", "text": "北京是中国的首都。"}])
+    monkeypatch.setitem(globals(), "QUESTIONS", [{"id": "q", "question": "首都?", "answers": ["北京"]}])
+    flags = setting()
+    call(retrieval, *flags, "--n_docs", 1)
+    assert [ctx["hasanswer"] for ctx in read_jsonl(tmp_path / "out/questions.jsonl")[0]["ctxs"]] == [False]
+    with pytest.raises(UserError, match="match: None then, 'characters' now"):
+        call(retrieval, *flags, "--n_docs", 1, "--match", "characters")
+    call(retrieval, *flags, "--n_docs", 1, "--match", "characters", "--overwrite")
+    (record,) = read_jsonl(tmp_path / "out/questions.jsonl")
+    assert record["answer_match"] == "characters"
+    assert record["ctxs"][0]["hasanswer"]
+
+
+def test_the_published_codes_flags(tmp_path, setting, call, read_jsonl):
+    flags = setting()
+    call(retrieval, *flags, "--n_docs", 3)
+    own = read_jsonl(tmp_path / "out/questions.jsonl")
+    questions = flags[flags.index("--data_path") + 1]
+    theirs = [*flags[:6], "--device", "cpu", "--dtype", "float32", "--passages_embeddings", tmp_path / "emb/passages_*",
+              "--data_path_or_dir", questions, "--output_dir", tmp_path / "theirs", "--save_or_load_index"]  # fmt: skip
+    call(retrieval, *theirs, "--n_docs", 3)
+    assert read_jsonl(tmp_path / "theirs/questions.jsonl") == own
+
+
+def published(folder, shards=3):
+    """Embeddings of PASSAGES as Contriever's authors publish them."""
+    folder.mkdir()
+    vectors = np.random.default_rng(0).standard_normal((len(PASSAGES), 32)).astype("float32")
+    for number, rows in enumerate(np.array_split(np.arange(len(PASSAGES)), shards)):
+        ids = [PASSAGES[row]["id"] for row in rows]
+        (folder / f"passages_{number:02d}").write_bytes(pickle.dumps((ids, vectors[rows]), 4))
+    return folder
+
+
+def test_published_embeddings_by_folder_glob_or_names(tmp_path, setting, call, read_jsonl):
+    flags, folder = setting(), published(tmp_path / "wikipedia_embeddings")
+    found = []
+    for number, given in enumerate([[folder], [f"{folder}/*"], sorted(folder.iterdir())]):
+        call(retrieval, *flags, "--passages_embeddings", *given, "--output_dir", tmp_path / f"o{number}", "--n_docs", 3)
+        found.append(read_jsonl(tmp_path / f"o{number}/questions.jsonl"))
+    assert found[0] == found[1] == found[2]
+    for pattern, message in (
+        (f"{folder}/*1", "leaves out .*passages_00; give the folder"),
+        ("no/*", "means 0 folders"),
+    ):
+        with pytest.raises(UserError, match=message):
+            call(retrieval, *flags, "--passages_embeddings", pattern, "--n_docs", 4)
+
+
+def test_questions_are_encoded_in_float32_unless_asked_otherwise(tmp_path, setting, call):
+    flags = setting()
+    flags.remove("--dtype")
+    flags.remove("float32")
+    call(retrieval, *flags, "--n_docs", 3)
+    settings = json.loads((tmp_path / "out/questions.jsonl.settings.json").read_text())
+    assert settings["flags"]["dtype"] == "float32"
