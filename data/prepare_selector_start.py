@@ -8,8 +8,8 @@ with sentence-transformers' cross-encoder trainer, in two phases of groups with 
   (b) over retrieved questions: the right passage is a retrieved one with an answer, the wrong ones have none. With
       --backgrounds what an LLM wrote on the question stands in every group as well, unless it too holds an answer.
 
-    cd data && python prepare_selector_start.py --corpus eval_data/wiki_summaries.jsonl \\
-        --retrieved eval_data/dev_retrieved.jsonl --output_dir my_selector_start
+    cd data && python prepare_selector_start.py --corpus questions/wiki_summaries.jsonl \\
+        --retrieved questions/dev_retrieved.jsonl --output_dir my_selector_start
 
 --adapter trains on from one that is there, on the questions it was trained on, and ends halfway between the two.
 --max_groups 64 tries it all in minutes on a CPU. Writes adapter_config.json, adapter_model.safetensors, questions.json
@@ -47,6 +47,35 @@ NEIGHBOURS = 30  # wrong passages of phase (a) are drawn from so many
 CANDIDATES = 20  # retrieved passages that phase (b) and the evaluation look at
 SPLIT = ("held_out", "trained_on")
 RANK, ALPHA, TARGETS = 32, 64, ["query", "key", "value", "dense"]
+
+
+def parse_arguments() -> argparse.Namespace:
+    flags = stage_parser(__doc__)
+    add = flags.add_argument
+    add("--corpus", type=input_file, help="passages with title and text, .jsonl, for phase (a)")
+    add("--retrieved", type=input_file, required=True, help="dev questions with ctxs, by retrieval.py")
+    add("--output_dir", type=Path, required=True, help="folder for the adapter; must not hold one")
+    add("--model_name_or_path", default="all-MiniLM-L6-v2", help="the encoder: name, folder or hub id")
+    add("--adapter", type=Path, help="train on from this folder's adapter, on its split of the questions")
+    add("--backgrounds", type=input_file, help="question and pseudo-passage, written by an LLM (selector_gainRag's)")
+    add("--held_out", type=positive_int, default=600, help="questions that are kept for measuring")
+    add("--max_groups", type=non_negative_int, default=0,
+        help="a trial: at most so many passages, training and held-out questions; 0 takes all")  # fmt: skip
+    add("--group_size", type=positive_int, default=8, help="passages a group, one of them right")
+    add("--batch_size", type=positive_int, default=16, help="groups a step")
+    add("--max_length", type=positive_int, default=192, help="tokens of query and passage together")
+    add("--corpus_passes", type=non_negative_int, default=3, help="passes of phase (a)")
+    add("--question_passes", type=non_negative_int, default=4, help="passes of phase (b)")
+    add("--corpus_learning_rate", type=positive_float, default=5e-4, help="highest of phase (a)")
+    add("--question_learning_rate", type=positive_float, default=2e-4, help="highest of phase (b)")
+    add("--device", help="cpu or cuda; None takes the GPU if there is one")
+    add("--seed", type=int, default=42, help="seed of all draws and of the weights")
+    args = flags.parse_args()
+    if (args.output_dir / "adapter_config.json").exists():
+        raise UserError(f"{args.output_dir}: holds an adapter already; name another folder")
+    if args.corpus_passes and not args.corpus:
+        raise UserError("--corpus is missing; phase (a) reads it, --corpus_passes 0 leaves that phase out")
+    return args
 
 
 def main() -> None:
@@ -313,35 +342,6 @@ def hit_rates(questions: list[Record], score: Callable[[list[tuple[str, str]]], 
         for k in hits:
             hits[k] += any(passage["hasanswer"] for passage in passages[:k])
     return {f"hit@{k}": round(count / len(questions), 4) for k, count in hits.items()}
-
-
-def parse_arguments() -> argparse.Namespace:
-    flags = stage_parser(__doc__)
-    add = flags.add_argument
-    add("--corpus", type=input_file, help="passages with title and text, .jsonl, for phase (a)")
-    add("--retrieved", type=input_file, required=True, help="dev questions with ctxs, by retrieval.py")
-    add("--output_dir", type=Path, required=True, help="folder for the adapter; must not hold one")
-    add("--model_name_or_path", default="all-MiniLM-L6-v2", help="the encoder: name, folder or hub id")
-    add("--adapter", type=Path, help="train on from this folder's adapter, on its split of the questions")
-    add("--backgrounds", type=input_file, help="question and pseudo-passage, written by an LLM (selector_gainRag's)")
-    add("--held_out", type=positive_int, default=600, help="questions that are kept for measuring")
-    add("--max_groups", type=non_negative_int, default=0,
-        help="a trial: at most so many passages, training and held-out questions; 0 takes all")  # fmt: skip
-    add("--group_size", type=positive_int, default=8, help="passages a group, one of them right")
-    add("--batch_size", type=positive_int, default=16, help="groups a step")
-    add("--max_length", type=positive_int, default=192, help="tokens of query and passage together")
-    add("--corpus_passes", type=non_negative_int, default=3, help="passes of phase (a)")
-    add("--question_passes", type=non_negative_int, default=4, help="passes of phase (b)")
-    add("--corpus_learning_rate", type=positive_float, default=5e-4, help="highest of phase (a)")
-    add("--question_learning_rate", type=positive_float, default=2e-4, help="highest of phase (b)")
-    add("--device", help="cpu or cuda; None takes the GPU if there is one")
-    add("--seed", type=int, default=42, help="seed of all draws and of the weights")
-    args = flags.parse_args()
-    if (args.output_dir / "adapter_config.json").exists():
-        raise UserError(f"{args.output_dir}: holds an adapter already; name another folder")
-    if args.corpus_passes and not args.corpus:
-        raise UserError("--corpus is missing; phase (a) reads it, --corpus_passes 0 leaves that phase out")
-    return args
 
 
 if __name__ == "__main__":

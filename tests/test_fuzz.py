@@ -180,7 +180,7 @@ def _questions(path: Path, format_name: str | None = None) -> None:
 
 
 def _corpus(path: Path) -> None:
-    _written(prepare_corpus.passages(path, prepare_corpus.Tally()))
+    _written(prepare_corpus.read_passages(path, prepare_corpus.Tally()))
 
 
 def _store(path: Path) -> None:

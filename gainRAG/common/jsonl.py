@@ -203,7 +203,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: "your quota is used up; make space and run the same command again, finished work is kept",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied; choose a folder you can write to",
-        }.get(problem.errno, problem.strerror or str(problem))
+        }.get(problem.errno or 0, problem.strerror or str(problem))
         raise UserError(f"{path}: cannot be written: {hint}") from problem
 
 

@@ -15,7 +15,7 @@ from gainRAG.common.jsonl import FieldError, Record, parse_json
 from gainRAG.evaluation.question_formats import FORMATS, Format, question_text
 
 
-def entries(name: str, file: IO[bytes], format_name: str | None) -> Iterator[tuple[str, Any]]:
+def read_entries(name: str, file: IO[bytes], format_name: str | None) -> Iterator[tuple[str, Any]]:
     """The file's records, each with where it is, whatever holds them: a list, lines, nested objects or a table.
 
     Raises:
@@ -151,7 +151,7 @@ def read_questions(
     questions, tally, kind = [], Tally(), None
     first_seen: dict[str, str] = {}
     file = io.BytesIO(data) if isinstance(data, bytes) else data
-    for number, (where, entry) in enumerate(entries(name, file, format_name), 1):
+    for number, (where, entry) in enumerate(read_entries(name, file, format_name), 1):
         if kind is None:
             kind = detect(where, entry, format_name)
             dataset = dataset or kind.dataset

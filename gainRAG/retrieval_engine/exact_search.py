@@ -203,8 +203,8 @@ def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) 
 def without_empty(chunks: Iterable[Chunk], empty: np.ndarray) -> Iterator[Chunk]:
     """The chunks without the passages at the positions `empty`."""
     for positions, vectors in chunks:
-        if len(empty) and np.isin(positions, empty).any():
-            filled = ~np.isin(positions, empty)
+        filled = np.isin(positions, empty, invert=True) if len(empty) else None
+        if filled is not None and not filled.all():
             positions, vectors = positions[filled], vectors[filled]
         if len(positions):
             yield positions, vectors

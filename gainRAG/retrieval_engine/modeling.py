@@ -203,7 +203,7 @@ class Encoder:
         pooled = self._pool(hidden, mask)
         if self.options.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
-        pooled[lengths == 0] = torch.nan
+        pooled[~mask.any(dim=1)] = torch.nan
         return pooled.cpu().numpy()
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

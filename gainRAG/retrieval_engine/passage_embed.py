@@ -27,6 +27,19 @@ from gainRAG.retrieval_engine.vectors import MANIFEST, save_shard
 logger = logging.getLogger(__name__)
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    add = parser.add_argument
+    add_store_arguments(parser)
+    add("--output_dir", required=True, help="folder for the shards")
+    add("--passage_prefix", default="", help='put before every passage, for example "passage: " for E5')
+    add("--shard_size", type=positive_int, default=100_000, help="passages a shard, and lost at most when killed")
+    add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
+    add_encoder_arguments(parser, "passages")
+    add_worker_arguments(parser)
+    return parser.parse_args()
+
+
 def main() -> None:
     args = parse_arguments()
     workers = worker_options(args)
@@ -99,19 +112,6 @@ class ShardEncoder:
                 reason = "is empty to the encoder, whose tokenizer makes no token of it; leave it out of the corpus"
             raise UserError(f"passage {passages[row]['id']!r}: {reason}")
         return [passage["id"] for passage in passages], vectors
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = stage_parser(__doc__)
-    add = parser.add_argument
-    add_store_arguments(parser)
-    add("--output_dir", required=True, help="folder for the shards")
-    add("--passage_prefix", default="", help='put before every passage, for example "passage: " for E5')
-    add("--shard_size", type=positive_int, default=100_000, help="passages a shard, and lost at most when killed")
-    add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
-    add_encoder_arguments(parser, "passages")
-    add_worker_arguments(parser)
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -60,10 +60,39 @@ RECALLS = "recall.json"
 CHUNK = 64  # questions written at once
 
 
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    add = parser.add_argument
+    add_store_arguments(parser)
+    add("--passages_embeddings", nargs="+", default=[], metavar="FOLDER",
+        help="embeddings: passage_embed's, or Contriever's passages_00, ...; a glob of its files will do")  # fmt: skip
+    add("--data_path", "--data_path_or_dir", nargs="+", required=True, help="question files, globs or folders")
+    add("--output_dir", required=True, help="folder for the results: one file an input, of the same name")
+    add("--n_docs", type=positive_int, default=100, help="passages a question")
+    add("--match", choices=MATCHES, default="tokens",
+        help="hasanswer: DPR's rule, or the answer's characters in a row (Chinese, Japanese, Thai)")  # fmt: skip
+    add("--retriever", choices=["dense", "bm25"], default="dense", help="vectors, or words (needs bm25s)")
+    add("--index_type", default="Flat", help="Flat: exact; else a FAISS factory string, for example IVF4096,PQ64")
+    add("--index_path", help="FAISS index to use, or to make; default: beside the embeddings")
+    add("--search_params", default="", help="parameters of the FAISS index, for example nprobe=64")
+    add("--max_memory", type=positive_float, default=8.0, help="GiB that exact search and index training may take")
+    add("--plan", action="store_true", help="print passages, vectors, memory and disk for these settings, and stop")
+    add("--query_prefix", default="", help='put before every question, for example "query: " for E5')
+    add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
+    add("--save_or_load_index", action="store_true", help="of the published code; an index is always kept and reused")
+    add_encoder_arguments(parser, "questions")
+    add_worker_arguments(parser)
+    args = parser.parse_args()
+    require("bm25s" if args.retriever == "bm25" else "faiss")
+    if args.num_workers > 1 and (args.retriever != "dense" or args.index_type != "Flat" or args.index_path):
+        raise UserError(f"--num_workers {args.num_workers}: only exact search is shared out (dense, Flat)")
+    return args
+
+
 def main() -> None:
     args = parse_arguments()
     workers = worker_options(args)
-    encoder, search = (None, None) if args.retriever == "bm25" else dense_options(args, workers)
+    encoder, search = (None, None) if args.retriever == "bm25" else dense_options(args)
     no_title = bool(args.no_title) if encoder is None else encoder.no_title
     if args.plan:
         for name, value in plan(args.passages, args.passages_store, no_title, args.model_name_or_path, search):
@@ -95,7 +124,7 @@ def main() -> None:
     report({source.name: output.records() for source, output in outputs.items()}, folder, args.n_docs)
 
 
-def dense_options(args: argparse.Namespace, workers: WorkerOptions) -> tuple[EncoderOptions, SearchOptions]:
+def dense_options(args: argparse.Namespace) -> tuple[EncoderOptions, SearchOptions]:
     """How questions are encoded, as their passages were where the flags do not say, and what is searched how.
 
     Raises:
@@ -108,8 +137,6 @@ def dense_options(args: argparse.Namespace, workers: WorkerOptions) -> tuple[Enc
     if not embeddings and not index_path.exists():
         raise UserError(f"{index_path}: no such index; --passages_embeddings and --index_type make one there")
     index_path = index_path or default_index_path(args.index_type, embeddings)
-    if workers.num_workers > 1 and index_path:
-        raise UserError(f"--num_workers {workers.num_workers}: only exact search is shared out (dense, Flat)")
     search = SearchOptions(
         embeddings, args.index_type, index_path, args.search_params, args.max_memory * GIB, args.overwrite
     )
@@ -290,35 +317,6 @@ def read_recalls(folder: Path) -> Record:
     if not isinstance(recalls, dict):
         raise UserError(f"{path}: wanted an object of Recall@k by file; remove it")
     return recalls
-
-
-def parse_arguments() -> argparse.Namespace:
-    parser = stage_parser(__doc__)
-    add = parser.add_argument
-    add_store_arguments(parser)
-    add("--passages_embeddings", nargs="+", default=[], metavar="FOLDER",
-        help="embeddings: passage_embed's, or Contriever's passages_00, ...; a glob of its files will do")  # fmt: skip
-    add("--data_path", "--data_path_or_dir", nargs="+", required=True, help="question files, globs or folders")
-    add("--output_dir", required=True, help="folder for the results: one file an input, of the same name")
-    add("--n_docs", type=positive_int, default=100, help="passages a question")
-    add("--match", choices=MATCHES, default="tokens",
-        help="hasanswer: DPR's rule, or the answer's characters in a row (Chinese, Japanese, Thai)")  # fmt: skip
-    add("--retriever", choices=["dense", "bm25"], default="dense", help="vectors, or words (needs bm25s)")
-    add("--index_type", default="Flat", help="Flat: exact; else a FAISS factory string, for example IVF4096,PQ64")
-    add("--index_path", help="FAISS index to use, or to make; default: beside the embeddings")
-    add("--search_params", default="", help="parameters of the FAISS index, for example nprobe=64")
-    add("--max_memory", type=positive_float, default=8.0, help="GiB that exact search and index training may take")
-    add("--plan", action="store_true", help="print passages, vectors, memory and disk for these settings, and stop")
-    add("--query_prefix", default="", help='put before every question, for example "query: " for E5')
-    add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
-    add("--save_or_load_index", action="store_true", help="of the published code; an index is always kept and reused")
-    add_encoder_arguments(parser, "questions")
-    add_worker_arguments(parser)
-    args = parser.parse_args()
-    require("bm25s" if args.retriever == "bm25" else "faiss")
-    if args.num_workers > 1 and args.retriever == "bm25":
-        raise UserError(f"--num_workers {args.num_workers}: only exact search is shared out (dense, Flat)")
-    return args
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def corpus(tmp_path):
         path = tmp_path / name
         path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
         tally = prepare.Tally()
-        return list(prepare.passages(path, tally, **options)), tally
+        return list(prepare.read_passages(path, tally, **options)), tally
 
     return made
 
@@ -201,8 +201,8 @@ def test_packaged_corpus(run_python, read_jsonl, tmp_path):
 @pytest.mark.skipif(not HOTPOTQA.exists(), reason="the real HotpotQA files are not beside the repository")
 def test_both_real_hotpotqa_files_give_the_same_passages():
     questions, contexts = prepare.Tally(), prepare.Tally()
-    from_questions = list(prepare.passages(HOTPOTQA / "hotpotqa_train.json", questions))
-    from_corpus = list(prepare.passages(HOTPOTQA / "hotpotqa_train_corpus.json", contexts))
+    from_questions = list(prepare.read_passages(HOTPOTQA / "hotpotqa_train.json", questions))
+    from_corpus = list(prepare.read_passages(HOTPOTQA / "hotpotqa_train_corpus.json", contexts))
     assert from_questions == from_corpus and len(from_corpus) == 994
     assert from_corpus[0]["title"] == "Demon Dice"
 
