@@ -13,7 +13,6 @@ import os
 import tempfile
 import time
 from functools import partial
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,25 +21,26 @@ import torch
 from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import write_records
 from gainRAG.common.models import pick_device
-from gainRAG.common.parallel import add_worker_arguments, check_worker_arguments, map_chunks
-from gainRAG.retrieval_engine.passage_embed import EmbeddingWorker
+from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, map_chunks, worker_options
+from gainRAG.retrieval_engine.modeling import EncoderOptions
+from gainRAG.retrieval_engine.passage_embed import ShardEncoder, shard_ranges
 from gainRAG.retrieval_engine.passages import PassageStore, open_store
-
-# What passage_embed would be told; the benchmark takes its defaults.
-ENCODING = {"pooling": "mean", "normalize": False, "max_length": 512, "batch_size": None, "dtype": "float32"}
-TEXTS = {"lowercase": False, "normalize_text": False, "no_title": False, "passage_prefix": ""}
 
 
 def main() -> None:
     args = parse_args()
-    check_worker_arguments(args)
+    workers = worker_options(args)
+    encoder = EncoderOptions(args.model_name_or_path, device=args.device, dtype="float32")
     device = pick_device(args.device).type
     if device == "cpu":
         os.environ["OMP_NUM_THREADS"] = "1"
         torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         store = open_store(write_corpus(Path(folder), args.passages))
-        runs = {number: embed(args, store, number) for number in (1, args.num_workers)}
+        runs = {}
+        for number in (1, args.num_workers):
+            spread = workers if number > 1 else WorkerOptions(device=args.device)
+            runs[number] = embed(encoder, spread, store, args.shard_size)
     print(f"{args.passages:,} passages in shards of {args.shard_size:,}, {args.model_name_or_path}, {device}")
     print(f"{'workers':<10}{'first shard s':>15}{'total s':>10}{'passages/s':>12}")
     rates, totals = [], []
@@ -79,13 +79,13 @@ def write_corpus(folder: Path, count: int) -> Path:
     return folder / "corpus.jsonl"
 
 
-def embed(args: argparse.Namespace, store: PassageStore, num_workers: int) -> tuple[np.ndarray, list[float]]:
+def embed(
+    encoder: EncoderOptions, workers: WorkerOptions, store: PassageStore, shard_size: int
+) -> tuple[np.ndarray, list[float]]:
     """The vectors, and the seconds at which nothing, one shard, two shards, ... were there."""
-    flags = argparse.Namespace(**{**vars(args), **ENCODING, **TEXTS, "num_workers": num_workers})
-    starts = range(0, args.passages + args.shard_size, args.shard_size)
-    shards = (range(first, min(last, args.passages)) for first, last in pairwise(starts) if first < args.passages)
     began, times, parts = time.perf_counter(), [0.0], []
-    for _, vectors in map_chunks(flags, partial(EmbeddingWorker, flags, store.folder), shards):
+    chunks = ([shard] for shard in shard_ranges(len(store), shard_size))
+    for [(_, vectors)] in map_chunks(partial(ShardEncoder, encoder, store.folder), chunks, workers):
         times.append(time.perf_counter() - began)
         parts.append(vectors)
     return np.concatenate(parts), times

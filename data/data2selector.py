@@ -2,7 +2,7 @@
 
 The teacher's score of a passage is -log(PPL + 1); the lowest-perplexity passage is `pos`, the rest are `neg`.
 
-    cd data && python data2selector.py --data_path kept.jsonl --output_path finetune_data/train.jsonl
+    cd data && python data2selector.py --data_path kept.jsonl --output_path train.jsonl
 """
 
 import argparse

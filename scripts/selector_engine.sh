@@ -8,13 +8,13 @@ select_passages() { # method selector name extra-flags...
   local method="$1" selector="$2" name="$3"
   shift 3
   say "$method: picking $K_DOCS of $N_DOCS passages for $name with $selector"
-  # shellcheck disable=SC2046,SC2086
   python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
     --data_path "$WORK/retrieved/$name.jsonl" --output_path "$WORK/selected/$method/$name.jsonl" \
-    --K_docs "$K_DOCS" --n_candidates "$N_DOCS" --lm_type "$LLM" $LLM_FLAGS $SELECTION_FLAGS \
-    $(limit_flag) "$@"
+    --K_docs "$K_DOCS" --n_candidates "$N_DOCS" --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" \
+    "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}" "$@"
 }
 
+need_names "$WORK/retrieved" "$@"
 for name in "$@"; do
   select_passages gainrag "$SELECTOR" "$name"
   select_passages gainrag_no_pseudo "$SELECTOR" "$name" --no_pseudo

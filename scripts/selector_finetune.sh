@@ -1,25 +1,25 @@
 #!/usr/bin/env bash
 # Distillation of the gains into the selector, with the published setting: fp16, recomputation, DeepSpeed. A run that
-# was cut off goes on from its last checkpoint; selector_finetune_fast.sh trains the same in a faster setting.
+# was interrupted resumes from its last checkpoint, a finished one does nothing, and other settings than those of the
+# selector that is there are refused (OVERWRITE=1 trains anew). selector_finetune_fast.sh trains the same faster.
 #
-#   PROCESSES=8 bash scripts/selector_finetune.sh                  $WORK/train.jsonl -> $SELECTOR
+#   GPUS=8 bash scripts/selector_finetune.sh                       $WORK/train.jsonl -> $SELECTOR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
-PUBLISHED="--fp16 --gradient_checkpointing --pad_to_multiple_of 8 --logging_steps 1 --deepspeed $REPO/deepspeed/ds_stage0.json"
-: "${SPEED_FLAGS:=$PUBLISHED}"
-
-if [ "$SELECTOR/trainer_state.json" -nt "$WORK/train.jsonl" ]; then # the weights are whole when this is there
-  say "$SELECTOR is trained already; remove it to train again"
-  exit 0
+need_nothing "$@"
+[ -e "$WORK/train.jsonl" ] || fail "$WORK/train.jsonl: no such file; scripts/llm_supervision.sh writes it"
+if ((BATCH % PROCESSES)); then
+  fail "BATCH=$BATCH groups an update cannot be spread evenly over PROCESSES=$PROCESSES:" \
+    "take PROCESSES that divide BATCH, or another BATCH (the paper's is 8)"
 fi
-say "training $SELECTOR from $SELECTOR_START"
-cd "$REPO/gainRAG"
+say "training $SELECTOR from $SELECTOR_START, $BATCH groups an update"
+launch=(torchrun --standalone --nproc_per_node "$PROCESSES")
+if [ "$GPUS" -eq 0 ] && [ "$PROCESSES" -eq 1 ]; then launch=(python); fi
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + PROCESSES - 1) / PROCESSES))}" # torchrun's own default is 1
-# shellcheck disable=SC2086
-torchrun --standalone --nproc_per_node "$PROCESSES" -m selector_finetune --model_name_or_path "$SELECTOR_START" \
-  --train_data "$WORK/train.jsonl" --output_dir "$SELECTOR" --overwrite_output_dir \
-  --resume_from_checkpoint True --train_group_size "$GROUP_SIZE" \
+"${launch[@]}" -m gainRAG.selector_finetune --model_name_or_path "$SELECTOR_START" \
+  --train_data "$WORK/train.jsonl" --output_dir "$SELECTOR" --resume_from_checkpoint auto \
+  ${OVERWRITE:+--overwrite_output_dir} --train_group_size "$GROUP_SIZE" \
   --knowledge_distillation True --query_max_len "$QUERY_MAX_LEN" --passage_max_len "$PASSAGE_MAX_LEN" \
-  --learning_rate "$LEARNING_RATE" --num_train_epochs "$EPOCHS" --per_device_train_batch_size "$BATCH" \
+  --learning_rate "$LEARNING_RATE" --num_train_epochs "$EPOCHS" --per_device_train_batch_size $((BATCH / PROCESSES)) \
   --gradient_accumulation_steps 1 --dataloader_drop_last True --warmup_ratio 0.1 --weight_decay 0.01 \
-  --save_steps 1000 $SPEED_FLAGS $TRAINING_FLAGS
+  --save_steps 1000 "${SPEED_FLAGS[@]}" "${TRAINING_FLAGS[@]}"

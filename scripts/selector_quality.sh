@@ -1,11 +1,13 @@
 #!/usr/bin/env bash
 # What training was worth: the untrained start and the trained selector against the gains of held-out questions, by the
-# share of questions whose best candidate comes first (top-1 agreement), the regret of the pick (best gain less its gain), and NDCG@10.
+# share of questions whose best candidate comes first (top-1 agreement), the regret of the pick (the
+# best gain less its own), and NDCG@10.
 #
-#   GAINS=1 bash scripts/rag_generation.sh demo_test               first: the gains of questions not trained on
-#   bash scripts/selector_quality.sh demo_test                     -> $WORK/quality/NAME.md, and on standard output
+#   GAINS=1 bash scripts/rag_generation.sh NaturalQA_test          first: the gains of questions not trained on
+#   bash scripts/selector_quality.sh NaturalQA_test                -> $WORK/quality/NAME.md, and on standard output
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
+need_names "$WORK/gains" "$@"
 for name in "$@"; do
   folder="$WORK/quality/$name"
   mkdir -p "$folder"

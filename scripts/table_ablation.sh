@@ -1,47 +1,46 @@
 #!/usr/bin/env bash
 # The paper's ablations: the pseudo-passage, the distillation and the contrast taken away, each alone.
 #
-#   bash scripts/table_ablation.sh                             -> $WORK/table_ablation.json, table_ablation.md
+#   bash scripts/table_ablation.sh                 -> $WORK/table_ablation.json, table_ablation.md, for TABLE_DATASETS
 #
 # Without distillation: distilling the gains is the only training there is, so what remains is the untrained reranker,
 # choosing among the retrieved passages and the pseudo-passage. Plain perplexity: a second selector, trained in the same
-# way on the same kept questions ($WORK/kept), but on the perplexity without contrast.
-: "${DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev NaturalQA_test}"
+# way on the same kept questions ($WORK/kept of TRAINING), but on the perplexity without contrast.
 source "$(dirname "${BASH_SOURCE[0]}")/tables_common.sh"
 
 PLAIN="$WORK/plain_ppl" # its train.jsonl and selector
 
 train_plain_selector() {
-  local kept=("$WORK"/kept/*.jsonl) groups=()
-  for file in "${kept[@]}"; do
-    if [[ -e "$file" && "$file" != *.predictions.jsonl ]]; then groups+=("$file"); fi
+  local name sets kept=()
+  read -r -a sets <<<"$TRAINING"
+  for name in "${sets[@]}"; do
+    if [ ! -e "$WORK/kept/$name.jsonl" ]; then
+      say "SKIPPED: plain perplexity, for there is no $WORK/kept/$name.jsonl (scripts/llm_supervision.sh makes it)"
+      return
+    fi
+    kept+=("$WORK/kept/$name.jsonl")
   done
-  if [ ${#groups[@]} -eq 0 ]; then
-    say "SKIPPED: plain perplexity, for $WORK/kept holds no training questions (scripts/llm_supervision.sh makes them)"
-    return
-  fi
-  mkdir -p "$PLAIN"
-  python "$REPO/data/data2selector.py" --data_path "${groups[@]}" --output_path "$PLAIN/new.jsonl" \
+  python "$REPO/data/data2selector.py" --data_path "${kept[@]}" --output_path "$PLAIN/train.jsonl" \
     --signal retrieved_ppl
-  if ! cmp -s "$PLAIN/new.jsonl" "$PLAIN/train.jsonl"; then mv "$PLAIN/new.jsonl" "$PLAIN/train.jsonl"; fi
-  rm -f "$PLAIN/new.jsonl"
-  WORK="$PLAIN" SELECTOR="$PLAIN/selector" bash "$REPO/scripts/selector_finetune.sh"
+  (WORK="$PLAIN" SELECTOR="$PLAIN/selector" && script selector_finetune)
 }
 
 need_selector
-need_retrieved
+read -r -a sets <<<"$TABLE_DATASETS"
+need_retrieved "${sets[@]}"
 train_plain_selector
-run_stages
+select_all
+answer_all
 for name in "${NAMES[@]}"; do
   background=(--background_path "$RUN/selected/gainrag/$name.background.jsonl")
-  with_pseudo="$RUN/selected/rerank_with_pseudo/$name.jsonl"
-  pick "$K_DOCS" "$SELECTOR_START" "$name" "$with_pseudo" "${background[@]}"
-  selections=(rerank_with_pseudo="$with_pseudo")
+  methods="rerank_with_pseudo"
+  selections=(rerank_with_pseudo="$RUN/selected/rerank_with_pseudo/$name.jsonl")
+  pick "$K_DOCS" "$SELECTOR_START" "$name" "$RUN/selected/rerank_with_pseudo/$name.jsonl" "${background[@]}"
   if [ -e "$PLAIN/selector/config.json" ]; then
-    plain="$RUN/selected/plain_ppl/$name.jsonl"
-    pick "$K_DOCS" "$PLAIN/selector" "$name" "$plain" "${background[@]}"
-    selections+=(plain_ppl="$plain")
+    methods+=" plain_ppl"
+    selections+=(plain_ppl="$RUN/selected/plain_ppl/$name.jsonl")
+    pick "$K_DOCS" "$PLAIN/selector" "$name" "$RUN/selected/plain_ppl/$name.jsonl" "${background[@]}"
   fi
-  answer "$K_DOCS" "$name" "$RUN/answers_ablation/$name" "${selections[@]}"
+  answer "$K_DOCS" "$name" "$RUN/answers_ablation/$name" "$methods" "${selections[@]}"
 done
 write_table ablation table_ablation "$RUN/answers" "$RUN/answers_ablation"

@@ -6,16 +6,9 @@
 #   SELECTOR    the trained selector
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
-: "${DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test}"
-: "${TABLES:=$WORK}"
+need_nothing "$@"
 RUN="$WORK${LIMIT:+/first$LIMIT}" # selections and answers
-read -r -a ALL_NAMES <<<"$DATASETS"
-NAMES=() # those of ALL_NAMES that can be run
-
-fail() {
-  echo "error: $*" >&2
-  exit 2
-}
+NAMES=()                          # those of ALL_NAMES that can be run
 
 need_selector() {
   if [[ "$SELECTOR" == /* && ! -f "$SELECTOR/config.json" ]]; then
@@ -24,35 +17,38 @@ need_selector() {
   fi
 }
 
-# Sets NAMES, and retrieves for those that have no retrieval output yet.
+# need_retrieved NAME... : sets NAMES, and retrieves for those that have questions and a corpus; where there is neither,
+# an earlier retrieval output is taken as it is.
 need_retrieved() {
-  local name missing=()
-  for name in "${ALL_NAMES[@]}"; do
-    if [ -e "$WORK/retrieved/$name.jsonl" ]; then
-      NAMES+=("$name")
-    elif [ -e "$QUESTIONS/$name.jsonl" ]; then
-      NAMES+=("$name")
-      missing+=("$name")
-    else
+  local name to_retrieve=()
+  ALL_NAMES=("$@")
+  for name in "$@"; do
+    if [[ -e "$QUESTIONS/$name.jsonl" && (-e "$PASSAGES" || ! -e "$WORK/retrieved/$name.jsonl") ]]; then
+      to_retrieve+=("$name")
+    elif [ ! -e "$WORK/retrieved/$name.jsonl" ]; then
       say "SKIPPED: $name, for there is no $QUESTIONS/$name.jsonl (scripts/download_data.sh fetches question sets)"
+      continue
     fi
+    NAMES+=("$name")
   done
-  [ ${#NAMES[@]} -gt 0 ] || fail "none of the question sets is there: $DATASETS"
-  if [ ${#missing[@]} -gt 0 ]; then bash "$REPO/scripts/retrieval.sh" "${missing[@]}"; fi
+  [ ${#NAMES[@]} -gt 0 ] || fail "none of the question sets is there: $*"
+  if [ ${#to_retrieve[@]} -gt 0 ]; then script retrieval "${to_retrieve[@]}" >/dev/null; fi
   if [ "$RUN" != "$WORK" ]; then
     mkdir -p "$RUN"
     ln -sfn "$(cd "$WORK/retrieved" && pwd)" "$RUN/retrieved"
   fi
 }
 
-# Selection and generation of every method for NAMES, by the stage scripts. Gains that are there stay in use.
-run_stages() {
+# select_all: every selection of the main table for NAMES. The pseudo-passages written here serve the other tables.
+select_all() { (WORK="$RUN" && script selector_engine "${NAMES[@]}"); }
+
+# answer_all: the answers of every method of the main table. Gains that are there stay in use.
+answer_all() {
   local name gains
   for name in "${NAMES[@]}"; do
-    WORK="$RUN" SELECTOR="$SELECTOR" bash "$REPO/scripts/selector_engine.sh" "$name"
-    gains="${GAINS:-}"
+    gains="$GAINS"
     if [ -e "$RUN/gains/$name.jsonl" ]; then gains=1; fi
-    WORK="$RUN" GAINS="$gains" bash "$REPO/scripts/rag_generation.sh" "$name" >/dev/null
+    (WORK="$RUN" GAINS="$gains" && script rag_generation "$name" >/dev/null)
   done
 }
 
@@ -61,23 +57,21 @@ pick() {
   local k="$1" selector="$2" name="$3" output="$4"
   shift 4
   say "picking $k of $N_DOCS passages for $name with $selector"
-  # shellcheck disable=SC2046,SC2086
   python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
     --data_path "$RUN/retrieved/$name.jsonl" --output_path "$output" --K_docs "$k" --n_candidates "$N_DOCS" \
-    --lm_type "$LLM" $LLM_FLAGS $SELECTION_FLAGS $(limit_flag) "$@" >/dev/null
+    --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" \
+    "${OVERWRITE_FLAG[@]}" "$@" >/dev/null
 }
 
-# answer K NAME OUTPUT_DIR METHOD=FILE... : the methods given, and standard_rag where WITH_STANDARD is set
+# answer K NAME OUTPUT_DIR METHODS METHOD=FILE... : the METHODS, a list in one word, from the selections
 answer() {
-  local k="$1" name="$2" output="$3" methods=()
-  shift 3
-  methods=("${@%%=*}")
-  if [ -n "${WITH_STANDARD:-}" ]; then methods+=(standard_rag); fi
+  local k="$1" name="$2" output="$3" methods
+  read -r -a methods <<<"$4"
+  shift 4
   say "answers to $name from $k passages: ${methods[*]}"
-  # shellcheck disable=SC2046,SC2086
   python -m gainRAG.rag_workflow.run_baselines --data_path "$RUN/retrieved/$name.jsonl" --task "$(task_of "$name")" \
     --lm_type "$LLM" --output_dir "$output" --K_docs "$k" --methods "${methods[@]}" --selections "$@" \
-    $LLM_FLAGS $GENERATION_FLAGS $(limit_flag) >/dev/null
+    "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}" "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}" >/dev/null
 }
 
 # write_table KIND NAME ANSWERS_DIR...

@@ -188,6 +188,34 @@ def tiny_encoder(tmp_path_factory) -> Path:
     return _saved(tmp_path_factory.mktemp("encoder"), BertModel(config), tokenizer)
 
 
+def cross_encoder_of(kind: str, folder: Path, **changes) -> Path:
+    """Folder of a cross-encoder as other families have them: a Qwen2 classifier without a configured padding token, a
+    GPT-2 without any, RoBERTa weights (no token types) with a BERT tokenizer."""
+    import transformers
+
+    torch.manual_seed(0)
+    end = "<|endoftext|>"
+    if kind == "RoBERTa":
+        words = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+        special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+        words.train_from_iterator(SENTENCES, trainers.WordPieceTrainer(vocab_size=300, special_tokens=special))
+        tokenizer = transformers.BertTokenizerFast(vocab=words.get_vocab())
+        sizes = {"max_position_embeddings": 130, "type_vocab_size": 1, "intermediate_size": 64}
+    else:
+        pad = {"pad_token": end} if kind == "Qwen2" else {}
+        tokenizer = transformers.PreTrainedTokenizerFast(
+            tokenizer_object=byte_level_tokenizer([end]), eos_token=end, **pad
+        )
+        sizes = {"Qwen2": {"intermediate_size": 64, "num_key_value_heads": 2}, "GPT2": {"n_positions": 128}}[kind]
+    shape = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_labels": 1}
+    shape |= {"vocab_size": len(tokenizer), "initializer_range": 0.2, "bos_token_id": 0, "eos_token_id": 0}
+    shape |= {"pad_token_id": 0 if kind == "RoBERTa" else None}
+    config = getattr(transformers, f"{kind}Config".replace("RoBERTa", "Roberta"))(**{**shape, **sizes, **changes})
+    model = transformers.AutoModelForSequenceClassification.from_config(config)
+    return _saved(folder, model, tokenizer)
+
+
 def _saved(folder: Path, model, tokenizer) -> Path:
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)

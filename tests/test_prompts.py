@@ -63,12 +63,27 @@ def test_yaml_replaces_texts_and_tasks(yaml_file):
     assert prompts.with_passages == Prompts().with_passages
 
 
+def test_the_reference_prompts_have_the_published_structure():
+    prompts = load_prompts("reference")
+    fields = {"instruction": "Reply briefly.", "label": "Question", "question": "Where is it?"}
+    without = prompts.without_passage.format(**fields)
+    one = prompts.with_passages.format(**fields, evidence=prompts.evidence([PASSAGE]))
+    assert one == f"Passage #1\nSeine\nA river.\n\n{without}"
+    assert without == "Reply briefly.\n\nQuestion: Where is it?"
+    assert prompts.evidence([PASSAGE] * 2) == "Passage #1\nSeine\nA river.\n\nPassage #2\nSeine\nA river."
+    assert prompts.system
+    assert "unsure, write N/A.\n\nQuestion: Who?" in prompts.background.format(question="Who?")
+    assert prompts.tasks == TASKS
+    assert prompts.hash() != Prompts().hash()
+
+
 def test_the_hash_tells_every_change(yaml_file):
     changes = [
         "passage: 'T: {text}'",
         "passage: 'T; {text}'",
         "background: '{question}?'",
         "base_model_cue: ' A: '",
+        "system: Be brief.",
         "tasks: {Quiz: {instruction: Guess.}}",
         "tasks: {HotpotQA: {instruction: Guess.}}",
         "tasks: {HotpotQA: {instruction: Guess., metric: accuracy}}",
@@ -85,12 +100,14 @@ def test_the_hash_tells_every_change(yaml_file):
         ("passage: '{text} {question}'", "'passage' has placeholders.*allowed: {number}, {text}, {title}"),
         ("with_passages: '{question}'", "'with_passages' has.*needed: {evidence}, {question}"),
         ("background: Write.", "'background'.*needed: {question}"),
+        ('base_model_cue: "A:\\n"', "'base_model_cue' ends in a line break"),
         ("base_model_cue: '{question}'", "'base_model_cue'.*allowed: none"),
         ("passage: '{text} {}'", "'passage' has placeholders"),
         ("passage: '{text.__class__}'", "'passage' has placeholders"),
         ("passage: '{text} {'", "'passage' is no text with.*write a literal brace twice"),
         ("passage: '{text:{wide}}'", "'passage' is no text with"),
         ("passage: '{text:d}'", "'passage' is no text with"),
+        ("system: '{question}'", "'system'.*allowed: none"),
         ("passage: 7", "'passage' is no text"),
         ("passage:", "'passage' is no text"),
         ("5: x", "unknown key '5'"),

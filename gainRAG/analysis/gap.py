@@ -1,8 +1,9 @@
 """How often holding the answer and helping the LLM part ways (the paper's figure 1).
 
-For every question set and method: the share of questions answered wrongly although a passage in the prompt holds a gold
-answer, and the share answered rightly although none does. Right means containment (cover_em). Writes OUT.json, its
-Markdown and an SVG plot beside it.
+For every question set and method: of the questions whose passages in the prompt hold a gold answer, the share answered
+wrongly (the figure's upper panel); of those answered rightly, the share whose passages hold none (its lower panel); and
+both as shares of all questions. Right is by the task's own metric: containment (cover_em), or accuracy. Writes
+OUT.json, its Markdown and an SVG plot of the two panels beside it.
 
     python -m gainRAG.analysis.gap --work results/paper --datasets NaturalQA_test \
         --output_path results/paper/figure_gap.json
@@ -16,6 +17,7 @@ from gainRAG.analysis.plots import interval_bars
 from gainRAG.analysis.runs import find_picks, read_predictions, read_results
 from gainRAG.common.cli import UserError, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, write_json
+from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
 from gainRAG.rag_workflow.picks import METHODS, Picks
@@ -25,11 +27,13 @@ logger = logging.getLogger(__name__)
 SHOWN = ("standard_rag", "rerank", "gainrag")
 RETRIEVING = tuple(method for method in METHODS if method != "no_retrieval")
 SHARES = {
-    "wrong_though_held": "wrong although the passage holds the answer, % of all",
+    "wrong_of_held": "wrong, % of questions whose passage holds the answer",
+    "not_held_of_right": "passage does not hold it, % of questions answered rightly",
+    "wrong_though_held": "wrong although the passage holds it, % of all",
     "right_though_not_held": "right although it does not, % of all",
-    "wrong_of_held": "wrong, % of questions whose passage holds it",
     "right_of_not_held": "right, % of questions whose passage does not",
 }
+PANELS = {"wrong_of_held": "wrong, of held", "not_held_of_right": "not held, of right"}  # the paper's figure 1
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -87,7 +91,7 @@ def measure(work: Path, name: str, methods: list[str]) -> list[Record]:
 
 
 def gap(predictions: list[Record], picks: Picks, method: str) -> Record:
-    """The four SHARES in percent with 95 % intervals (None where a group is empty), and the counts behind them.
+    """The SHARES in percent with 95 % intervals (None where a group is empty), and the counts behind them.
 
     Raises:
         UserError: a question has no picks.
@@ -96,13 +100,15 @@ def gap(predictions: list[Record], picks: Picks, method: str) -> Record:
     for record in predictions:
         matcher = AnswerMatcher(record["answers"], match_rule(record))
         held = any(matcher.matches(passage["text"]) for passage in picks.passages_for(method, record))
-        cases.append((held, record["cover_em"] == 1))
+        cases.append((held, record[main_metric(record)] == 1))
     return {
         "n": len(cases),
         "held": sum(held for held, _ in cases),
+        "right": sum(right for _, right in cases),
+        "wrong_of_held": _share([not right for held, right in cases if held]),
+        "not_held_of_right": _share([not held for held, right in cases if right]),
         "wrong_though_held": _share([held and not right for held, right in cases]),
         "right_though_not_held": _share([right and not held for held, right in cases]),
-        "wrong_of_held": _share([not right for held, right in cases if held]),
         "right_of_not_held": _share([right for held, right in cases if not held]),
     }
 
@@ -122,15 +128,15 @@ def markdown(rows: list[Record]) -> str:
 
 
 def plot(rows: list[Record]) -> str:
-    """The two shares of all questions as SVG bars."""
+    """The paper's two panels as SVG bars, one below the other."""
     bars = [
         (f"{row['dataset']}, {row['label']}: {what}", share["mean"], share["low"], share["high"])
+        for name, what in PANELS.items()
         for row in rows
-        if row["gap"]
-        for name, what in (("wrong_though_held", "wrong, held"), ("right_though_not_held", "right, not held"))
-        for share in [row["gap"][name]]
+        if row["gap"] and (share := row["gap"][name])
     ]
-    return interval_bars(bars, "Wrong although the passage holds the answer; right although it does not (% of all)")
+    title = "Answered wrongly, of passages that hold the answer; passage lacks it, of right answers (%)"
+    return interval_bars(bars, title)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from gainRAG.analysis.plots import histogram, interval_bars
 from gainRAG.analysis.runs import find_picks, read_predictions, read_results
 from gainRAG.common.cli import UserError, input_file, non_negative_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, parse_json
+from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.gains import gain_of
 from gainRAG.evaluation.results import format_interval
 
@@ -125,9 +126,9 @@ def _shown(value: Any) -> str:
 def results_part(found: QuestionSet) -> str:
     """Table and bars of every method's scores."""
     rows, bars = [], []
+    main = main_metric(next(iter(found.results.values()))["metrics"])
     for method, result in found.results.items():
         metrics, picks = result["metrics"], result.get("picks", {})
-        main = "accuracy" if "accuracy" in metrics else "cover_em"
         scores = [format_interval(metrics.get(name)) for name in (main, "em", "f1")]
         hit, pseudo = format_interval(picks.get("hit_at_1")), format_interval(picks.get("pseudo_share"))
         gain = format_interval(picks.get("pick_gain"), digits=3, scale=1)
@@ -140,7 +141,7 @@ def results_part(found: QuestionSet) -> str:
     about = "; ".join(f"{name} {facts[name]}" for name in names if name in facts)
     header = (
         "method",
-        "cover_em (or accuracy)",
+        main,
         "em",
         "f1",
         "answer in the first pick",
@@ -152,7 +153,7 @@ def results_part(found: QuestionSet) -> str:
         f'<p class="note">{escape(about)}</p>\n'
         + "<p>Percent with 95 % intervals; gain is -log(PPL_CD + 1), 0 at best.</p>\n"
         + html_table(header, rows)
-        + interval_bars(bars, "cover_em (or accuracy), % of questions")
+        + interval_bars(bars, f"{main}, % of questions")
     )
 
 
@@ -177,10 +178,15 @@ def examples_part(found: QuestionSet, count: int) -> str:
 
     def agreement(question: Record) -> bool:
         name = str(question.get("id"))
-        return len({records[name]["cover_em"] for records in found.predictions.values()}) == 1
+        return len({is_right(records[name]) for records in found.predictions.values()}) == 1
 
     chosen = sorted(found.questions(), key=agreement)[:count]
     return "<h3>Examples</h3>\n" + "".join(_example(found, question) for question in chosen) if chosen else ""
+
+
+def is_right(prediction: Record) -> bool:
+    """Whether a prediction is right by its task's own metric."""
+    return prediction[main_metric(prediction)] == 1
 
 
 def _example(found: QuestionSet, question: Record) -> str:
@@ -194,7 +200,7 @@ def _example(found: QuestionSet, question: Record) -> str:
 
 
 def _answer_row(found: QuestionSet, method: str, record: Record) -> str:
-    verdict = "right" if record["cover_em"] == 1 else "wrong"
+    verdict = "right" if is_right(record) else "wrong"
     passage = found.pick_of(method, record)
     shown = None
     if passage is not None:

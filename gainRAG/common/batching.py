@@ -47,7 +47,7 @@ class BatchBudget:
         start = 0
         while start < len(order):
             batch = order[start : self._end(order, start, lengths, even)]
-            output, failed = None, False
+            failed = False
             try:
                 output = forward(batch)
             except torch.OutOfMemoryError:
@@ -58,6 +58,7 @@ class BatchBudget:
                 self.halve(len(batch) * max(1, lengths[batch[0]]))
                 continue
             yield batch, output
+            del output  # before the next batch needs its memory
             start += len(batch)
 
     def halve(self, tokens: int) -> None:

@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 PACKAGE = Path(__file__).resolve().parents[1]
 
@@ -55,15 +56,11 @@ def _number(text: str, kind: type, admits: Callable[[float], bool], wanted: str)
     raise argparse.ArgumentTypeError(f"{text!r:.40} is not {wanted}")
 
 
-class OneLineErrors:
-    """For argument parsers: a wrong flag is one line on standard error and exit code 2, as every user's mistake."""
+class OneLineErrors(argparse.ArgumentParser):
+    """A wrong flag is one line on standard error and exit code 2, as every user error."""
 
-    def error(self, message: str) -> None:
+    def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {message}; --help lists the flags\n")
-
-
-class _StageParser(OneLineErrors, argparse.ArgumentParser):
-    pass
 
 
 def stage_parser(doc: str) -> argparse.ArgumentParser:
@@ -72,7 +69,7 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
     class Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
         pass
 
-    return _StageParser(description=doc, formatter_class=Formatter, allow_abbrev=False)
+    return OneLineErrors(description=doc, formatter_class=Formatter, allow_abbrev=False)
 
 
 # What a stage imports where it uses it -> how to install it.

@@ -33,12 +33,12 @@ class FieldError(ValueError):
 # --- reading ----------------------------------------------------------------------------------------------------
 
 
-def read_records(path: str | Path, shape: Callable[[Record], Record] | None = None) -> Iterator[Record]:
+def read_records(path: str | Path, shape: Callable[[Record], Record | None] | None = None) -> Iterator[Record]:
     """The records of a .jsonl file (streamed) or a .json file (one list), each passed through `shape`.
 
     Args:
         path: the ending decides the format.
-        shape: one of this module's `as_...` functions; None takes any object.
+        shape: an `as_...` function of `schemas`, or another; a record of which it makes None is left out.
 
     Raises:
         UserError: the file is missing or empty, or a record is unusable: names file, line (or item) and field.
@@ -51,12 +51,14 @@ def read_records(path: str | Path, shape: Callable[[Record], Record] | None = No
         if not isinstance(record, dict):
             raise UserError(f"{where}: wanted an object, found {type(record).__name__}")
         try:
-            yield shape(record) if shape else record
+            shaped = shape(record) if shape else record
         except FieldError as problem:
             raise UserError(f"{where}: {problem}") from None
         except RecursionError:
             raise UserError(f"{where}: lists or objects stand too deep in one another") from None
         count += 1
+        if shaped is not None:
+            yield shaped
     if not count:
         raise UserError(f"{path}: holds no records")
 
@@ -201,7 +203,7 @@ def explain_write_errors(path: Path) -> Iterator[None]:
             errno.EDQUOT: "your quota is used up; make space and run the same command again, finished work is kept",
             errno.EROFS: "the file system is read-only",
             errno.EACCES: "permission denied; choose a folder you can write to",
-        }.get(problem.errno, problem.strerror or str(problem))
+        }.get(problem.errno or 0, problem.strerror or str(problem))
         raise UserError(f"{path}: cannot be written: {hint}") from problem
 
 

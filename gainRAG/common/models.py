@@ -292,3 +292,32 @@ def longest_input(config, tokenizer=None) -> int | None:
     declared = getattr(tokenizer, "model_max_length", None)
     limits = [limit for limit in (positions, declared) if limit and limit < UNLIMITED]
     return min(limits, default=None)
+
+
+def fit_tokenizer(tokenizer, config, name: str) -> None:
+    """Fills in what a cross-encoder's tokenizer and configuration leave out: the padding token, which decoders often
+    lack, and that a model without token types is not given any.
+
+    Raises:
+        UserError: tokenizer and weights do not belong together.
+    """
+    if tokenizer.pad_token_id is None:
+        if tokenizer.eos_token_id is None:
+            raise UserError(f"{name}: its tokenizer has neither a padding token nor an end token to pad with")
+        tokenizer.pad_token = tokenizer.eos_token
+    if config.pad_token_id is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    if config.model_type in OFFSET_POSITIONS and config.pad_token_id != tokenizer.pad_token_id:
+        raise UserError(
+            f"{name}: its weights count positions from behind padding token {config.pad_token_id}, its tokenizer pads "
+            f"with {tokenizer.pad_token_id}: they do not belong together; save the tokenizer that the weights had"
+        )
+    if max(tokenizer.vocab_size, tokenizer.pad_token_id + 1) > config.vocab_size:
+        raise UserError(
+            f"{name}: its tokenizer has {len(tokenizer)} tokens, its weights {config.vocab_size}: they do not belong "
+            "together; save the tokenizer that the weights had"
+        )
+    tokenizer.padding_side = "right"
+    if "token_type_ids" in tokenizer.model_input_names and getattr(config, "type_vocab_size", 2) < 2:
+        names = [name for name in tokenizer.model_input_names if name != "token_type_ids"]
+        tokenizer.model_input_names = tokenizer.init_kwargs["model_input_names"] = names  # the second is what is saved

@@ -15,13 +15,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from gainRAG.common.cli import UserError, positive_float, positive_int, require, start_logging
 
 logger = logging.getLogger(__name__)
 
-Chunk = Result = Any
+Chunk: TypeAlias = Any
+Result: TypeAlias = Any
 Worker = Callable[[Chunk], Result]  # may have a method `close`, called when all chunks are done
 DEATHS = 3  # of a worker with the same chunk, after which the chunk is to blame
 CONNECT_SECONDS = 10
@@ -129,7 +130,7 @@ def map_chunks(
 
 
 def _close(worker: Worker | None) -> None:
-    if hasattr(worker, "close"):
+    if worker is not None and hasattr(worker, "close"):
         worker.close()
 
 

@@ -133,6 +133,7 @@ class StageOutput:
     Attributes:
         done: how many records an earlier run left; `remaining` skips them.
         complete: the final file exists, made with these settings: nothing is left to do.
+        resumed: an earlier run with these settings began this output and did not finish it.
 
     Raises:
         UserError: the output belongs to other settings, to another running process, or cannot be written.
@@ -146,6 +147,7 @@ class StageOutput:
         self._unfinished_settings = settings_file(self.unfinished)
         self.done = 0
         self.complete = False
+        self.resumed = False
         self._file = None
         self._progress: tqdm | None = None
         self._known = 0  # records of the first chunk that an earlier run wrote already
@@ -170,6 +172,7 @@ class StageOutput:
             self._file.truncate(0)  # without settings it died before its first record
         else:
             self._require_same(self._unfinished_settings, "has an unfinished run with other settings")
+            self.resumed = True
         write_json(self._unfinished_settings, {**self.settings, STARTED_AFRESH: overwrite})
         self.done = self._cut_torn_line()
         if self.done:

@@ -135,11 +135,12 @@ def as_training_group(record: Record) -> Record:
 
 
 def as_prediction(record: Record) -> Record:
-    """A line of generation output: `question`, `answers`, `prediction`, and `cover_em` and `f1` from 0 to 1."""
+    """A line of generation output: `question`, `answers`, `prediction`, and from 0 to 1 `cover_em`, `f1` and, where the
+    task has it, `accuracy`."""
     for name, kind in (("question", str), ("prediction", str), ("answers", list)):
         if not isinstance(record.get(name), kind):
             raise FieldError(name, f"missing, or no {kind.__name__}; rag_generation writes it")
-    for name in ("cover_em", "f1"):
+    for name in ("cover_em", "f1", *(["accuracy"] if "accuracy" in record else [])):
         score = record.get(name)
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             raise FieldError(name, f"{score!r} is not a score from 0 to 1; rag_generation writes it")

@@ -8,7 +8,7 @@ never a pattern.
 import re
 import string
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 METRICS = ("cover_em", "cover_em_bounded", "em", "f1")
 OPTION_LETTERS = ("A", "B", "C", "D", "E")
@@ -152,6 +152,12 @@ def is_correct(prediction: str, answers: Sequence[str], metric: str, choices: Se
         raise ValueError(f"{metric}: wanted the metric answers or accuracy")
     golds = [answer for answer in _listed(answers) if normalize_answer(answer) or not normalize_answer(prediction)]
     return cover_exact_match(prediction, golds)
+
+
+def main_metric(scores: Container[str]) -> str:
+    """The metric that decides whether an answer is right, among those measured: the task's own accuracy if it has one,
+    otherwise cover_em."""
+    return "accuracy" if "accuracy" in scores else "cover_em"
 
 
 def option_labels(record: dict) -> list[str] | None:

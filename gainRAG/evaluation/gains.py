@@ -4,6 +4,7 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from gainRAG.common.jsonl import FieldError, Record
 from gainRAG.common.schemas import as_supervised
@@ -17,9 +18,14 @@ def gain_of(perplexity: float) -> float:
     return -math.log(perplexity + 1)
 
 
-def best_passage(record: Record, signal: str = "PPL_CD") -> Record:
-    """The candidate with the lowest perplexity; the first of equals."""
-    return min(record["passages"], key=lambda passage: passage[signal])
+def best_passage(record: Record, signal: str = "PPL_CD", no_pseudo: bool = False) -> Record | None:
+    """The candidate with the lowest perplexity, the first of equals; None where there is no candidate.
+
+    Args:
+        no_pseudo: the LLM's own passage is no candidate.
+    """
+    candidates = [passage for passage in record["passages"] if not (no_pseudo and passage.get("is_pseudo"))]
+    return min(candidates, key=lambda passage: passage[signal], default=None)
 
 
 def gain_among(passage: Record, candidates: Iterable[Record]) -> float | None:
@@ -28,6 +34,19 @@ def gain_among(passage: Record, candidates: Iterable[Record]) -> float | None:
         if candidate.get("id") == passage.get("id") and candidate["text"] == passage["text"]:
             return gain_of(candidate["PPL_CD"])
     return None
+
+
+@dataclass(frozen=True)
+class FilterOptions:
+    """Which questions stay; the flags of `add_filter_arguments` under the same names."""
+
+    signal: str = "PPL_CD"
+    keep: str = "answered"
+    no_pseudo: bool = False
+
+    def best_passage(self, record: Record) -> Record | None:
+        """The candidate that decides whether the question stays; None where there is none."""
+        return best_passage(record, self.signal, self.no_pseudo)
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
@@ -40,28 +59,37 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
         help="answered: the LLM answers correctly from the best passage (the paper's filter); answerable: also where "
         "it does not, but that passage holds a gold answer (for LLMs of a few hundred million parameters)",
     )
+    parser.add_argument("--no_pseudo", action="store_true", help="the LLM's own passage does not count as the best one")
 
 
-def as_answered(record: Record, signal: str) -> Record:
+def filter_options(args: argparse.Namespace) -> FilterOptions:
+    """The flags of `add_filter_arguments`."""
+    return FilterOptions(args.signal, args.keep, args.no_pseudo)
+
+
+def as_answered(record: Record, options: FilterOptions) -> Record:
     """A supervision record whose best passage was answered from: it has `EM_with_retrieval`."""
-    record = as_supervised(record, signal)
-    if record["passages"]:
-        best = best_passage(record, signal)
-        if not isinstance(best.get("EM_with_retrieval"), int | float):
-            where = f"passages[{record['passages'].index(best)}].EM_with_retrieval"
-            raise FieldError(where, "missing; llm_supervision.filtering answers from the best passage afresh")
+    record = as_supervised(record, options.signal)
+    best = options.best_passage(record)
+    if best and not isinstance(best.get("EM_with_retrieval"), int | float):
+        where = f"passages[{record['passages'].index(best)}].EM_with_retrieval"
+        raise FieldError(where, "missing; llm_supervision.filtering answers from the best passage afresh")
     return record
 
 
-def keep_answered(records: Iterable[Record], signal: str, keep: str, counts: Counter) -> Iterator[Record]:
-    """The `as_answered` records that stay by `keep` (`add_filter_arguments`); `counts` learns why the others went."""
+def keep_answered(records: Iterable[Record], options: FilterOptions, counts: Counter) -> Iterator[Record]:
+    """The `as_answered` records that stay; `counts` learns why the others went.
+
+    That a passage holds the letter of an option, as "a", says nothing: a question with `choices` stays only where it
+    is answered correctly.
+    """
     for record in records:
-        if not record["passages"]:
+        best = options.best_passage(record)
+        if best is None:
             counts["without any candidate"] += 1
             continue
-        best = best_passage(record, signal)
-        right, holds = bool(best["EM_with_retrieval"]), bool(best.get("has_answer"))
-        kept = right or (holds and keep == "answerable")
+        right, holds = bool(best["EM_with_retrieval"]), bool(best.get("has_answer")) and not record.get("choices")
+        kept = right or (holds and options.keep == "answerable")
         wrong = f"answered wrongly, best passage {'holds' if holds else 'lacks'} the answer"
         counts["kept" if kept else wrong] += 1
         counts[f"kept, {wrong}"] += kept and not right

@@ -12,7 +12,7 @@ BLOCK_DRAWS = 1 << 20
 
 
 def bootstrap_interval(
-    values: Sequence[float], confidence: float = 0.95, samples: int = 10_000, seed: int = 0
+    values: Sequence[float] | np.ndarray, confidence: float = 0.95, samples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean (Efron, 1979).
 
@@ -26,12 +26,12 @@ def bootstrap_interval(
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; wanted between 0 and 1")
-    values = _finite_row(values)
+    row = _finite_row(values)
     random = np.random.default_rng(seed)
     means = np.concatenate(
         [
-            values[random.integers(len(values), size=(rows, len(values)), dtype=np.int32)].mean(axis=1)
-            for rows in _blocks(samples, len(values))
+            row[random.integers(len(row), size=(rows, len(row)), dtype=np.int32)].mean(axis=1)
+            for rows in _blocks(samples, len(row))
         ]
     )
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -61,18 +61,18 @@ def paired_permutation_test(a: Sequence[float], b: Sequence[float], samples: int
     as_large = 0
     for rows in _blocks(samples, len(differences)):
         swapped = random.integers(2, size=(rows, len(differences)), dtype=np.int8)
-        as_large += np.count_nonzero(np.abs(total - 2 * (swapped @ differences)) >= observed)
+        as_large += int(np.count_nonzero(np.abs(total - 2 * (swapped @ differences)) >= observed))
     return (1 + as_large) / (1 + samples)
 
 
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
-    a, b = _finite_row(a), _finite_row(b)
-    if len(a) != len(b):
-        raise ValueError(f"{len(a)} scores and {len(b)} scores are not pairs")
-    return b - a
+    first, second = _finite_row(a), _finite_row(b)
+    if len(first) != len(second):
+        raise ValueError(f"{len(first)} scores and {len(second)} scores are not pairs")
+    return second - first
 
 
-def _finite_row(values: Sequence[float]) -> np.ndarray:
+def _finite_row(values: Sequence[float] | np.ndarray) -> np.ndarray:
     row = np.asarray(values, dtype=np.float64)
     if row.ndim != 1 or not len(row):
         raise ValueError(f"wanted a row of at least one score, found shape {row.shape}")

@@ -23,10 +23,12 @@ from gainRAG.llm_inference.engine import (
     load_writer,
     writing_workers,
 )
+from gainRAG.llm_inference.written_text import without_thoughts
 
 logger = logging.getLogger(__name__)
 
 PSEUDO_ID = "pseudo"
+NOTHING = "N/A"
 CHUNK = 512  # questions
 
 
@@ -38,11 +40,13 @@ class PseudoPassageOptions:
         wanted: whether the LLM's own passage is a candidate at all.
         path: a file of pseudo-passages written before, or None: the LLM writes them.
         max_new_tokens: the longest pseudo-passage, in tokens.
+        keep_na: whether "N/A" is a candidate as well, as in the published code.
     """
 
     wanted: bool = True
     path: Path | None = None
     max_new_tokens: int = 160
+    keep_na: bool = False
 
     @property
     def written_here(self) -> bool:
@@ -60,18 +64,25 @@ def add_background_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--background_tokens", type=positive_int, default=160, help="longest pseudo-passage in tokens (~100 words)"
     )
+    group.add_argument(
+        "--keep_na", action="store_true", help='"N/A", for an LLM that knows nothing, is a candidate too, as published'
+    )
 
 
 def pseudo_passage_options(args: argparse.Namespace) -> PseudoPassageOptions:
     """The flags of `add_background_arguments`."""
     path = Path(args.background_path) if args.background_path else None
-    return PseudoPassageOptions(not args.no_pseudo, path, args.background_tokens)
+    return PseudoPassageOptions(not args.no_pseudo, path, args.background_tokens, args.keep_na)
 
 
-def pseudo_passage(text: str) -> Record | None:
-    """The text as a candidate passage; None where the LLM knew nothing ("N/A" or no text)."""
-    text = text.strip()
-    if not text or text.upper().rstrip(".") in ("N/A", "NA", "NONE"):
+def pseudo_passage(text: str, keep_na: bool = False) -> Record | None:
+    """The text as a candidate passage; None where the LLM knew nothing ("N/A" or no text).
+
+    Args:
+        keep_na: make "N/A" a candidate as well: choosing it means that no passage is chosen.
+    """
+    text = without_thoughts(text)[0] or NOTHING  # a file of them may come from elsewhere
+    if not keep_na and text.upper().rstrip(".") in (NOTHING, "NA", "NONE"):
         return None
     return {"id": PSEUDO_ID, "title": "", "text": text, "score": None, "is_pseudo": True}
 
@@ -79,8 +90,8 @@ def pseudo_passage(text: str) -> Record | None:
 def write_pseudo_passages(
     engine: Engine, builder: PromptBuilder, questions: Sequence[Record], max_new_tokens: int
 ) -> list[str]:
-    """One text a question, written from the question alone, in one batched pass."""
-    return engine.generate([builder.background(question) for question in questions], max_new_tokens)
+    """One text a question, written from the question alone, in one batched pass; a base model's first paragraph."""
+    return engine.generate([builder.background(question) for question in questions], max_new_tokens, end="\n\n")
 
 
 def as_background(record: Record) -> Record:

@@ -1,11 +1,17 @@
-"""From a question and its passages to the full prompt text: wording, chat template, and a cut where it is too long."""
+"""From a question and its passages to the full prompt text and its tokens: wording, chat template, a cut where it is
+too long, and what a base model gets in place of a chat template."""
 
+import logging
+import re
 from collections.abc import Sequence
+from datetime import date
 from typing import TYPE_CHECKING
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record
 from gainRAG.prompts import Prompts, Task, question_text
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -21,6 +27,89 @@ def require_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
         raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template; name a chat model, or pass --no_chat"
         )
+
+
+PROMPT_DATE = date(2024, 7, 26)  # what templates that show today's date show, so that every run has the same prompts
+MOST_START_TOKENS = 8
+ANCHOR = ":"  # what stands before an answer while it is tokenised, as before the cue's space
+
+
+def encode_prompts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], chat: bool) -> list[list[int]]:
+    """Token ids of prompt texts, as every engine and the gain give them to the LLM.
+
+    Args:
+        texts: of `PromptBuilder`.
+        chat: whether the chat template is in them already, with all special tokens; where none is, the tokenizer's
+            own ones at the start (BOS) are added.
+    """
+    if not texts:
+        return []
+    ids = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False).input_ids
+    start = [] if chat else start_tokens(tokenizer)
+    return [start + row for row in ids]
+
+
+def encode_answers(tokenizer: "PreTrainedTokenizerBase", answers: Sequence[str], chat: bool) -> list[list[int]]:
+    """Token ids of answers that follow a prompt of `encode_prompts`.
+
+    With a chat template an answer starts a turn. Without one it follows the prompt's last word after a space, which
+    most tokenizers make a part of the answer's first token.
+    """
+    tokens = control_tokens(tokenizer)
+    answers = [escape_control_tokens(answer, tokens) for answer in answers]
+    if chat:
+        return encode_prompts(tokenizer, answers, chat)
+    spaced = [f" {answer.strip()}" for answer in answers]
+    anchor, *rows = encode_prompts(tokenizer, [ANCHOR, *(ANCHOR + answer for answer in spaced)], chat=True)
+    apart = encode_prompts(tokenizer, spaced, chat=True)
+    return [
+        row[len(anchor) :] if row[: len(anchor)] == anchor else alone for row, alone in zip(rows, apart, strict=True)
+    ]
+
+
+def start_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """The special tokens that the tokenizer itself puts before a text, such as BOS."""
+    plain, full = (tokenizer("a", add_special_tokens=added).input_ids for added in (False, True))
+    return next((full[:start] for start in range(len(full)) if full[start : start + len(plain)] == plain), [])
+
+
+# Control tokens of common chat formats, where a server has the tokenizer.
+COMMON_CONTROL_TOKENS = re.compile(
+    r"<\|[\w-]+\|>|</?s>|<[be]os>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?think>"
+)
+
+
+def control_tokens(tokenizer: "PreTrainedTokenizerBase | None") -> re.Pattern:
+    """Matches what the LLM would read as a control token wherever it appears in a text."""
+    if tokenizer is None:
+        return COMMON_CONTROL_TOKENS
+    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    tokens = special | set(tokenizer.all_special_tokens) | ({"<think>", "</think>"} & tokenizer.get_vocab().keys())
+    return re.compile("|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True))) or r"(?!)")
+
+
+def escape_control_tokens(text: str, tokens: re.Pattern) -> str:
+    """Data as plain text: a space behind the first character of each control token makes it none."""
+    return tokens.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
+
+
+def apply_template(tokenizer: "PreTrainedTokenizerBase", turns: list[Record]) -> str:
+    """The turns in the tokenizer's chat template, up to where the LLM's own turn begins: without thoughts where the
+    template can turn them off, and with one date for all runs where it shows today's."""
+    return tokenizer.apply_chat_template(
+        turns, tokenize=False, add_generation_prompt=True, enable_thinking=False, strftime_now=PROMPT_DATE.strftime
+    )
+
+
+def takes_system_turn(tokenizer: "PreTrainedTokenizerBase") -> bool:
+    """Whether the chat template takes a system turn; some raise an error, and some drop it."""
+    from jinja2 import TemplateError
+
+    turns = [{"role": "system", "content": "Reply in Latin."}, {"role": "user", "content": "Who?"}]
+    try:
+        return "Reply in Latin." in apply_template(tokenizer, turns)
+    except TemplateError:
+        return False
 
 
 class PromptBuilder:
@@ -51,6 +140,11 @@ class PromptBuilder:
     ) -> None:
         if tokenizer is not None and chat:
             require_chat_template(tokenizer)
+        self.system = [{"role": "system", "content": prompts.system}] if prompts.system else []
+        if self.system and tokenizer is not None and chat and not takes_system_turn(tokenizer):
+            logger.warning("%s: its chat template takes no system turn; prompts go without", tokenizer.name_or_path)
+            self.system = []
+        self._control_tokens = control_tokens(tokenizer)
         self.prompts = prompts
         self.task = task
         self.tokenizer = tokenizer
@@ -60,12 +154,12 @@ class PromptBuilder:
 
     def with_passages(self, record: Record, passages: Sequence[Record]) -> str:
         """The prompt that asks `record`'s question with passages at hand, best first."""
+        passages = [self._as_plain_text(passage) for passage in passages]
         prompt = self._with_evidence(record, self.prompts.evidence(passages))
         excess = self._excess(prompt)
         if not excess:
             return prompt
         self.cut += 1
-        passages = list(passages)
         while excess and passages:
             text = self._shorten(passages[-1]["text"], excess)
             if text:
@@ -90,7 +184,7 @@ class PromptBuilder:
 
     def background(self, record: Record) -> str:
         """The prompt that asks for a pseudo-passage (paper section 3: the LLM's own knowledge as a candidate)."""
-        text = self.prompts.background.format(question=question_text(record))
+        text = self.prompts.background.format(question=self._escape(question_text(record)))
         return self._require_fit(record, self._wrap(text, cue="\n\n"))
 
     def _require_fit(self, record: Record, prompt: str) -> str:
@@ -102,7 +196,18 @@ class PromptBuilder:
         return prompt
 
     def _question_fields(self, record: Record) -> dict[str, str]:
-        return {"instruction": self.task.instruction, "label": self.task.label, "question": question_text(record)}
+        return {
+            "instruction": self.task.instruction,
+            "label": self.task.label,
+            "question": self._escape(question_text(record)),
+        }
+
+    def _as_plain_text(self, passage: Record) -> Record:
+        title, text = self._escape(passage.get("title") or ""), self._escape(passage["text"])
+        return {**passage, "title": title, "text": text}
+
+    def _escape(self, text: str) -> str:
+        return escape_control_tokens(text, self._control_tokens)
 
     def _with_evidence(self, record: Record, evidence: str) -> str:
         return self._wrap(self.prompts.with_passages.format(**self._question_fields(record), evidence=evidence))
@@ -111,15 +216,18 @@ class PromptBuilder:
         if self.tokenizer is None:
             return text
         if not self.chat:
-            return text + (self.prompts.base_model_cue if cue is None else cue)
-        return self.tokenizer.apply_chat_template(
-            [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True, enable_thinking=False
-        )
+            text += self.prompts.base_model_cue if cue is None else cue
+            return text.rstrip(" ")  # a space belongs to the first token of what follows
+        return apply_template(self.tokenizer, [*self.system, {"role": "user", "content": text}])
 
     def _excess(self, prompt: str) -> int:
-        if self.tokenizer is None or self.max_tokens is None or len(prompt.encode()) <= self.max_tokens:
+        if (
+            self.tokenizer is None
+            or self.max_tokens is None
+            or len(prompt.encode()) < self.max_tokens - MOST_START_TOKENS
+        ):
             return 0  # a token is at least one byte, so a short text need not be tokenised
-        return max(0, len(self.tokenizer(prompt, add_special_tokens=False).input_ids) - self.max_tokens)
+        return max(0, len(encode_prompts(self.tokenizer, [prompt], self.chat)[0]) - self.max_tokens)
 
     def _shorten(self, text: str, tokens: int) -> str:
         offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True).offset_mapping

@@ -19,13 +19,14 @@ from gainRAG.common.models import (
     dtype_name,
     generation_dtype,
     is_chat_model,
+    longest_input,
     pick_device,
     pick_dtype,
     weights_path,
 )
 from gainRAG.common.parallel import WorkerOptions
 from gainRAG.common.resume import identity
-from gainRAG.llm_inference.build_prompts import PromptBuilder, require_chat_template
+from gainRAG.llm_inference.build_prompts import PROMPT_DATE, PromptBuilder, require_chat_template
 from gainRAG.prompts import load_prompts
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ class EngineOptions:
     concurrency: int = 8
     request_timeout: float = 300.0
     retries: int = 6
+    no_template_kwargs: bool = False
 
     @property
     def model_name(self) -> str:
@@ -68,7 +70,7 @@ class GenerationOptions:
 
     Attributes:
         task: whose prompt; a key of `prompts.TASKS` or of the prompts file.
-        prompts: a YAML file that replaces texts shown to the LLM, or None.
+        prompts: a YAML file that replaces texts shown to the LLM, `reference` for the shipped one, or None.
         chat: whether prompts go through the tokenizer's chat template.
         max_new_tokens: the longest text, in tokens.
     """
@@ -85,16 +87,22 @@ class Engine(Protocol):
     Attributes:
         tokenizer: the LLM's, or None where a server tokenises.
         context_length: the most tokens of prompt and answer together, or None where unknown.
+        troubles: for each prompt of the last call what went wrong, a key of `written_text.TROUBLES`, or "".
     """
 
     tokenizer: "PreTrainedTokenizerBase | None"
     context_length: int | None
+    troubles: list[str]
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """One continuation a prompt, in the prompts' order, stripped of white space."""
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
+        """One continuation a prompt, in the prompts' order, stripped of white space.
+
+        Args:
+            end: where a base model's text ends, which would run on; a chat model's ends by itself.
+        """
 
     def close(self) -> None:
-        """Frees the model's memory."""
+        """Frees the model's memory; warns of texts that went wrong."""
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str] = BACKENDS) -> None:
@@ -120,7 +128,12 @@ def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str
     group.add_argument("--temperature", type=non_negative_float, default=0.0, help="0 decodes greedily, as the paper")
     group.add_argument("--seed", type=non_negative_int, default=42, help="seed of sampling (temperature above 0)")
     group.add_argument("--no_chat", action="store_true", help="do not use the chat template, whatever the model")
-    group.add_argument("--prompts", default=None, metavar="FILE.yaml", help="replaces texts shown to the LLM")
+    group.add_argument(
+        "--prompts",
+        default=None,
+        metavar="FILE.yaml",
+        help="replaces texts shown to the LLM; reference: the structure of the published code",
+    )
     if "vllm" in backends:
         _add_vllm_arguments(parser)
     if "openai" in backends:
@@ -153,6 +166,11 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
         "--request_timeout", type=positive_float, default=300.0, help="seconds of silence that fail an attempt"
     )
     group.add_argument("--retries", type=non_negative_int, default=6, help="attempts after a failed one")
+    group.add_argument(
+        "--no_template_kwargs",
+        action="store_true",
+        help="leave chat_template_kwargs, which turn thinking off, out of requests: some servers refuse them",
+    )
 
 
 def engine_options(args: argparse.Namespace) -> EngineOptions:
@@ -200,13 +218,24 @@ def check_tokenizer(engine: EngineOptions, generation: GenerationOptions) -> Non
         require_chat_template(tokenizer)
 
 
-def load_engine(options: EngineOptions) -> Engine:
-    """The engine that the options describe."""
+def context_length(engine: EngineOptions) -> int | None:
+    """The most tokens of prompt and answer together, by the LLM's configuration; None where unknown, as at a server."""
+    from gainRAG.llm_inference.inference_hf import load_config
+
+    if engine.backend == "openai":
+        return None
+    longest = longest_input(load_config(engine.lm_type))
+    return min(engine.max_model_len, longest or engine.max_model_len) if engine.backend == "vllm" else longest
+
+
+def load_engine(options: EngineOptions, generation: GenerationOptions) -> Engine:
+    """The engine that the options describe, for prompts as `generation` asks for them."""
     if options.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
         return VLLMEngine(
             options.lm_type,
+            chat=generation.chat,
             dtype=options.dtype,
             temperature=options.temperature,
             seed=options.seed,
@@ -225,11 +254,14 @@ def load_engine(options: EngineOptions) -> Engine:
             retries=options.retries,
             temperature=options.temperature,
             seed=options.seed,
+            system=load_prompts(generation.prompts).system,
+            template_kwargs=not options.no_template_kwargs,
         )
     from gainRAG.llm_inference.inference_hf import HFEngine
 
     return HFEngine(
         options.lm_type,
+        chat=generation.chat,
         device=options.device,
         dtype=options.dtype,
         max_batch_tokens=options.max_batch_tokens,
@@ -246,7 +278,7 @@ def load_writer(
     Args:
         reserved_tokens: as `prompt_builder` takes them; None: what the LLM may write.
     """
-    loaded = load_engine(engine)
+    loaded = load_engine(engine, generation)
     reserved_tokens = generation.max_new_tokens if reserved_tokens is None else reserved_tokens
     return loaded, prompt_builder(engine, generation, loaded.tokenizer, loaded.context_length, reserved_tokens)
 
@@ -287,7 +319,9 @@ def generation_settings(engine: EngineOptions, generation: GenerationOptions) ->
     settings = {name: getattr(engine, name) for name in ("backend", "dtype", "temperature", "seed")}
     settings |= {"chat": generation.chat, "task": generation.task, "prompts": load_prompts(generation.prompts).hash()}
     if engine.backend == "openai":
-        return {**settings, "server_model": engine.server_model}
+        return {**settings, "server_model": engine.server_model, "template_kwargs": not engine.no_template_kwargs}
+    if generation.chat:
+        settings["prompt_date"] = str(PROMPT_DATE)
     settings["weights"] = identity(weights_path(engine.lm_type))
     if engine.backend == "vllm":
         settings["max_model_len"] = engine.max_model_len

@@ -16,6 +16,8 @@ from gainRAG.common.models import (
     pick_dtype,
     weights_path,
 )
+from gainRAG.llm_inference.build_prompts import encode_prompts
+from gainRAG.llm_inference.written_text import TextEngine, decode_texts
 
 
 def load_tokenizer(lm_type: str):
@@ -37,6 +39,18 @@ def load_tokenizer(lm_type: str):
     return tokenizer
 
 
+def load_config(lm_type: str):
+    """The LLM's configuration.
+
+    Raises:
+        UserError: unknown name, or a configuration that cannot be had.
+    """
+    from transformers import AutoConfig
+
+    with explain_load_errors(lm_type):
+        return AutoConfig.from_pretrained(weights_path(lm_type), trust_remote_code=False)
+
+
 def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     """The LLM on its device, in evaluation mode.
 
@@ -52,7 +66,14 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     return model.to(device).eval()
 
 
-class HFEngine:
+def end_tokens(generation_config, tokenizer) -> list[int] | None:
+    """The tokens that end a text: the model's own, and the tokenizer's, which some models' settings leave out."""
+    ends = generation_config.eos_token_id
+    ends = set(ends if isinstance(ends, list) else [ends]) | {tokenizer.eos_token_id}
+    return sorted(ends - {None}) or None
+
+
+class HFEngine(TextEngine):
     """Generation by transformers' `generate`; see `engine.Engine`.
 
     A prompt that occurs several times is continued once. Memory that runs out halves the batches from then on.
@@ -61,33 +82,37 @@ class HFEngine:
     def __init__(
         self,
         lm_type: str,
+        chat: bool = True,
         device: str | None = None,
         dtype: str = "auto",
         max_batch_tokens: int = 16384,
         temperature: float = 0.0,
         seed: int = 42,
     ) -> None:
+        super().__init__(chat)
         self.device = pick_device(device)
         self.tokenizer = load_tokenizer(lm_type)
         self.tokenizer.padding_side = "left"
         self.model = load_causal_lm(lm_type, self.device, generation_dtype(dtype, self.device))
         self.context_length = longest_input(self.model.config)
+        self._ends = end_tokens(self.model.generation_config, self.tokenizer)
         self.budget = BatchBudget(max_batch_tokens)
         self.temperature = temperature
         self.seed = seed
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
         """One continuation a prompt, in order.
 
         Args:
-            prompts: full texts, chat template applied; no special tokens are added.
+            prompts: full texts of `PromptBuilder`.
             max_new_tokens: the longest continuation, in tokens.
+            end: where a base model's text ends.
 
         Raises:
             torch.OutOfMemoryError: one prompt alone does not fit.
         """
         distinct = list(dict.fromkeys(prompts))
-        ids = self.tokenizer(distinct, add_special_tokens=False).input_ids if distinct else []
+        ids = encode_prompts(self.tokenizer, distinct, self.chat)
         lengths = [len(row) + max_new_tokens for row in ids]
         texts: dict[str, str] = {}
 
@@ -98,7 +123,7 @@ class HFEngine:
             for batch, written in self.budget.run(lengths, forward):
                 texts |= zip((distinct[index] for index in batch), written, strict=True)
                 progress.update(len(batch))
-        return [texts[prompt] for prompt in prompts]
+        return self.finish(prompts, texts, end)
 
     @torch.inference_mode()
     def _continue(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
@@ -109,6 +134,7 @@ class HFEngine:
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             max_new_tokens=max_new_tokens,
+            eos_token_id=self._ends,
             pad_token_id=self.tokenizer.pad_token_id,
             top_k=None,
             top_p=None,
@@ -118,10 +144,11 @@ class HFEngine:
             **sampling,
         )
         new = output[:, batch.input_ids.shape[1] :]
-        return [text.strip() for text in self.tokenizer.batch_decode(new, skip_special_tokens=True)]
+        return decode_texts(self.tokenizer, new.tolist())
 
     def close(self) -> None:
-        """Frees the model's memory."""
+        """Frees the model's memory; warns of texts that went wrong."""
+        super().close()
         self.model = None
         gc.collect()
         if self.device.type == "cuda":

@@ -1,7 +1,7 @@
 """The server engine: any OpenAI-compatible chat completions, from vLLM's or llama.cpp's server to a hosted one.
 
-The server applies its own chat template; a model that thinks aloud should be served with thinking off. The key comes
-from OPENAI_API_KEY alone, and appears in no log, setting or error.
+The server applies its own chat template, and is asked to turn thinking off in it. The key comes from OPENAI_API_KEY
+alone, and appears in no log, setting or error.
 """
 
 import email.utils
@@ -19,6 +19,8 @@ from urllib.parse import urlsplit
 from tqdm import tqdm
 
 from gainRAG.common.cli import UserError
+from gainRAG.llm_inference.build_prompts import PROMPT_DATE
+from gainRAG.llm_inference.written_text import EMPTY, FILTERED, LENGTH, THOUGHT, TextEngine
 
 if TYPE_CHECKING:
     import httpx
@@ -29,6 +31,7 @@ FIRST_DELAY = 1.0  # seconds before the second attempt; doubles with each furthe
 LONGEST_DELAY = 60.0
 LONGEST_RETRY_AFTER = 600.0  # a server that is away for longer ends the run
 RETRIED_STATUS = {408, 409, 425, 429}  # and all from 500
+TEMPLATE_KWARGS = {"enable_thinking": False, "date_string": PROMPT_DATE.strftime("%d %b %Y")}
 
 
 def check_server_arguments(base_url: str | None, server_model: str | None) -> None:
@@ -69,7 +72,7 @@ class _TryAgain(Exception):
         self.after = after
 
 
-class OpenAIEngine:
+class OpenAIEngine(TextEngine):
     """Generation by a server's `/chat/completions`, one user message a prompt; see `engine.Engine`.
 
     A prompt that occurs several times is asked once. Rate limits (429), server errors, time-outs, dropped connections
@@ -83,6 +86,8 @@ class OpenAIEngine:
         concurrency: most requests at one time.
         timeout: seconds without a byte from the server until an attempt counts as failed.
         retries: attempts after the first.
+        system: the text of a system message before each prompt; "" for none.
+        template_kwargs: whether to send `chat_template_kwargs`, which turn thinking off; some servers refuse them.
 
     Raises:
         UserError: the address or the key cannot be right.
@@ -100,9 +105,12 @@ class OpenAIEngine:
         retries: int = 6,
         temperature: float = 0.0,
         seed: int = 42,
+        system: str = "",
+        template_kwargs: bool = True,
     ) -> None:
         import httpx
 
+        super().__init__(chat=True)
         check_server_arguments(base_url, server_model)
         self.base_url = base_url.rstrip("/")
         self.concurrency = concurrency
@@ -110,16 +118,20 @@ class OpenAIEngine:
         self._request = {"model": server_model, "temperature": temperature}
         if temperature:
             self._request["seed"] = seed
+        if template_kwargs:
+            self._request["chat_template_kwargs"] = TEMPLATE_KWARGS
+        self._system = [{"role": "system", "content": system}] if system else []
+        self._limit_name = "max_tokens"
         self._key = _key()
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(timeout, connect=min(timeout, 30.0), pool=None),
             limits=httpx.Limits(max_connections=concurrency),
         )
-        self._received: dict[tuple[str, int], str] = {}
+        self._received: dict[tuple[str, int], tuple[str, str]] = {}
         self._stop = threading.Event()
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
         """One continuation a prompt, in order.
 
         Raises:
@@ -132,7 +144,9 @@ class OpenAIEngine:
             futures = {pool.submit(self._answer, *case): case for case in missing}
             self._collect(futures)
         received, self._received = self._received, {}
-        return [received[case] for case in cases]
+        texts = {prompt: received[prompt, max_new_tokens][0] for prompt in prompts}
+        troubles = {prompt: received[prompt, max_new_tokens][1] for prompt in prompts}
+        return self.finish(prompts, texts, end, troubles)
 
     def _collect(self, futures: dict[Future, tuple[str, int]]) -> None:
         failure: UserError | None = None
@@ -151,8 +165,8 @@ class OpenAIEngine:
         if failure:
             raise failure
 
-    def _answer(self, prompt: str, max_new_tokens: int) -> str | None:
-        """The server's answer, or None when another prompt's failure has ended the call."""
+    def _answer(self, prompt: str, max_new_tokens: int) -> tuple[str, str] | None:
+        """The server's answer and its trouble, or None when another prompt's failure has ended the call."""
         for attempt in range(self.retries + 1):
             if self._stop.is_set():
                 return None
@@ -170,10 +184,12 @@ class OpenAIEngine:
                 self._stop.wait(delay)
         return None
 
-    def _ask(self, prompt: str, max_new_tokens: int) -> str:
+    def _ask(self, prompt: str, max_new_tokens: int) -> tuple[str, str]:
         import httpx
 
-        body = {**self._request, "max_tokens": max_new_tokens, "messages": [{"role": "user", "content": prompt}]}
+        limit = self._limit_name
+        messages = [*self._system, {"role": "user", "content": prompt}]
+        body = {**self._request, limit: max_new_tokens, "messages": messages}
         try:
             response = self._client.post(f"{self.base_url}/chat/completions", json=body)
         except httpx.RequestError as problem:
@@ -186,9 +202,13 @@ class OpenAIEngine:
             if after > LONGEST_RETRY_AFTER:
                 raise self._failure(prompt, f"{_refusal(response)}, asks to come back in {after:.0f} s")
             raise _TryAgain(_refusal(response), after)
+        if not response.is_success and limit == "max_tokens" and _wants_other_limit(_refusal(response)):
+            self._limit_name = "max_completion_tokens"
+            return self._ask(prompt, max_new_tokens)
         if not response.is_success:
-            raise self._failure(prompt, f"refused, {_refusal(response)}")
-        return _content(response)
+            hint = "; --no_template_kwargs leaves it out" if "chat_template_kwargs" in _refusal(response) else ""
+            raise self._failure(prompt, f"refused, {_refusal(response)}{hint}")
+        return _read_answer(response)
 
     def _failure(self, prompt: str, reason: str) -> UserError:
         shown = prompt if len(prompt) <= 120 else f"{prompt[:60]} ... {prompt[-60:]}"
@@ -198,22 +218,41 @@ class OpenAIEngine:
         return text.replace(self._key, "***") if self._key else text
 
     def close(self) -> None:
-        """Closes the connections."""
+        """Closes the connections; warns of texts that went wrong."""
+        super().close()
         self._client.close()
 
 
-def _content(response: "httpx.Response") -> str:
-    """The answer's text in a chat completion."""
+def _read_answer(response: "httpx.Response") -> tuple[str, str]:
+    """The answer's text in a chat completion, and its trouble: a key of `written_text.TROUBLES`, or ""."""
     try:
         choice = response.json()["choices"][0]
-        text = choice["message"]["content"]
-    except (ValueError, LookupError, TypeError):
+        message = choice["message"]
+        text = _join_parts(message["content"])
+        reason = choice.get("finish_reason")
+        thought = message.get("reasoning_content") or message.get("reasoning")
+    except (ValueError, LookupError, TypeError, AttributeError):
         raise _TryAgain(f"no chat completion came but {response.text!r:.200}") from None
-    if text is None:
-        logger.warning("an answer without content (%s) counts as empty", choice.get("finish_reason"))
-    elif not isinstance(text, str):
-        raise _TryAgain(f"content that is no text: {text!r:.200}")
-    return (text or "").strip()
+    if reason == FILTERED:
+        return text, FILTERED
+    if not text.strip():
+        return "", THOUGHT if thought else LENGTH if reason == LENGTH else EMPTY
+    return text, LENGTH if reason == LENGTH else ""
+
+
+def _join_parts(content: str | list | None) -> str:
+    """A message's content as one text; parts that are no text, such as thoughts, are left out."""
+    if isinstance(content, list):
+        content = "".join(part if isinstance(part, str) else part.get("text") or "" for part in content)
+    if not isinstance(content, str | None):
+        raise TypeError
+    return content or ""
+
+
+def _wants_other_limit(refusal: str) -> bool:
+    """Whether a server refuses `max_tokens` itself, as newer models of hosted servers do, and not its value."""
+    refused = ("unsupported", "not supported", "unrecognized", "unknown", "deprecated", "max_completion_tokens")
+    return "max_tokens" in refusal and any(word in refusal.lower() for word in refused)
 
 
 def _refusal(response: "httpx.Response") -> str:

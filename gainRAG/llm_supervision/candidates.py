@@ -28,6 +28,7 @@ from gainRAG.llm_inference.engine import (
     generation_settings,
     load_writer,
 )
+from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.llm_inference.predict import candidate, predict
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class CandidateOptions:
         limit: how many questions of the file are used; None: all.
         predict: whether the LLM answers from every candidate.
         max_new_tokens: the longest of these answers, in tokens.
+        skip_too_long: leave out questions that do not fit the LLM's context.
     """
 
     data_path: Path
@@ -54,6 +56,7 @@ class CandidateOptions:
     limit: int | None
     predict: bool
     max_new_tokens: int
+    skip_too_long: bool
 
     @property
     def written_here(self) -> bool:
@@ -82,6 +85,7 @@ def add_candidate_arguments(parser: argparse.ArgumentParser, backends: Sequence[
     parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest prediction, in tokens")
     parser.add_argument("--limit", type=positive_int, default=None, help="only the first questions")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
+    add_length_arguments(parser)
     add_background_arguments(parser)
     add_engine_arguments(parser, backends)
 
@@ -90,7 +94,13 @@ def candidate_options(args: argparse.Namespace) -> CandidateOptions:
     """The flags of `add_candidate_arguments`, those of the LLM apart."""
     pseudo, predict = pseudo_passage_options(args), args.predictions == "all"
     return CandidateOptions(
-        Path(args.data_path), pseudo, args.num_passages, args.limit, predict, max_new_tokens=args.max_new_tokens
+        Path(args.data_path),
+        pseudo,
+        args.num_passages,
+        args.limit,
+        predict,
+        max_new_tokens=args.max_new_tokens,
+        skip_too_long=args.skip_too_long,
     )
 
 
@@ -102,47 +112,62 @@ def candidate_settings(
         "num_passages": options.num_passages,
         "predictions": "all" if options.predict else "none",
         "limit": options.limit,
+        "skip_too_long": options.skip_too_long,
         "no_pseudo": not options.pseudo.wanted,
         "max_new_tokens": options.max_new_tokens,
         "background_tokens": options.pseudo.max_new_tokens,
+        "keep_na": options.pseudo.keep_na,
     }
     inputs = {"data_path": options.data_path, "background_path": options.pseudo.path}
     return stage_settings(stage, inputs, **{**generation_settings(engine, generation), **flags, **more})
 
 
-def count_questions(options: CandidateOptions) -> int:
+def length_check(options: CandidateOptions, engine: EngineOptions, generation: GenerationOptions) -> LengthCheck:
+    """What finds questions that do not fit the context of the LLM that scores their gold answers."""
+    pseudo_tokens = options.pseudo.max_new_tokens if options.pseudo.written_here else 0
+    return LengthCheck(
+        engine, generation, options.reserved_tokens, options.skip_too_long, pseudo_tokens, scores_answers=True
+    )
+
+
+def count_questions(options: CandidateOptions, lengths: LengthCheck) -> int:
     """Reads every question once, so that a bad one ends the run before a model loads; returns how many there are.
 
     Raises:
-        UserError: a record is unusable, or has no pseudo-passage in the file of them.
+        UserError: a record is unusable, too long, or has no pseudo-passage in the file of them.
     """
     short = total = 0
-    for record in read_candidates(options):
+    for record in read_candidates(options, lengths):
         total += 1
         short += sum(not passage["is_pseudo"] for passage in record["passages"]) < options.num_passages
+    lengths.report(total)
     if short:
         wanted = options.num_passages
         logger.info("%d of %d questions have fewer than %d candidates and use what they have", short, total, wanted)
     return total
 
 
-def read_candidates(options: CandidateOptions) -> Iterator[Record]:
+def read_candidates(options: CandidateOptions, lengths: LengthCheck) -> Iterator[Record]:
     """The questions, each with its first `num_passages` candidates as supervision records name them, and with the
     pseudo-passage where a file of them is given."""
     pseudo = options.pseudo
     pseudo_text_of = pseudo_passage_lookup(pseudo.path) if pseudo.wanted and pseudo.path else None
-    for record in itertools.islice(read_records(options.data_path, as_retrieved), options.limit):
+
+    def as_candidates(record: Record) -> Record | None:
+        record = as_retrieved(record)
         matcher = AnswerMatcher(record["answers"], match_rule(record))
-        passages = [candidate(passage, matcher) for passage in record["ctxs"][: options.num_passages]]
-        question = {**{name: value for name, value in record.items() if name != "ctxs"}, "passages": passages}
+        passages = [candidate(passage, matcher) for passage in record.pop("ctxs")[: options.num_passages]]
+        question = {**record, "passages": passages}
         if pseudo_text_of:
-            add_pseudo_passage(question, pseudo_text_of(question))
-        yield question
+            add_pseudo_passage(question, pseudo_text_of(question), pseudo.keep_na)
+        return lengths(question)
+
+    return itertools.islice(read_records(options.data_path, as_candidates), options.limit)
 
 
-def add_pseudo_passage(record: Record, text: str) -> None:
-    """Appends a pseudo-passage to the candidates; none where the LLM knew nothing."""
-    pseudo = pseudo_passage(text)
+def add_pseudo_passage(record: Record, text: str, keep_na: bool) -> None:
+    """Appends a pseudo-passage to the candidates; where the LLM knew nothing only with `keep_na`."""
+    pseudo = pseudo_passage(text, keep_na)
     if pseudo:
         record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"], match_rule(record))))
 
@@ -159,7 +184,7 @@ class CandidateWriter:
         if pseudo.written_here:
             texts = write_pseudo_passages(self.engine, self.builder, chunk, pseudo.max_new_tokens)
             for record, text in zip(chunk, texts, strict=True):
-                add_pseudo_passage(record, text)
+                add_pseudo_passage(record, text, pseudo.keep_na)
         if self.options.predict:
             cases = [(record, passage) for record in chunk for passage in record["passages"]]
             predict(self.engine, self.builder, cases, self.options.max_new_tokens)

@@ -11,19 +11,21 @@ resumes with the same command.
 
 import argparse
 import logging
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from gainRAG.common.cli import non_negative_float, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, read_records
-from gainRAG.common.models import dtype_name, longest_input, pick_device, pick_dtype, weights_path
+from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, map_chunks, worker_options
 from gainRAG.common.resume import StageOutput, identity, remove_output
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
     check_engine,
-    check_tokenizer,
+    context_length,
     engine_options,
     generation_options,
     prompt_builder,
@@ -37,6 +39,7 @@ from gainRAG.llm_supervision.candidates import (
     candidate_options,
     candidate_settings,
     count_questions,
+    length_check,
     read_candidates,
 )
 
@@ -49,7 +52,12 @@ def parse_arguments() -> argparse.Namespace:
     add_candidate_arguments(parser)
     add_worker_arguments(parser)
     parser.add_argument("--alpha", type=non_negative_float, default=0.5, help="contrast; 0 is plain perplexity")
-    parser.set_defaults(dtype="float32")  # the signal's precision in the public code
+    parser.add_argument(
+        "--gain_dtype",
+        choices=("auto", *DTYPES),
+        default="float32",  # the signal's precision in the public code
+        help="number format of the LLM's weights while it scores the gold answers (--dtype: while it writes)",
+    )
     return parser.parse_args()
 
 
@@ -58,67 +66,63 @@ def main() -> None:
     workers, options = worker_options(args), candidate_options(args)
     engine, generation = engine_options(args), generation_options(args)
     check_engine(engine, generation)
-    if engine.backend == "openai":
-        check_tokenizer(engine, generation)  # the server writes the texts, the gains need the LLM here
-    settings = gain_settings(options, engine, generation, args.alpha)
-    total = count_questions(options)
+    scorer = scorer_options(engine, args.gain_dtype)
+    lengths = length_check(options, scorer, generation)
+    text_settings = candidate_settings("construct_hf, what the LLM writes", options, engine, generation)
+    settings = candidate_settings(
+        "construct_hf", options, engine, generation, alpha=args.alpha, **scorer_settings(scorer)
+    )
+    total = count_questions(options, lengths)
     generated = Path(args.output_path).with_suffix(".generated.jsonl")
     with StageOutput(args.output_path, settings, args.overwrite) as output:
         if not output.complete:
-            write_texts(generated, args.overwrite, options, engine, generation, workers, total)
+            with StageOutput(generated, text_settings, args.overwrite and not output.resumed) as texts:
+                chunks = texts.remaining(read_candidates(options, lengths), CHUNK, "writing", total)
+                for written in write_texts(chunks, options, engine, generation, workers):
+                    texts.append(written)
             chunks = output.remaining(read_records(generated), CHUNK, "gains", total)
-            make_scorer = partial(GainWorker, options, engine, generation, args.alpha)
-            for scored in map_chunks(make_scorer, chunks, workers):
+            for scored in map_chunks(partial(GainWorker, options, scorer, generation, args.alpha), chunks, workers):
                 output.append(scored)
     remove_output(generated)  # all of it is in the finished file
 
 
-def gain_settings(
-    options: CandidateOptions, engine: EngineOptions, generation: GenerationOptions, alpha: float
-) -> Record:
-    """What decides the finished output: a server may write the texts, the gains come from weights here."""
-    signal = {
-        "alpha": alpha,
-        "weights": identity(weights_path(engine.lm_type)),
-        "gain_dtype": dtype_name(pick_dtype(engine.dtype, pick_device(engine.device))),
-    }
-    return candidate_settings("construct_hf", options, engine, generation, **signal)
+def scorer_options(engine: EngineOptions, gain_dtype: str) -> EngineOptions:
+    """The LLM that scores the gold answers: it runs here, even where a server writes the texts."""
+    return replace(engine, dtype=gain_dtype, backend="hf" if engine.backend == "openai" else engine.backend)
+
+
+def scorer_settings(scorer: EngineOptions) -> Record:
+    """What decides the gains beside the texts."""
+    dtype = dtype_name(pick_dtype(scorer.dtype, pick_device(scorer.device)))
+    return {"weights": identity(weights_path(scorer.lm_type)), "gain_dtype": dtype}
 
 
 def write_texts(
-    path: Path,
-    overwrite: bool,
+    chunks: Iterator[list[Record]],
     options: CandidateOptions,
     engine: EngineOptions,
     generation: GenerationOptions,
     workers: WorkerOptions,
-    total: int,
-) -> None:
-    """First pass: pseudo-passages, and a prediction for every candidate. The engine is gone when it returns."""
-    settings = candidate_settings("construct_hf, what the LLM writes", options, engine, generation)
-    with StageOutput(path, settings, overwrite) as output:
-        written = output.remaining(read_candidates(options), CHUNK, "writing", total)
-        if options.written_here:
-            make_writer = partial(CandidateWriter, options, engine, generation)
-            written = map_chunks(make_writer, written, writing_workers(engine, workers))
-        for records in written:
-            output.append(records)
+) -> Iterator[list[Record]]:
+    """First pass: pseudo-passages, and a prediction for every candidate. The engine is gone when it ends."""
+    if not options.written_here:
+        return chunks
+    return map_chunks(partial(CandidateWriter, options, engine, generation), chunks, writing_workers(engine, workers))
 
 
 class GainWorker:
     """A worker (common.parallel), second pass: adds PPL_CD and retrieved_ppl of every candidate, by `GainScorer`."""
 
     def __init__(
-        self, options: CandidateOptions, engine: EngineOptions, generation: GenerationOptions, alpha: float
+        self, options: CandidateOptions, scorer: EngineOptions, generation: GenerationOptions, alpha: float
     ) -> None:
         from gainRAG.llm_inference.inference_hf import load_causal_lm, load_tokenizer
         from gainRAG.llm_supervision.gain import GainScorer
 
-        tokenizer = load_tokenizer(engine.lm_type)
-        model = load_causal_lm(engine.lm_type, pick_device(engine.device), engine.dtype)
-        context_length = longest_input(model.config)
-        self.builder = prompt_builder(engine, generation, tokenizer, context_length, options.reserved_tokens)
-        self.scorer = GainScorer(model, tokenizer, alpha, engine.max_batch_tokens)
+        tokenizer = load_tokenizer(scorer.lm_type)
+        model = load_causal_lm(scorer.lm_type, pick_device(scorer.device), scorer.dtype)
+        self.builder = prompt_builder(scorer, generation, tokenizer, context_length(scorer), options.reserved_tokens)
+        self.scorer = GainScorer(model, tokenizer, alpha, scorer.max_batch_tokens, generation.chat)
 
     def __call__(self, chunk: list[Record]) -> list[Record]:
         from gainRAG.llm_supervision.gain import GainRequest

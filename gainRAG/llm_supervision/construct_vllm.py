@@ -19,7 +19,7 @@ from gainRAG.common.cli import run_stage, stage_parser
 from gainRAG.common.jsonl import Record
 from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput
-from gainRAG.llm_inference.build_prompts import PromptBuilder
+from gainRAG.llm_inference.build_prompts import PromptBuilder, encode_answers, encode_prompts
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
@@ -35,6 +35,7 @@ from gainRAG.llm_supervision.candidates import (
     candidate_options,
     candidate_settings,
     count_questions,
+    length_check,
     read_candidates,
 )
 
@@ -50,10 +51,11 @@ def main() -> None:
     args = parser.parse_args()
     engine, generation, options = engine_options(args), generation_options(args), candidate_options(args)
     check_engine(engine, generation)
-    total = count_questions(options)
+    lengths = length_check(options, engine, generation)
+    total = count_questions(options, lengths)
     settings = candidate_settings("construct_vllm", options, engine, generation)
     with StageOutput(args.output_path, settings, args.overwrite) as output:
-        chunks = output.remaining(read_candidates(options), CHUNK, "perplexities", total)
+        chunks = output.remaining(read_candidates(options, lengths), CHUNK, "perplexities", total)
         for records in map_chunks(partial(PerplexityWorker, options, engine, generation), chunks):
             output.append(records)
 
@@ -78,21 +80,18 @@ class PerplexityWorker:
 def add_perplexities(engine: "VLLMEngine", builder: PromptBuilder, chunk: Sequence[Record]) -> None:
     """Writes `retrieved_ppl` to every candidate: the lowest perplexity over the gold answers.
 
-    Prompt and answer are tokenised apart and their ids joined, as in construct_hf.
+    Prompt and answer are tokenised as in construct_hf.
     """
     candidates = []
     for record in chunk:
-        prompts = _token_ids(engine, [builder.with_passages(record, [passage]) for passage in record["passages"]])
-        answers = _token_ids(engine, list(dict.fromkeys(record["answers"])))
+        texts = [builder.with_passages(record, [passage]) for passage in record["passages"]]
+        prompts = encode_prompts(engine.tokenizer, texts, builder.chat)
+        answers = encode_answers(engine.tokenizer, list(dict.fromkeys(record["answers"])), builder.chat)
         candidates += [(passage, prompt, answers) for passage, prompt in zip(record["passages"], prompts, strict=True)]
     cases = [(prompt, answer) for _, prompt, answers in candidates for answer in answers]
     found = iter(engine.answer_log_probabilities(cases))
     for passage, _, answers in candidates:
         passage["retrieved_ppl"] = min(math.exp(-fmean(next(found))) for _ in answers)
-
-
-def _token_ids(engine: "VLLMEngine", texts: list[str]) -> list[list[int]]:
-    return engine.tokenizer(texts, add_special_tokens=False).input_ids if texts else []
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
 """Keeps the questions whose best passage by gain really makes the LLM answer correctly (paper section 3.2).
 
-Answers afresh from the lowest-PPL_CD passage of every question and keeps those answered correctly (containment).
-Predictions are kept in OUT.predictions.jsonl, so that an interrupted run resumes. Where construct_hf stored predictions
-for all passages, data/data_filter.py does the same from those without an LLM.
+Answers afresh from the lowest-PPL_CD passage of every question and keeps those answered correctly by the task's metric
+(containment; accuracy for ARC_Challenge and PubHealth). Predictions are kept in OUT.predictions.jsonl, so that an
+interrupted run resumes. Where construct_hf stored predictions for all passages, data/data_filter.py does the same from
+those without an LLM.
 
 A small LLM answers wrongly from good passages too, and many of the questions left are those that it knows by itself: a
 selector trained on these alone trusts the LLM's own passage too often. `--keep answerable` keeps the others as well.
@@ -17,12 +18,18 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_records
 from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.common.schemas import as_supervised
-from gainRAG.evaluation.gains import add_filter_arguments, best_passage, describe_kept, keep_answered
+from gainRAG.evaluation.gains import (
+    FilterOptions,
+    add_filter_arguments,
+    describe_kept,
+    filter_options,
+    keep_answered,
+)
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
@@ -33,7 +40,9 @@ from gainRAG.llm_inference.engine import (
     generation_settings,
     load_writer,
 )
+from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.llm_inference.predict import predict
+from gainRAG.prompts import load_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +57,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--task", required=True, help="whose prompt to use, e.g. HotpotQA, WebQuestions, NaturalQA")
     add_filter_arguments(parser)
     parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest prediction, in tokens")
+    add_length_arguments(parser)
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
     add_engine_arguments(parser)
     return parser.parse_args()
@@ -55,28 +65,49 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    engine, generation = engine_options(args), generation_options(args)
+    engine, generation, options = engine_options(args), generation_options(args), filter_options(args)
     output_file(args.output_path)
     check_engine(engine, generation)
-    read = partial(read_records, args.data_path, partial(as_supervised, signal=args.signal))
+    check_keep(options, generation)
+    lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
+    read = partial(read_records, args.data_path, lambda record: lengths(as_supervised(record, options.signal)))
     total = sum(1 for _ in read())
+    lengths.report(total)
     predictions = Path(args.output_path).with_suffix(".predictions.jsonl")
-    with StageOutput(predictions, answer_settings(args, engine, generation), args.overwrite) as output:
+    settings = answer_settings(args.data_path, args.skip_too_long, options, engine, generation)
+    with StageOutput(predictions, settings, args.overwrite) as output:
         chunks = output.remaining(read(), CHUNK, "answering", total)
-        for answered in map_chunks(partial(BestPassageReader, engine, generation, args.signal), chunks):
+        for answered in map_chunks(partial(BestPassageReader, options, engine, generation), chunks):
             output.append(answered)
-    counts: Counter = Counter()
-    write_records(args.output_path, keep_answered(read_records(predictions), args.signal, args.keep, counts))
+    counts = Counter()
+    write_records(args.output_path, keep_answered(read_records(predictions), options, counts))
     logger.info("%s: %s", args.output_path, describe_kept(counts))
 
 
-def answer_settings(args: argparse.Namespace, engine: EngineOptions, generation: GenerationOptions) -> Record:
+def check_keep(options: FilterOptions, generation: GenerationOptions) -> None:
+    """Refuses `--keep answerable` where it means nothing.
+
+    Raises:
+        UserError: the task is judged by accuracy; that a passage holds "A" or "true" says nothing.
+    """
+    if options.keep == "answerable" and load_prompts(generation.prompts).task(generation.task).metric == "accuracy":
+        raise UserError(
+            f"--keep answerable: answers of {generation.task} are options, which a passage does not hold; "
+            "wanted --keep answered"
+        )
+
+
+def answer_settings(
+    data_path: str, skip_too_long: bool, options: FilterOptions, engine: EngineOptions, generation: GenerationOptions
+) -> Record:
     """What decides the predictions; which of them are kept is decided afresh in every run."""
     return stage_settings(
         "filtering",
-        {"data_path": args.data_path},
+        {"data_path": data_path},
         **generation_settings(engine, generation),
-        signal=args.signal,
+        signal=options.signal,
+        no_pseudo=options.no_pseudo,
+        skip_too_long=skip_too_long,
         max_new_tokens=generation.max_new_tokens,
     )
 
@@ -84,13 +115,14 @@ def answer_settings(args: argparse.Namespace, engine: EngineOptions, generation:
 class BestPassageReader:
     """A worker (common.parallel): answers each question from its best passage."""
 
-    def __init__(self, engine: EngineOptions, generation: GenerationOptions, signal: str) -> None:
-        self.signal, self.max_new_tokens = signal, generation.max_new_tokens
+    def __init__(self, options: FilterOptions, engine: EngineOptions, generation: GenerationOptions) -> None:
+        self.options, self.max_new_tokens = options, generation.max_new_tokens
         self.engine, self.builder = load_writer(engine, generation)
 
     def __call__(self, chunk: list[Record]) -> list[Record]:
-        cases = [(record, best_passage(record, self.signal)) for record in chunk if record["passages"]]
-        predict(self.engine, self.builder, cases, self.max_new_tokens)
+        cases = [(record, self.options.best_passage(record)) for record in chunk]
+        answerable = [(record, best) for record, best in cases if best]
+        predict(self.engine, self.builder, answerable, self.max_new_tokens)
         return chunk
 
     def close(self) -> None:

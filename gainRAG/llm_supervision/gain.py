@@ -17,6 +17,7 @@ from itertools import islice
 import torch
 
 from gainRAG.common.batching import BatchBudget
+from gainRAG.llm_inference.build_prompts import encode_answers, encode_prompts
 from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
 
 CPU_BATCH_TOKENS = 2048  # larger batches leave a CPU's caches: 16384 tokens at once take 1.6 x as long a token
@@ -28,7 +29,7 @@ SHORTEST_PREFIX = 16  # tokens; a shorter common start costs more in bookkeeping
 
 @dataclass(frozen=True)
 class GainRequest:
-    """One question: full prompt texts (chat template applied) without and with each passage, and its gold answers."""
+    """One question: full prompt texts of `PromptBuilder` without and with each passage, and its gold answers."""
 
     question_prompt: str
     passage_prompts: list[str]
@@ -64,12 +65,14 @@ class GainScorer:
         tokenizer: its tokenizer.
         alpha: weight of the contrast; 0 makes `ppl_cd` equal `ppl`.
         max_batch_tokens: padded tokens in a batch, on a CPU at most CPU_BATCH_TOKENS; memory that runs out halves it.
+        chat: whether the prompts have a chat template; see `build_prompts.encode_answers`.
     """
 
-    def __init__(self, model, tokenizer, alpha: float = 0.5, max_batch_tokens: int = 16384) -> None:
+    def __init__(self, model, tokenizer, alpha: float = 0.5, max_batch_tokens: int = 16384, chat: bool = True) -> None:
         self.model = BranchedModel(model)
         self.tokenizer = tokenizer
         self.alpha = alpha
+        self.chat = chat
         on_cpu = self.model.device.type == "cpu"
         self.budget = BatchBudget(min(max_batch_tokens, CPU_BATCH_TOKENS) if on_cpu else max_batch_tokens)
         self._window_tokens = WINDOW_BATCHES * max_batch_tokens
@@ -96,13 +99,12 @@ class GainScorer:
             yield window
 
     def _encode(self, index: int, request: GainRequest) -> _Encoded:
-        texts = [request.question_prompt, *request.passage_prompts, *dict.fromkeys(request.answers)]
-        ids = self.tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-        for text, tokens in zip(texts, ids, strict=True):
+        texts, golds = [request.question_prompt, *request.passage_prompts], list(dict.fromkeys(request.answers))
+        prompts = encode_prompts(self.tokenizer, texts, self.chat)
+        answers = encode_answers(self.tokenizer, golds, self.chat)
+        for text, tokens in zip([*texts, *golds], [*prompts, *answers], strict=True):
             if not tokens:
                 raise ValueError(f"request {index}: {text!r} has no tokens")
-        split = 1 + len(request.passage_prompts)
-        prompts, answers = ids[:split], ids[split:]
         if not answers:
             raise ValueError(f"request {index}: no answers")
         if not request.passage_prompts:

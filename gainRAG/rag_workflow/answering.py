@@ -3,7 +3,8 @@
 import argparse
 import itertools
 import logging
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from gainRAG.common.cli import positive_int
@@ -13,16 +14,21 @@ from gainRAG.common.schemas import as_retrieved
 from gainRAG.evaluation.answers import accuracy, option_labels, score_prediction
 from gainRAG.evaluation.results import summarize
 from gainRAG.llm_inference.engine import (
+    Engine,
     EngineOptions,
     GenerationOptions,
     add_engine_arguments,
     generation_settings,
 )
+from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.prompts import Task, load_prompts
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 256  # questions
+OWN_FIELDS = ("ctxs", "accuracy", "trouble")  # a question's fields of these names are not taken for an output's
+
+Answer = tuple[str, str]  # its text, and what went wrong with it (llm_inference.written_text) or ""
 
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,16 +38,23 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest answer, in tokens")
     parser.add_argument("--limit", type=positive_int, default=None, help="only the first questions")
     parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
+    add_length_arguments(parser)
     add_engine_arguments(parser)
 
 
-def read_answerable(path: str | Path, limit: int | None) -> Iterator[Record]:
-    """The first questions of a selection or retrieval file, each with a passage at least.
+def read_answerable(
+    path: str | Path, limit: int | None, lengths: LengthCheck, shape: Callable[[Record], Record] | None = None
+) -> Iterator[Record]:
+    """The first questions of a selection or retrieval file that fit the LLM, each with a passage at least.
+
+    Args:
+        shape: what checks a record; None: `as_answerable`.
 
     Raises:
-        UserError: a record is unusable, or has no passage.
+        UserError: a record is unusable, has no passage, or is too long and not to be skipped.
     """
-    return itertools.islice(read_records(path, as_answerable), limit)
+    shape = shape or as_answerable
+    return itertools.islice(read_records(path, lambda record: lengths(shape(record))), limit)
 
 
 def as_answerable(record: Record) -> Record:
@@ -52,13 +65,11 @@ def as_answerable(record: Record) -> Record:
     return record
 
 
-def read_questions(
-    path: str | Path, limit: int | None, k: int, shape: Callable[[Record], Record] = as_answerable
-) -> list[Record]:
-    """The first questions without their passages. Reads every record, so that a bad one ends the run before any model
-    loads; questions with fewer than `k` passages are counted in the log."""
+def check_questions(records: Iterable[Record], k: int) -> list[Record]:
+    """The questions without their passages. Reads every record, so that a bad one ends the run before any model loads;
+    questions with fewer than `k` passages are counted in the log."""
     questions, fewer = [], 0
-    for record in itertools.islice(read_records(path, shape), limit):
+    for record in records:
         fewer += len(record["ctxs"]) < k
         questions.append({name: value for name, value in record.items() if name != "ctxs"})
     if fewer:
@@ -73,6 +84,7 @@ def open_predictions(
     generation: GenerationOptions,
     k: int,
     limit: int | None,
+    skip_too_long: bool,
     overwrite: bool,
 ) -> StageOutput:
     """The resumable output of one list of predictions.
@@ -81,37 +93,59 @@ def open_predictions(
         inputs: flag name -> the file that passages come from.
         k: passages in the prompt.
     """
-    flags = {"K_docs": k, "max_new_tokens": generation.max_new_tokens, "limit": limit}
+    flags = {"K_docs": k, "max_new_tokens": generation.max_new_tokens, "limit": limit, "skip_too_long": skip_too_long}
     settings = stage_settings("generation", inputs, **generation_settings(engine, generation), **flags)
     return StageOutput(path, settings, overwrite)
 
 
+def write_answers(engine: Engine, prompts: list[str], max_new_tokens: int) -> list[Answer]:
+    """The LLM's answers, in order, each with what went wrong."""
+    texts = engine.generate(prompts, max_new_tokens)
+    troubles = getattr(engine, "troubles", None) or [""] * len(texts)
+    return list(zip(texts, troubles, strict=True))
+
+
 def answer_chunk(
-    chunk: list[Record], prompt_of: Callable[[Record], str], write: Callable[[list[str]], list[str]], task: Task
+    chunk: list[Record], prompt_of: Callable[[Record], str], write: Callable[[list[str]], list[Answer]], task: Task
 ) -> list[Record]:
     """The output records of some questions.
 
     Args:
         prompt_of: a question's full prompt.
-        write: prompts -> predictions, in order.
+        write: prompts -> answers, in order.
     """
     prompts = [prompt_of(record) for record in chunk]
     return [score_record(*case, task) for case in zip(chunk, prompts, write(prompts), strict=True)]
 
 
-def score_record(record: Record, prompt: str, prediction: str, task: Task) -> Record:
-    """One generation output record; `accuracy` joins the scores for option and true/false tasks."""
-    scores = score_prediction(prediction, record["answers"])
+def score_record(record: Record, prompt: str, answer: Answer, task: Task) -> Record:
+    """One generation output record. `accuracy` joins the scores for option and true/false tasks, `trouble` an answer
+    that went wrong; the question's other fields pass through behind ours."""
+    prediction, trouble = answer
+    scored = {name: record.get(name) for name in ("id", "question", "answers")}
+    scored |= {"prompt": prompt, "prediction": prediction, **score_prediction(prediction, record["answers"])}
     if task.metric == "accuracy":
-        scores["accuracy"] = float(accuracy(prediction, record["answers"], option_labels(record)))
-    kept = {name: record.get(name) for name in ("id", "question", "answers")}
-    return {**kept, "prompt": prompt, "prediction": prediction, **scores}
+        scored["accuracy"] = float(accuracy(prediction, record["answers"], option_labels(record)))
+    if trouble:
+        scored["trouble"] = trouble
+    passed = {name: value for name, value in record.items() if name not in scored and name not in OWN_FIELDS}
+    return {**scored, **passed}
 
 
 def summarize_predictions(
-    predictions: list[Record], data_path: str | Path, engine: EngineOptions, generation: GenerationOptions, k: int
+    predictions: list[Record],
+    data_path: str | Path,
+    engine: EngineOptions,
+    generation: GenerationOptions,
+    k: int,
+    too_long: int,
 ) -> Record:
-    """The results file's content for one list of predictions."""
+    """The results file's content for one list of predictions; `troubles` counts the answers that went wrong, as those
+    cut at `max_new_tokens` or inside a thought.
+
+    Args:
+        too_long: questions that were left out for their length.
+    """
     return summarize(
         predictions,
         split=f"{generation.task} ({Path(data_path).name})",
@@ -122,4 +156,6 @@ def summarize_predictions(
         backend=engine.backend,
         dtype=engine.dtype,
         max_new_tokens=generation.max_new_tokens,
+        too_long=too_long,
+        troubles=Counter(record["trouble"] for record in predictions if "trouble" in record),
     )

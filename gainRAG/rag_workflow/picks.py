@@ -20,6 +20,7 @@ METHODS = {
     "best_by_gain": "Best by gain",
 }
 SELECTED = ("rerank", "rerank_with_pseudo", "plain_ppl", "gainrag_no_pseudo", "gainrag")
+WITH_PSEUDO = ("rerank_with_pseudo", "plain_ppl", "gainrag")  # choose among the pseudo-passage as well
 EXPLANATIONS = {"rerank": "untrained selector", "best_by_gain": "upper bound, knows the answer"}
 
 

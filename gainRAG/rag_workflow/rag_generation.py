@@ -1,7 +1,8 @@
 """Answers each question from its selected passages and scores the answers.
 
 Reads a selection (or plain retrieval output), puts the first K_docs passages into the prompt, and writes a record a
-question with prompt, prediction and scores; the means with their intervals go to OUT.metrics.json.
+question with prompt, prediction, scores and the question's other fields; the means with their intervals go to
+OUT.metrics.json.
 
     python -m gainRAG.rag_workflow.rag_generation --data_path selected.jsonl --task HotpotQA \
         --lm_type Llama-3-8B-Instruct --K_docs 1
@@ -25,14 +26,17 @@ from gainRAG.llm_inference.engine import (
     load_writer,
     writing_workers,
 )
+from gainRAG.llm_inference.lengths import LengthCheck
 from gainRAG.rag_workflow.answering import (
     CHUNK,
+    Answer,
     add_generation_arguments,
     answer_chunk,
+    check_questions,
     open_predictions,
     read_answerable,
-    read_questions,
     summarize_predictions,
+    write_answers,
 )
 
 logger = logging.getLogger(__name__)
@@ -54,17 +58,21 @@ def main() -> None:
     args = parse_arguments()
     workers, engine, generation = worker_options(args), engine_options(args), generation_options(args)
     check_engine(engine, generation)
-    total = len(read_questions(args.data_path, args.limit, args.K_docs))
+    lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
+    read = partial(read_answerable, args.data_path, args.limit, lengths)
+    total, too_long = len(check_questions(read(), args.K_docs)), lengths.skipped
+    lengths.report(total)
     path = Path(args.output_path or Path(args.data_path).with_suffix(".predictions.jsonl"))
+    flags = args.K_docs, args.limit, args.skip_too_long, args.overwrite
 
-    inputs = {"data_path": args.data_path}
-    with open_predictions(path, inputs, engine, generation, args.K_docs, args.limit, args.overwrite) as output:
-        chunks = output.remaining(read_answerable(args.data_path, args.limit), CHUNK, "answering", total)
+    with open_predictions(path, {"data_path": args.data_path}, engine, generation, *flags) as output:
+        chunks = output.remaining(read(), CHUNK, "answering", total)
         worker = partial(AnswerWorker, engine, generation, args.K_docs)
         for answered in map_chunks(worker, chunks, writing_workers(engine, workers)):
             output.append(answered)
 
-    metrics = summarize_predictions(list(read_records(path)), args.data_path, engine, generation, args.K_docs)
+    predictions = list(read_records(path))
+    metrics = summarize_predictions(predictions, args.data_path, engine, generation, args.K_docs, too_long)
     write_json(path.with_suffix(".metrics.json"), metrics)
     print(f"{args.task}: {metrics['questions']} questions, percent\n\n{metrics_table(metrics)}", end="")
 
@@ -83,8 +91,8 @@ class AnswerWorker:
     def _prompt(self, record: Record) -> str:
         return self.builder.with_passages(record, record["ctxs"][: self.k])
 
-    def _write(self, prompts: list[str]) -> list[str]:
-        return self.engine.generate(prompts, self.max_new_tokens)
+    def _write(self, prompts: list[str]) -> list[Answer]:
+        return write_answers(self.engine, prompts, self.max_new_tokens)
 
     def close(self) -> None:
         self.engine.close()

@@ -20,6 +20,7 @@ from gainRAG.common.cli import UserError, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, read_records, write_json
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import with_unique_ids
+from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
 from gainRAG.llm_inference.engine import (
@@ -30,14 +31,18 @@ from gainRAG.llm_inference.engine import (
     generation_options,
     load_writer,
 )
+from gainRAG.llm_inference.lengths import LengthCheck
 from gainRAG.rag_workflow.answering import (
     CHUNK,
+    Answer,
     add_generation_arguments,
     answer_chunk,
     as_answerable,
+    check_questions,
     open_predictions,
-    read_questions,
+    read_answerable,
     summarize_predictions,
+    write_answers,
 )
 from gainRAG.rag_workflow.picks import METHODS, SELECTED, Picks, explained
 
@@ -91,7 +96,11 @@ def main() -> None:
     args = parse_arguments()
     engine, generation = engine_options(args), generation_options(args)
     check_engine(engine, generation)
-    questions = read_questions(args.data_path, args.limit, args.K_docs, with_unique_ids(as_answerable))
+    lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
+    read = read_answerable(args.data_path, args.limit, lengths, with_unique_ids(as_answerable))
+    questions = check_questions(read, args.K_docs)
+    lengths.report(len(questions))
+    flags = args.K_docs, args.limit, args.skip_too_long, args.overwrite
     picks = Picks(args.K_docs, args.data_path, args.selections, args.gains_path)
     picks.require(questions)
     llm = SharedLLM(engine, generation)
@@ -101,13 +110,13 @@ def main() -> None:
         inputs = {"data_path": args.data_path, "selection": args.selections.get(method)}
         if method == "best_by_gain":
             inputs["gains_path"] = args.gains_path
-        with open_predictions(path, inputs, engine, generation, args.K_docs, args.limit, args.overwrite) as output:
+        with open_predictions(path, inputs, engine, generation, *flags) as output:
             llm.remember(output)
             for chunk in output.remaining(questions, CHUNK, explained(method)):
                 output.append(llm.answer(chunk, partial(picks.passages_for, method)))
         predictions = list(read_records(path))
         results[method] = {
-            **summarize_predictions(predictions, args.data_path, engine, generation, args.K_docs),
+            **summarize_predictions(predictions, args.data_path, engine, generation, args.K_docs, lengths.skipped),
             "picks": pick_metrics(picks, method, questions),
         }
     write_json(folder / "results.json", results)
@@ -127,7 +136,7 @@ class SharedLLM:
     def __init__(self, engine: EngineOptions, generation: GenerationOptions) -> None:
         self.engine = engine
         self.generation = generation
-        self.known: dict[str, str] = {}
+        self.known: dict[str, Answer] = {}
 
     @cached_property
     def writer(self):
@@ -138,7 +147,8 @@ class SharedLLM:
         """Takes up the answers of a method's finished chunks (those of a torn chunk are computed again, alike)."""
         records = list(output.records()) if output.complete or output.done else []
         finished = len(records) if output.complete else len(records) // CHUNK * CHUNK
-        self.known.update((record["prompt"], record["prediction"]) for record in records[:finished])
+        for record in records[:finished]:
+            self.known[record["prompt"]] = record["prediction"], record.get("trouble", "")
 
     def answer(self, chunk: list[Record], passages_for: Callable[[Record], list[Record]]) -> list[Record]:
         """The output records of some questions, each answered from its passages (from none where it has none)."""
@@ -150,10 +160,10 @@ class SharedLLM:
 
         return answer_chunk(chunk, prompt_of, self._write, builder.task)
 
-    def _write(self, prompts: list[str]) -> list[str]:
+    def _write(self, prompts: list[str]) -> list[Answer]:
         engine, _ = self.writer
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
-        self.known.update(zip(new, engine.generate(new, self.generation.max_new_tokens), strict=True))
+        self.known.update(zip(new, write_answers(engine, new, self.generation.max_new_tokens), strict=True))
         return [self.known[prompt] for prompt in prompts]
 
 
@@ -185,11 +195,11 @@ def find_hits(record: Record, passages: list[Record]) -> list[bool]:
 
 def results_table(results: dict[str, Record]) -> str:
     """Rows of methods; means with 95 % intervals, percent except the gain."""
-    header = ("method", "cover_em", "em", "f1", "hit@1", "gain of the pick", "pseudo picked")
+    main = main_metric(next(iter(results.values()))["metrics"])
+    header = ("method", main, "em", "f1", "hit@1", "gain of the pick", "pseudo picked")
     rows = []
     for method, result in results.items():
         metrics, picked = result["metrics"], result["picks"]
-        main = "accuracy" if "accuracy" in metrics else "cover_em"
         scores = [metrics[main], metrics["em"], metrics["f1"], picked.get("hit_at_1")]
         gain = format_interval(picked.get("pick_gain"), digits=3, scale=1)
         pseudo = picked.get("pseudo_share")

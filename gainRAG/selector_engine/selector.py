@@ -19,6 +19,7 @@ from gainRAG.common.jsonl import Record
 from gainRAG.common.models import (
     dtype_name,
     explain_load_errors,
+    fit_tokenizer,
     longest_input,
     pick_device,
     pick_dtype,
@@ -31,6 +32,7 @@ logger = logging.getLogger(__name__)
 Pair = tuple[str, str]
 PAIRS_PER_CHUNK = 2048  # tokenised at once: many enough to find pairs of equal length, few enough to start soon
 CHUNKS_AHEAD = 2
+COLLAPSED_SPREAD = 1e-5
 BATCH_TOKENS = {"cuda": 65536, "cpu": 4096}
 
 
@@ -71,6 +73,7 @@ class Selector:
         if self.max_length < max_length:
             logger.info("%s: has %d positions, pairs are cut there, not at %d", self.name, self.max_length, max_length)
         self._encoder = self.tokenizer.backend_tokenizer
+        self._warned = False
 
     def select(self, question: str, passages: list[Record], k: int = 1) -> list[Record]:
         """The k passages (`{title, text, ...}`) that help most, best first, each with its `selector_score`.
@@ -95,8 +98,20 @@ class Selector:
                 f"{self.name}: {np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite "
                 f"in {dtype_name(self.dtype)}; if float32 does not mend it, the weights are broken"
             )
+        self._warn_of_collapse(scores)
         row_of = {pair: row for row, pair in enumerate(distinct)}
         return scores[[row_of[tuple(pair)] for pair in pairs]]
+
+    def _warn_of_collapse(self, scores: np.ndarray) -> None:
+        if len(scores) > 1 and np.ptp(scores) <= COLLAPSED_SPREAD and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%s: all %d scores are one value (spread %.1e), so it tells no passage from another and keeps the "
+                "retriever's order",
+                self.name,
+                len(scores),
+                np.ptp(scores),
+            )
 
     def _tokenise_ahead(self, chunks: Iterable[list[Pair]]) -> Iterator[list]:
         """Each chunk's encodings; those to come are made in a thread, as the tokenizer releases Python's lock."""
@@ -180,19 +195,31 @@ def check_selector(name: str) -> str:
     """What `from_pretrained` takes for a selector, found without loading its weights.
 
     Raises:
-        UserError: no such model, or not one with a single logit.
+        UserError: no such model, not one with a single logit, or a tokenizer that does not fit it.
     """
     from transformers import AutoConfig
 
     path = weights_path(name)
     with explain_load_errors(name):
-        labels = AutoConfig.from_pretrained(path, trust_remote_code=False).num_labels
-    if labels != 1:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    if config.num_labels != 1:
         raise UserError(
-            f"{name}: a selector is a cross-encoder with 1 output label, this model has {labels}; "
+            f"{name}: a selector is a cross-encoder with 1 output label, this model has {config.num_labels}; "
             "take a reranker (bge-reranker-base) or one that selector_finetune has trained"
         )
+    _load_tokenizer(name, path, config)
     return path
+
+
+def _load_tokenizer(name: str, path: str, config):
+    from transformers import AutoTokenizer
+
+    with explain_load_errors(name):
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    if not tokenizer.is_fast:
+        raise UserError(f"{name}: its tokenizer has no fast form (tokenizer.json); save one with AutoTokenizer")
+    fit_tokenizer(tokenizer, config, name)
+    return tokenizer
 
 
 def _characters(pair: Pair) -> int:
@@ -201,17 +228,14 @@ def _characters(pair: Pair) -> int:
 
 def _load(name: str, device: torch.device, dtype: torch.dtype):
     """The model (eval, on the device) and its tokenizer."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     path = check_selector(name)
     with explain_load_errors(name):
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=dtype, output_loading_info=True, trust_remote_code=False
         )
-    if not tokenizer.is_fast:
-        raise UserError(f"{name}: its tokenizer has no fast form (tokenizer.json); save one with AutoTokenizer")
     missing = ", ".join(sorted(report["missing_keys"]))
     if missing:
         raise UserError(f"{name}: its weights lack {missing}, so it is no trained cross-encoder")
-    return model.eval().to(device), tokenizer
+    return model.eval().to(device), _load_tokenizer(name, path, model.config)

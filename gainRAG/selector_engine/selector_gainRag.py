@@ -35,11 +35,13 @@ from gainRAG.llm_inference.background import (
     write_pseudo_passage_file,
 )
 from gainRAG.llm_inference.engine import add_engine_arguments, check_engine, engine_options, generation_options
+from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.prompts import TASKS
 from gainRAG.selector_engine.selector import Selector, check_selector, keep_best, selector_dtype
 
 logger = logging.getLogger(__name__)
 
+FLAGS = ("K_docs", "n_candidates", "no_pseudo", "keep_na", "max_length", "limit", "skip_too_long")  # of the settings
 CHUNK = {"cuda": 128, "cpu": 8}  # questions scored together, and what an interruption can cost
 
 
@@ -68,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--limit", type=positive_int, default=None, help="only the first questions")
     add("--overwrite", action="store_true", help="start afresh, pseudo-passages written here included")
     add_background_arguments(parser)
+    add_length_arguments(parser)
     add_engine_arguments(parser)
     add_worker_arguments(parser)
     parser.set_defaults(task=next(iter(TASKS)))  # the wording for pseudo-passages is the same for every task
@@ -88,18 +91,27 @@ def main() -> None:
     path = output_file(args.output_path)
     workers, engine, options = worker_options(args), engine_options(args), pseudo_passage_options(args)
     generation = replace(generation_options(args), max_new_tokens=options.max_new_tokens)
-    questions, before = check_input(args.data_path, args.n_candidates, args.limit)
+    lengths = None
+    if options.written_here:
+        check_engine(engine, generation)
+        reserved = options.max_new_tokens
+        lengths = LengthCheck(engine, generation, reserved, args.skip_too_long, pseudo_tokens=reserved)
+    read = partial(read_candidates, args.data_path, args.n_candidates, args.limit, lengths)
+    questions, before = check_input(read(), args.n_candidates)
+    too_long = 0
+    if lengths:
+        lengths.report(len(questions))
+        too_long = lengths.skipped
     selector = check_selector(args.model_name_or_path)
     device = pick_device(args.device)
     if options.written_here:
-        check_engine(engine, generation)
         options = replace(options, path=path.with_suffix(".background.jsonl"))
         write_pseudo_passage_file(options.path, questions, args.data_path, engine, generation, workers, args.overwrite)
     pseudo = pseudo_passages(questions, options)
     settings = stage_settings(
         "selector_gainRag",
         {"model_name_or_path": selector, "data_path": args.data_path, "background_path": options.path},
-        **{name: getattr(args, name) for name in ("K_docs", "n_candidates", "no_pseudo", "max_length", "limit")},
+        **{name: getattr(args, name) for name in FLAGS},
         selector_dtype=dtype_name(selector_dtype(args.selector_dtype, device)),
     )
     worker = partial(
@@ -112,23 +124,23 @@ def main() -> None:
         batch_tokens=args.batch_tokens,
     )
     with StageOutput(path, settings, args.overwrite) as output:
-        records = with_pseudo_passages(read_candidates(args.data_path, args.n_candidates, args.limit), pseudo)
+        records = with_pseudo_passages(read(), pseudo)
         chunks = output.remaining(records, CHUNK[device.type], "selecting", len(questions))
         for selected in map_chunks(worker, chunks, workers):
             output.append(selected)
     metrics = selection_metrics(before, list(read_records(path)), pseudo, args.K_docs, args.n_candidates)
-    write_json(path.with_suffix(".metrics.json"), metrics)
+    write_json(path.with_suffix(".metrics.json"), {**metrics, "too_long": too_long})
     print_report(metrics)
 
 
-def check_input(data_path: str, n_candidates: int, limit: int | None) -> tuple[list[Record], list[Record]]:
+def check_input(records: Iterable[Record], n_candidates: int) -> tuple[list[Record], list[Record]]:
     """Reads every record once, so that a bad one ends the run before any model loads.
 
     Returns:
         The questions without passages, and of each question's passages no more than `hasanswer`.
     """
     questions, hits = [], []
-    for record in read_candidates(data_path, n_candidates, limit):
+    for record in records:
         hits.append({"ctxs": [{"hasanswer": passage["hasanswer"]} for passage in record.pop("ctxs")]})
         questions.append(record)
     short = sum(len(record["ctxs"]) < n_candidates for record in hits)
@@ -142,9 +154,16 @@ def check_input(data_path: str, n_candidates: int, limit: int | None) -> tuple[l
     return questions, hits
 
 
-def read_candidates(data_path: str, n_candidates: int, limit: int | None) -> Iterator[Record]:
-    """The input's questions, `ctxs` cut to the candidates, each with `hasanswer` and `is_pseudo`."""
-    for record in itertools.islice(read_records(data_path, as_retrieved), limit):
+def read_candidates(
+    data_path: str, n_candidates: int, limit: int | None, lengths: LengthCheck | None
+) -> Iterator[Record]:
+    """The input's first questions, `ctxs` cut to the candidates, each with `hasanswer` and `is_pseudo`.
+
+    Args:
+        lengths: leaves out or refuses questions that the LLM, asked for pseudo-passages, has no room for.
+    """
+    shape = (lambda record: lengths(as_retrieved(record))) if lengths else as_retrieved
+    for record in itertools.islice(read_records(data_path, shape), limit):
         passages = mark_hits(record["ctxs"][:n_candidates], record["answers"], match_rule(record))
         yield {**record, "ctxs": [{**passage, "is_pseudo": False} for passage in passages]}
 
@@ -153,7 +172,8 @@ def pseudo_passages(questions: list[Record], options: PseudoPassageOptions) -> l
     """The pseudo-passage of each question; None where none is wanted, or the LLM knew nothing."""
     if not options.wanted:
         return [None] * len(questions)
-    found = map(pseudo_passage, map(pseudo_passage_lookup(options.path), questions))
+    texts = map(pseudo_passage_lookup(options.path), questions)
+    found = (pseudo_passage(text, options.keep_na) for text in texts)
     return [
         passage and mark_hits([passage], question["answers"], match_rule(question))[0]
         for passage, question in zip(found, questions, strict=True)

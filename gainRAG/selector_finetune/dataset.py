@@ -1,8 +1,11 @@
 """Groups of passages for distillation: reading, sampling, tokenising, padding."""
 
+import itertools
+import math
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from FlagEmbedding.abc.finetune.reranker import AbsRerankerCollator
@@ -83,9 +86,11 @@ class GroupDataset(Dataset):
         """Of each question its longest pair, in characters: near enough to group questions of a length."""
         return [len(group["query"]) + max(map(len, group["pos"] + group["neg"])) for group in self.groups]
 
-    def __getitem__(self, index: int) -> tuple[list[dict[str, list[int]]], list[float]]:
+    def __getitem__(self, item: "int | Weighted") -> tuple[list[dict[str, list[int]]], list[float], float]:
+        """The tokenised pairs of a group, the teacher's scores, and the group's weight in the loss."""
+        index, weight = item if isinstance(item, Weighted) else (item, 1.0)
         texts, scores = zip(*self.passages(index), strict=True)
-        return self._pairs(self.groups[index]["query"], list(texts)), list(scores)
+        return self._pairs(self.groups[index]["query"], list(texts)), list(scores), weight
 
     def _pairs(self, query: str, texts: list[str]) -> list[dict[str, list[int]]]:
         room = self.max_length - self.tokenizer.num_special_tokens_to_add(pair=True)
@@ -99,6 +104,13 @@ class GroupDataset(Dataset):
         return [{name: encoded[name][row] for name in encoded} for row in range(len(texts))]
 
 
+class Weighted(NamedTuple):
+    """A question of a batch that is filled up: its index, and what its loss is multiplied by."""
+
+    index: int
+    weight: float
+
+
 class EpochOrder(Sampler[int]):
     """The order of a dataset's questions: by seed and epoch alone, so a resumed run and any number of processes agree.
 
@@ -106,21 +118,39 @@ class EpochOrder(Sampler[int]):
         dataset: knows the epoch.
         lengths: of the questions, to put such of a length together; None for a plain shuffle.
         batch_size: questions that are put together.
+        fill_to: questions that several processes take at a time. All of them have to take something of the last, short
+            batch, so it is filled with questions whose loss does not count; the others count so much the more that the
+            processes' mean is the mean over the short batch. 1 fills nothing.
     """
 
-    def __init__(self, dataset: GroupDataset, lengths: list[int] | None = None, batch_size: int = 1) -> None:
+    def __init__(
+        self, dataset: GroupDataset, lengths: list[int] | None = None, batch_size: int = 1, fill_to: int = 1
+    ) -> None:
         self.dataset = dataset
         self.lengths = lengths
         self.batch_size = batch_size
+        self.fill_to = fill_to
 
     def __len__(self) -> int:
-        return len(self.dataset)
+        return math.ceil(len(self.dataset) / self.fill_to) * self.fill_to
 
-    def __iter__(self) -> Iterator[int]:
+    def __iter__(self) -> Iterator[int | Weighted]:
+        order = self._order()
+        short = len(order) % self.fill_to
+        whole = len(order) - short
+        yield from order[:whole]
+        if short:
+            last = itertools.islice(itertools.cycle(order[whole:]), self.fill_to)
+            yield from (
+                Weighted(index, self.fill_to / short if position < short else 0.0)
+                for position, index in enumerate(last)
+            )
+
+    def _order(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.dataset.seed + self.dataset.epoch)
         if self.lengths:
-            return iter(get_length_grouped_indices(self.lengths, self.batch_size, generator=generator))
-        return iter(torch.randperm(len(self.dataset), generator=generator).tolist())
+            return get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+        return torch.randperm(len(self.dataset), generator=generator).tolist()
 
 
 @dataclass
@@ -129,8 +159,10 @@ class GroupCollator(AbsRerankerCollator):
 
     def __call__(self, features: list[tuple]) -> dict:
         """A batch as `DistilledCrossEncoder.forward` takes it."""
-        scores = [torch.tensor(scores, dtype=torch.float32) for _, scores in features]
+        pairs, scores, weights = zip(*features, strict=True)
+        rows = [torch.tensor(row, dtype=torch.float32) for row in scores]
         return {
-            "teacher_scores": pad_sequence(scores, batch_first=True, padding_value=-torch.inf),
-            "pair": dict(super().__call__(features)["pair"]),
+            "teacher_scores": pad_sequence(rows, batch_first=True, padding_value=-torch.inf),
+            "weights": torch.tensor(weights, dtype=torch.float32),
+            "pair": dict(super().__call__(list(zip(pairs, scores, strict=True)))["pair"]),
         }

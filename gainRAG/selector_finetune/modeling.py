@@ -40,12 +40,13 @@ class DistilledCrossEncoder(CrossEncoderModel):
         self.temperature = temperature
         self.register_load_state_dict_pre_hook(_accept_plain_names)
 
-    def forward(self, pair: dict[str, Tensor], teacher_scores: Tensor) -> RerankerOutput:
+    def forward(self, pair: dict[str, Tensor], teacher_scores: Tensor, weights: Tensor) -> RerankerOutput:
         """Loss and scores, in training and evaluation alike.
 
         Args:
             pair: tokenised (question, passage) pairs, the groups' passages one after the other.
             teacher_scores: (groups, widest group), float32, -inf behind a group that is smaller than the widest.
+            weights: (groups,), float32, of the groups' losses; 1, except in a batch that was filled up.
 
         Returns:
             `loss`, a float32 scalar, and `scores`, (groups, widest group), with -inf where there is no passage.
@@ -53,7 +54,8 @@ class DistilledCrossEncoder(CrossEncoderModel):
         logits = self.encode(pair).flatten().float()
         present = teacher_scores != -torch.inf
         scores = torch.full_like(teacher_scores, -torch.inf).masked_scatter(present, logits)
-        return RerankerOutput(loss=distillation_loss(scores, teacher_scores, self.temperature).mean(), scores=scores)
+        losses = distillation_loss(scores, teacher_scores, self.temperature)
+        return RerankerOutput(loss=(weights * losses).mean(), scores=scores)
 
     def save_pretrained(self, folder: str, state_dict: dict[str, Tensor] | None = None) -> None:
         """Writes an ordinary cross-encoder folder.

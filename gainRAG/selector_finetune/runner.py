@@ -10,6 +10,8 @@
 Reads the groups that data/data2selector.py writes. The one loss is KL(softmax(teacher) || softmax(student)) over a
 group. --output_dir becomes an ordinary cross-encoder folder, with train_results.json and trainer_state.json (the
 losses) and, given --eval_data, eval_results.json beside the weights. --deepspeed is optional; a CPU trains in float32.
+--resume_from_checkpoint auto does as other stages do: a finished training with the same settings is left as it is, an
+interrupted one resumes, and one with other settings is refused unless --overwrite_output_dir.
 """
 
 import contextlib
@@ -18,6 +20,7 @@ import json
 import logging
 import os
 import pickle
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -33,7 +36,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from gainRAG.common.cli import OneLineErrors, UserError, stage_parser
 from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
-from gainRAG.common.models import explain_load_errors, longest_input
+from gainRAG.common.models import explain_load_errors, fit_tokenizer, longest_input
 from gainRAG.common.resume import require_same, stage_settings
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups
@@ -44,6 +47,8 @@ logger = logging.getLogger(__name__)
 
 SETTINGS = "training.settings.json"
 LOCK = "training.lock"
+FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
+CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sampling")
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
 TRAINING_FLAGS += ("optim", "lr_scheduler_type", "fp16", "bf16", "seed", "dataloader_drop_last")
@@ -59,8 +64,9 @@ def main() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = parse_arguments()
     with lock_output_dir(training_args):
-        prepare = partial(prepare_output, training_args, training_settings(model_args, data_args, training_args))
-        SelectorRunner(model_args, data_args, training_args, prepare).run()
+        settings = training_settings(model_args, data_args, training_args)
+        if not is_finished(training_args, settings):
+            SelectorRunner(model_args, data_args, training_args, partial(prepare_output, training_args, settings)).run()
         if torch.distributed.is_initialized():
             torch.distributed.barrier()  # DeepSpeed aborts at exit when one process leaves before another
             torch.distributed.destroy_process_group()
@@ -113,10 +119,39 @@ def training_settings(model: ModelArguments, data: DataArguments, training: Trai
     return stage_settings("selector_finetune", inputs, **flags, questions_an_update=batch)
 
 
+def is_finished(args: TrainingArguments, settings: Record) -> bool:
+    """With --resume_from_checkpoint auto, whether the training wanted is there already; if not, what to do is settled:
+    resume, or start afresh.
+
+    Raises:
+        UserError: the folder holds a training with other settings, and --overwrite_output_dir is not given.
+    """
+    folder = Path(args.output_dir)
+    if args.resume_from_checkpoint != "auto":
+        return False
+    args.resume_from_checkpoint = None
+    if not (folder / SETTINGS).exists():
+        return False
+    finished, problem = (folder / FINISHED).exists(), f"{folder} holds a training with other settings"
+    try:
+        require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
+    except UserError as difference:
+        if not args.overwrite_output_dir:
+            raise
+        logger.info("training starts afresh: %s", difference)
+        return False
+    if finished:
+        logger.info("%s is complete already, with the same settings", folder)
+    elif any(map(is_whole, find_checkpoints(folder))):
+        args.resume_from_checkpoint = "True"
+    args.overwrite_output_dir = True
+    return finished
+
+
 def prepare_output(args: TrainingArguments, settings: Record) -> None:
     folder = Path(args.output_dir)
     if args.resume_from_checkpoint:
-        args.resume_from_checkpoint = find_checkpoint(args, settings)
+        args.resume_from_checkpoint = choose_checkpoint(args, settings)
     if args.resume_from_checkpoint:
         return
     stale = folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, SETTINGS}
@@ -126,13 +161,14 @@ def prepare_output(args: TrainingArguments, settings: Record) -> None:
         )
     wait_for_all()  # no process clears the folder while another still looks into it
     if args.should_save:
-        for checkpoint in folder.glob("checkpoint-*"):
+        (folder / FINISHED).unlink(missing_ok=True)
+        for checkpoint in find_checkpoints(folder):
             shutil.rmtree(checkpoint)
         write_json(folder / SETTINGS, settings)
     wait_for_all()
 
 
-def find_checkpoint(args: TrainingArguments, settings: Record) -> str | None:
+def choose_checkpoint(args: TrainingArguments, settings: Record) -> str | None:
     """The checkpoint to resume from; with --overwrite_output_dir, None (afresh) where there is none."""
     wanted = args.resume_from_checkpoint
     if wanted.lower() != "true":
@@ -150,12 +186,24 @@ def find_checkpoint(args: TrainingArguments, settings: Record) -> str | None:
 
 
 def last_checkpoint(folder: Path, settings: Record) -> str:
-    whole = [checkpoint for checkpoint in folder.glob("checkpoint-*") if is_whole(checkpoint)]
+    """The whole checkpoint with the most steps.
+
+    Raises:
+        UserError: there is none, or the training had other settings.
+    """
+    whole = list(filter(is_whole, find_checkpoints(folder)))
     if not whole:
         raise UserError(f"--resume_from_checkpoint True: {folder} holds no whole checkpoint-* folder")
     problem = f"--resume_from_checkpoint True: {folder} holds a training with other settings"
-    require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh")
-    return str(max(whole, key=lambda checkpoint: int(checkpoint.name.removeprefix("checkpoint-"))))
+    finished = (folder / FINISHED).exists()
+    require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
+    return str(whole[-1])
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The trainer's own checkpoints by their steps; a folder of another name (checkpoint-2-best) is the user's."""
+    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def warn_of_other_settings(former: Path, settings: Record) -> None:
@@ -212,6 +260,7 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
             deepspeed.init_distributed()  # ZeRO 3 shards weights as they load, so it must know of all processes by then
         with explain_load_errors(self.model_args.model_name_or_path):
             tokenizer, loaded = super().load_tokenizer_and_model()
+        fit_tokenizer(tokenizer, loaded.model.config, self.model_args.model_name_or_path)
         base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
         return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)
 

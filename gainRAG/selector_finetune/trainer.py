@@ -98,16 +98,17 @@ class SelectorTrainer(EncoderOnlyRerankerTrainer):
         return None, metrics, metrics
 
     def _prepare_inputs(self, inputs: dict) -> dict:
-        """DeepSpeed's fp16 would round the teacher's scores to three digits."""
-        teacher = inputs["teacher_scores"].to(self.args.device)
-        return {**super()._prepare_inputs(inputs), "teacher_scores": teacher}
+        """DeepSpeed's fp16 would round the teacher's scores to three digits, and the weights."""
+        exact = {name: inputs[name].to(self.args.device) for name in ("teacher_scores", "weights")}
+        return {**super()._prepare_inputs(inputs), **exact}
 
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
-        dataset = train_dataset or self.train_dataset
-        if self.args.train_sampling_strategy != "group_by_length":
-            return EpochOrder(dataset)
-        together = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
-        return EpochOrder(dataset, dataset.lengths(), together)
+        dataset, args = train_dataset or self.train_dataset, self.args
+        together = args.train_batch_size * args.world_size
+        fill_to = together if args.world_size > 1 and not args.dataloader_drop_last else 1
+        if args.train_sampling_strategy != "group_by_length":
+            return EpochOrder(dataset, fill_to=fill_to)
+        return EpochOrder(dataset, dataset.lengths(), together * args.gradient_accumulation_steps, fill_to)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
         return None

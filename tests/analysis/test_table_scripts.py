@@ -1,5 +1,7 @@
-"""The table scripts: what they say of missing inputs, and all of them run whole on tiny models."""
+"""The scripts: settings and flags as they reach the stages, what is said of missing inputs, and the table scripts whole
+on tiny models."""
 
+import gzip
 import json
 import os
 import subprocess
@@ -10,19 +12,137 @@ from conftest import SENTENCES
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = ["table_main", "table_ablation", "table_topk", "figure_gap"]
+STAGES = ["retrieval", "draw_questions", "llm_supervision", "selector_engine", "rag_generation", "selector_quality"]
 
 
-def run_script(name: str, work: Path, **variables: str) -> subprocess.CompletedProcess:
+def run_script(name: str, work: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
     environment = {
-        **{key: value for key, value in os.environ.items() if key not in ("SELECTOR", "DATASETS", "LIMIT")},
+        **{key: value for key, value in os.environ.items() if key not in ("SELECTOR", "DATASETS", "LIMIT", "CONFIG")},
         "WORK": str(work),
         "QUESTIONS": str(work / "questions"),
         **variables,
     }
-    return subprocess.run(["bash", SCRIPTS / f"{name}.sh"], env=environment, capture_output=True, text=True)
+    return subprocess.run(["bash", SCRIPTS / f"{name}.sh", *arguments], env=environment, capture_output=True, text=True)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.fixture
+def recorder(tmp_path):
+    """Variables with which the scripts' commands are not run: each becomes a line of words in a file, tab between."""
+    log = tmp_path / "commands"
+    log.touch()
+    write = f'() {{ printf "%s\\t" "$@" >>"{log}"; echo >>"{log}"; }}'
+    return {"BASH_FUNC_python%%": write, "BASH_FUNC_torchrun%%": write, "GPUS": "1"}, log
+
+
+def commands(log: Path) -> list[list[str]]:
+    return [line.split("\t")[:-1] for line in log.read_text().splitlines()]
+
+
+def options(command: list[str]) -> dict[str, str]:
+    """Each flag's next word."""
+    return {word: command[place + 1 : place + 2][0] for place, word in enumerate(command[:-1]) if word.startswith("--")}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_without_names_a_script_says_what_it_wants(name, tmp_path, recorder):
+    variables, log = recorder
+    done = run_script(name, tmp_path, **variables)
+    assert done.returncode == 2
+    assert f"bash scripts/{name}.sh " in done.stderr
+    assert run_script(name, tmp_path, "--help").returncode == 0
+    missing = run_script(name, tmp_path, "NoSuch_set", **variables)
+    assert missing.returncode == 2 and "NoSuch_set.jsonl: no such file" in missing.stderr
+    assert not commands(log)
+
+
+@pytest.fixture
+def questions(tmp_path):
+    """A run's folder, with a space in its name, that has a question set and a corpus."""
+    work = tmp_path / "a run"
+    (work / "questions").mkdir(parents=True)
+    (work / "questions" / "A_test.jsonl").write_text("{}\n")
+    (work / "corpus.tsv").write_text("id\ttext\ttitle\n1\ta\tb\n")
+    return work
+
+
+def test_flags_are_words_whether_from_a_file_or_the_environment(questions, recorder, tmp_path):
+    variables, log = recorder
+    config = tmp_path / "mine.conf"
+    config.write_text(
+        'EMBED_FLAGS=(--passage_prefix "passage: ") ENCODER=from-file N_DOCS=7\nLLM_FLAGS="--backend vllm"\n'
+    )
+    settings = {
+        **variables,
+        "CONFIG": str(config),
+        "PASSAGES": str(questions / "corpus.tsv"),
+        "ENCODER": "from-outside",
+    }
+    assert run_script("retrieval", questions, "A_test", **settings).returncode == 0
+    embed, retrieve = commands(log)
+    assert options(embed)["--passage_prefix"] == "passage: "
+    assert options(retrieve)["--n_docs"] == "7"
+    assert options(retrieve)["--model_name_or_path"] == "from-outside"
+    assert options(retrieve)["--data_path"] == str(questions / "questions" / "A_test.jsonl")
+    log.write_text("")
+    done = run_script("retrieval", questions, "A_test", **settings, EMBED_FLAGS='--passage_prefix "a b" --max_length 9')
+    assert done.returncode == 0, done.stderr
+    assert commands(log)[0][-4:] == ["--passage_prefix", "a b", "--max_length", "9"]
+    unclosed = run_script("retrieval", questions, "A_test", **settings, EMBED_FLAGS='--passage_prefix "a')
+    assert unclosed.returncode == 2 and "a quotation mark is never closed" in unclosed.stderr
+
+
+def test_published_vectors_are_used_and_millions_are_not_embedded_unasked(questions, recorder, tmp_path):
+    variables, log = recorder
+    downloads = tmp_path / "downloads"
+    downloads.mkdir()
+    corpus = downloads / "psgs_w100.tsv.gz"
+    with gzip.open(corpus, "wt") as file:
+        file.write("1\ta\tb\n" * 1_000_001)
+    settings = {**variables, "DOWNLOADS": str(downloads)}
+    refused = run_script("retrieval", questions, "A_test", **settings)
+    assert refused.returncode == 2 and "more than a million passages" in refused.stderr
+    assert "download_data.sh embeddings" in refused.stderr and not commands(log)
+    assert run_script("retrieval", questions, "A_test", **settings, EMBED="1").returncode == 0
+    assert [command[1] for command in commands(log)][0].endswith("passage_embed")
+    published = downloads / "wikipedia_embeddings" / "contriever-msmarco"
+    published.mkdir(parents=True)
+    (published / "passages_00").touch()
+    log.write_text("")
+    assert run_script("retrieval", questions, "A_test", **settings).returncode == 0
+    (command,) = commands(log)
+    assert options(command)["--passages_embeddings"] == str(published)
+    log.write_text("")
+    run_script("retrieval", questions, "A_test", **settings, ENCODER="other", EMBED="1")
+    assert options(commands(log)[1])["--passages_embeddings"] == str(questions / "embeddings")
+
+
+@pytest.mark.parametrize(("processes", "each"), [("1", "8"), ("2", "4"), ("8", "1")])
+def test_batch_is_what_an_update_sees(processes, each, questions, recorder):
+    variables, log = recorder
+    (questions / "train.jsonl").touch()
+    assert run_script("selector_finetune", questions, **variables, PROCESSES=processes).returncode == 0
+    (command,) = commands(log)
+    assert options(command)["--nproc_per_node"] == processes
+    assert options(command)["--per_device_train_batch_size"] == each
+    assert options(command)["--gradient_accumulation_steps"] == "1"
+
+
+def test_a_batch_that_cannot_be_spread_is_refused(questions, recorder):
+    (questions / "train.jsonl").touch()
+    done = run_script("selector_finetune", questions, **recorder[0], PROCESSES="3")
+    assert done.returncode == 2
+    assert "BATCH=8 groups an update cannot be spread evenly over PROCESSES=3" in done.stderr
+
+
+def test_workers_go_to_the_stages_that_have_some(questions, recorder):
+    variables, log = recorder
+    settings = {**variables, "PASSAGES": str(questions / "corpus.tsv"), "WORKERS": "32", "RAY_ADDRESS": "node1:6379"}
+    assert run_script("retrieval", questions, "A_test", **settings).returncode == 0
+    for command in commands(log):
+        assert options(command)["--num_workers"] == "32" and options(command)["--ray_address"] == "node1:6379"
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "figure_gap"])
 def test_a_missing_selector_is_named_with_the_scripts_that_train_it(name, tmp_path):
     done = run_script(name, tmp_path)
     assert done.returncode == 2
@@ -35,7 +155,8 @@ def test_a_missing_selector_is_named_with_the_scripts_that_train_it(name, tmp_pa
 def test_question_sets_that_are_not_there_are_named(name, tmp_path):
     (tmp_path / "selector").mkdir()
     (tmp_path / "selector" / "config.json").write_text("{}")
-    done = run_script(name, tmp_path, DATASETS="NaturalQA_test SQuAD_test")
+    sets = "NaturalQA_test SQuAD_test"
+    done = run_script(name, tmp_path, DATASETS=sets, TABLE_DATASETS=sets)
     assert done.returncode == 2
     assert "SKIPPED: SQuAD_test" in done.stderr
     assert "none of the question sets is there: NaturalQA_test SQuAD_test" in done.stderr
@@ -64,6 +185,7 @@ def tiny_run(tmp_path_factory, tiny_llama, tiny_reranker):
         "LLM": tiny_llama,
         "SELECTOR_START": tiny_reranker,
         "SELECTOR": tiny_reranker,
+        "GPUS": "0",
         "LLM_FLAGS": "--backend hf --device cpu --dtype float32",
         "SELECTION_FLAGS": "--background_tokens 8",
         "GENERATION_FLAGS": "--max_new_tokens 4",
@@ -76,6 +198,8 @@ def tiny_run(tmp_path_factory, tiny_llama, tiny_reranker):
         "PASSAGE_MAX_LEN": "32",
         "LIMIT": "3",
         "DATASETS": "NaturalQA_test SQuAD_test",
+        "TABLE_DATASETS": "NaturalQA_test SQuAD_test",
+        "TRAINING": "NaturalQA_train",
     }
     return work, {name: str(value) for name, value in variables.items()}
 
@@ -102,3 +226,13 @@ def test_a_small_run_fills_the_cells_it_ran_and_leaves_the_rest_empty(name, meth
     assert {cell["gap"]["n"] if kind == "rows" else cell["n"] for cell in ran} == {3}
     assert "NaturalQA" in (work / f"{name}.md").read_text("utf-8")
     assert not list(work.rglob("*unfinished*"))
+
+
+def test_figure_1_needs_no_selector(tiny_run, tmp_path):
+    work, variables = tiny_run
+    (tmp_path / "retrieved").symlink_to(work / "retrieved")
+    without = {name: value for name, value in variables.items() if name != "SELECTOR"}
+    done = run_script("figure_gap", tmp_path, **without)
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "figure_gap.json").read_text("utf-8"))["rows"]
+    assert [row["method"] for row in rows if row["gap"]] == ["standard_rag"]

@@ -8,10 +8,11 @@ import pytest
 
 from gainRAG.analysis import gap, report, tables
 from gainRAG.analysis.plots import histogram, interval_bars
-from gainRAG.analysis.tables import PAPER, TABLES, collect, markdown
+from gainRAG.analysis.tables import TABLES, collect, markdown
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import write_json, write_records
 from gainRAG.evaluation.answers import score_prediction
+from gainRAG.evaluation.paper import NOT_REPRODUCED, PAPER, published
 from gainRAG.evaluation.results import summarize
 from gainRAG.rag_workflow.picks import METHODS, SELECTED, Picks
 
@@ -90,6 +91,29 @@ def test_rows_are_methods_that_run_baselines_knows_and_all_published_ones_have_a
     assert rows <= set(METHODS)
     assert set(PAPER) <= rows
     assert "rerank_with_pseudo" in SELECTED
+
+
+def test_averages_are_filled_where_em_and_f1_are_published():
+    assert published("standard_rag", "TriviaQA", "mean") == pytest.approx((62.16 + 61.87) / 2)
+    assert published("gainrag", "WebQuestions", "mean") == pytest.approx(40.84)
+    assert published("rerank", "NaturalQA", "mean") == 30.73
+    assert published("rerank", "NaturalQA", "f1") is None
+    for name, less in (("HotpotQA", 1.00), ("2WikiMultiHopQA", 1.90)):
+        assert published("plain_ppl", name, "mean") == pytest.approx(published("gainrag", name, "mean") - less)
+
+
+def test_what_is_not_reproduced_is_listed(answered):
+    content = collect("main", [answered("HotpotQA_dev", {"gainrag": ["Paris"]})], ["HotpotQA_dev"])
+    text = markdown(content)
+    assert text.index("## Not reproduced") > text.index("GainRAG")
+    assert all(what in text for what in NOT_REPRODUCED) and "Self-RAG" in text
+
+
+def test_the_share_of_pseudo_passages_is_shown_for_methods_that_have_them(answered):
+    folder = answered("2WikiMultiHopQA_dev", {"gainrag": ["Paris"], "rerank": ["Paris"]})
+    content = collect("main", [folder], ["2WikiMultiHopQA_dev"])
+    [share] = [one for one in content["cells"] if one["metric"] == "pseudo_share"]
+    assert (share["method"], share["paper"], share["ours"]["mean"], share["difference"]) == ("gainrag", 50, 50, 0)
 
 
 def test_nothing_is_published_for_squad():
@@ -207,6 +231,27 @@ def test_mistakes_end_with_code_2_and_one_line(run_python, arguments, said):
     assert "Traceback" not in done.stderr
 
 
+def test_a_task_with_its_own_metric_is_judged_by_it_everywhere(answered, tmp_path):
+    """ "A" normalises to nothing, so cover_em counts every answer to it as right."""
+    folder = answered("ARC_test", {"standard_rag": ["gibberish", "A"]}) / "ARC_test"
+    records = [
+        {**record, "answers": ["A"], "cover_em": 1.0, "accuracy": float(record["prediction"] == "A")}
+        for record in predictions(["gibberish", "A"])
+    ]
+    write_records(folder / "standard_rag.jsonl", records)
+    facts = {"model": "tiny", "prompts_hash": "abc", "seed": 42, "split": "ARC"}
+    write_json(folder / "results.json", {"standard_rag": {**summarize(records, **facts, K_docs=1), "picks": {}}})
+    content = collect("main", [tmp_path / "answers"], ["ARC_test"])
+    assert cell(content, method="standard_rag", metric="accuracy")["ours"]["mean"] == 50
+    assert not {one["metric"] for one in content["cells"]} & {"cover_em", "f1", "mean"}
+    write_records(tmp_path / "retrieved" / "ARC_test.jsonl", passages(["Paris", "Paris"]))
+    [row] = gap.measure(tmp_path, "ARC_test", ["standard_rag"])
+    assert row["gap"]["right_though_not_held"]["mean"] == 50
+    text = report.page(tmp_path, examples=2)
+    assert '<td class="wrong">gibberish</td>' in text and '<td class="right">A</td>' in text
+    assert "<th>accuracy</th>" in text and "cover_em" not in text
+
+
 # --- figure 1 -----------------------------------------------------------------------------------------------------
 
 
@@ -227,6 +272,7 @@ def test_gap_counts_wrong_though_held_and_right_though_not(retrieved):
             "wrong_though_held": 40,
             "right_though_not_held": 20,
             "wrong_of_held": 200 / 3,
+            "not_held_of_right": 50,
             "right_of_not_held": 50,
         }
     )

@@ -260,8 +260,8 @@ def content(folder: Path) -> dict[str, bytes]:
         (retrieval, {"ShardSearcher": exact_search}),
         (rag_generation, {"AnswerWorker": rag_generation}),
         (passage_embed, {"ShardEncoder": passage_embed}),
-        (construct_hf, {"TextWorker": construct_hf, "GainWorker": construct_hf}),
-        (selector_gainRag, {"BackgroundWorker": background, "SelectionWorker": selector_gainRag}),
+        (construct_hf, {"CandidateWriter": construct_hf, "GainWorker": construct_hf}),
+        (selector_gainRag, {"PseudoPassageWriter": background, "SelectionWorker": selector_gainRag}),
     ][: None if "CHAOS_KILLS" in os.environ else 2],
 )
 def test_a_stage_ends_with_the_same_bytes_though_workers_are_killed(

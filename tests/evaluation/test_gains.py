@@ -2,7 +2,10 @@
 
 from collections import Counter
 
-from gainRAG.evaluation.gains import best_passage, describe_kept, keep_answered
+import pytest
+
+from gainRAG.common.jsonl import FieldError
+from gainRAG.evaluation.gains import FilterOptions, as_answered, best_passage, describe_kept, keep_answered
 
 
 def passage(ppl: float, right: float | None = None, text: str = "x", **more) -> dict:
@@ -29,13 +32,35 @@ def test_questions_are_kept_by_the_answer_from_their_best_passage():
         question(4),
     ]
     counts = Counter()
-    assert [record["id"] for record in keep_answered(records, "PPL_CD", "answered", counts)] == [0, 3]
+    assert [record["id"] for record in keep_answered(records, FilterOptions("PPL_CD", "answered"), counts)] == [0, 3]
     assert describe_kept(counts) == (
         "kept 2 of 5 questions (1 kept, best passage is the LLM's own; 1 answered wrongly, best passage holds the "
         "answer; 1 answered wrongly, best passage lacks the answer; 1 without any candidate)"
     )
-    by_plain = [record["id"] for record in keep_answered(records, "retrieved_ppl", "answered", Counter())]
+    by_plain = [
+        record["id"] for record in keep_answered(records, FilterOptions("retrieved_ppl", "answered"), Counter())
+    ]
     assert by_plain == [1]
+
+
+def test_the_llms_own_passage_may_be_left_out():
+    records = [
+        question(0, passage(1, 0.0, is_pseudo=True), passage(2, 1.0)),
+        question(1, passage(1, 1.0, is_pseudo=True), passage(2, 0.0)),
+        question(2, passage(1, 1.0, is_pseudo=True)),
+    ]
+    counts = Counter()
+    options = FilterOptions(no_pseudo=True)
+    assert list(keep_answered(records, options, counts)) == records[:1]
+    assert counts["without any candidate"] == 1
+    assert as_answered(question(3, passage(1, is_pseudo=True), passage(2, 1.0)), options)
+    with pytest.raises(FieldError, match=r"passages\[1\].EM_with_retrieval"):
+        as_answered(question(3, passage(1, 1.0, is_pseudo=True), passage(2)), options)
+
+
+def test_a_passage_does_not_hold_the_letter_of_an_option():
+    record = {**question(0, passage(1, 0.0, has_answer=True)), "choices": {"label": ["A"], "text": ["x"]}}
+    assert not list(keep_answered([record], FilterOptions(keep="answerable"), Counter()))
 
 
 def test_answerable_keeps_those_whose_best_passage_holds_an_answer_too():
@@ -45,7 +70,7 @@ def test_answerable_keeps_those_whose_best_passage_holds_an_answer_too():
         question(2, passage(1, 0.0, has_answer=False), passage(2, 0.0, has_answer=True)),
     ]
     counts = Counter()
-    assert [record["id"] for record in keep_answered(records, "PPL_CD", "answerable", counts)] == [0, 1]
+    assert [record["id"] for record in keep_answered(records, FilterOptions("PPL_CD", "answerable"), counts)] == [0, 1]
     assert describe_kept(counts) == (
         "kept 2 of 3 questions (1 kept, answered wrongly, best passage holds the answer; 1 answered wrongly, best "
         "passage lacks the answer)"

@@ -1,7 +1,9 @@
 """Pseudo-passages: what counts as one, and the file that keeps them."""
 
+import argparse
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -9,8 +11,11 @@ from gainRAG.common.cli import UserError
 from gainRAG.common.parallel import WorkerOptions
 from gainRAG.llm_inference import background
 from gainRAG.llm_inference.background import (
+    PseudoPassageOptions,
+    add_background_arguments,
     pseudo_passage,
     pseudo_passage_lookup,
+    pseudo_passage_options,
     write_pseudo_passage_file,
 )
 from gainRAG.llm_inference.engine import EngineOptions, GenerationOptions
@@ -21,6 +26,14 @@ QUESTIONS = [{"id": number, "question": f"Who is number {number}?", "answers": [
 @pytest.mark.parametrize("text", ["", "  \n", "N/A", " n/a. ", "NA", "None", "N/A..."])
 def test_knowing_nothing_gives_no_passage(text):
     assert pseudo_passage(text) is None
+    assert pseudo_passage(text, keep_na=True)["text"] == (text.strip() or "N/A")
+
+
+def test_thoughts_of_a_file_written_elsewhere_are_left_out():
+    assert pseudo_passage("<think>The Seine?</think>\n\nParis lies on it.")["text"] == "Paris lies on it."
+    for text in ("I am unsure.\n</think>\n\nN/A", "<think> The Seine?"):
+        assert pseudo_passage(text) is None
+        assert pseudo_passage(text, keep_na=True)["text"] == "N/A"
 
 
 def test_a_text_becomes_a_candidate():
@@ -41,6 +54,15 @@ def write_file(tiny_llama, write_jsonl):
         )
 
     return write
+
+
+def test_the_flags_become_options():
+    parser = argparse.ArgumentParser()
+    add_background_arguments(parser)
+    assert pseudo_passage_options(parser.parse_args([])) == PseudoPassageOptions()
+    flags = ["--no_pseudo", "--background_path", "b.jsonl", "--background_tokens", "512", "--keep_na"]
+    wanted = PseudoPassageOptions(wanted=False, path=Path("b.jsonl"), max_new_tokens=512, keep_na=True)
+    assert pseudo_passage_options(parser.parse_args(flags)) == wanted
 
 
 def test_pseudo_passages_are_written_once(write_file, tmp_path, read_jsonl, monkeypatch):

@@ -4,14 +4,16 @@ import importlib.util
 import json
 import shutil
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SENTENCES, causal_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import weights_path
-from gainRAG.llm_inference.inference_hf import HFEngine, load_causal_lm, load_tokenizer
+from gainRAG.llm_inference.inference_hf import HFEngine, end_tokens, load_causal_lm, load_tokenizer
 
 PROMPTS = [
     f"<|user|>\n{' '.join(SENTENCES[:count])} {text}<|end|>\n<|assistant|>\n"
@@ -126,6 +128,62 @@ def test_a_checkpoints_sampling_advice_is_not_taken(make_engine, tiny_llama, tmp
     advice = {"do_sample": True, "temperature": 3.0, "top_k": 5, "top_p": 0.5, "repetition_penalty": 5.0}
     path.write_text(json.dumps({**json.loads(path.read_text()), **advice}))
     assert make_engine(folder).generate(PROMPTS, 12) == make_engine().generate(PROMPTS, 12)
+
+
+def test_a_base_model_gets_the_start_token_and_its_answer_is_the_first_line(make_engine, monkeypatch):
+    engine = make_engine(chat=False)
+    end = engine.tokenizer.convert_tokens_to_ids("<|end|>")
+    engine.tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|end|> $A", special_tokens=[("<|end|>", end)]
+    )
+    shown = []
+
+    def run_on(rows, max_new_tokens):
+        shown.extend(rows)
+        return ["\n  Paris, France \n\nQuestion: Who? \nAnswer: he"] * len(rows)
+
+    monkeypatch.setattr(engine, "_continue", run_on)
+    assert engine.generate(["Where? Answer:"], 9) == ["Paris, France"]
+    assert engine.generate(["Where?"], 9, end="\n\n") == ["Paris, France"]
+    assert [row[0] for row in shown] == [end, end]
+    engine.chat = True
+    assert engine.generate(["Where? Answer:"], 9)[0].endswith("he")
+    assert shown[-1][0] != end
+
+
+def test_thoughts_are_left_out_and_those_that_never_end_are_counted(make_engine, monkeypatch, caplog):
+    engine = make_engine()
+    written = {
+        "a": "<think>\nLyon? Not Lyon.\n</think>\n\nMarseille",
+        "b": "<think> Paris",
+        "c": "Lyon",
+        "d<think>": "so",
+    }
+    monkeypatch.setattr(engine, "_continue", lambda rows, _: [written[engine.tokenizer.decode(row)] for row in rows])
+    assert engine.generate([*written, "b"], 9) == ["Marseille", "", "Lyon", "", ""]
+    assert engine.troubles == ["", "thought", "", "thought", "thought"]
+    assert engine.generate(["c"], 9) == ["Lyon"]
+    assert engine.troubles == [""]
+    engine.close()
+    assert caplog.text.count("3 texts end inside a thought and count as empty") == 1
+
+
+@pytest.mark.parametrize("own", [None, 5, [5, 6]])
+def test_the_tokenizers_own_end_token_ends_a_text(make_engine, tiny_llama, tmp_path, own):
+    folder = tmp_path / "endless"
+    shutil.copytree(tiny_llama, folder)
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": own}))
+    engine = make_engine(folder)
+    shown, generate = [], engine.model.generate
+    engine.model.generate = lambda **options: shown.append(generate(**options)[0].tolist()) or torch.tensor(shown[-1:])
+    assert engine.tokenizer.eos_token_id in engine._ends
+    engine.generate(PROMPTS[:1], 12)
+    written = shown[0][-12:]
+    assert len(set(written)) > 2
+    engine._ends = end_tokens(engine.model.generation_config, SimpleNamespace(eos_token_id=written[2]))
+    engine.generate(PROMPTS[:1], 12)
+    assert shown[1] == shown[0][:-12] + written[: written.index(written[2]) + 1]
 
 
 def test_sampling_is_seeded(make_engine):

@@ -20,7 +20,8 @@ KEY = "sk-secret-4711"
 class Server(ThreadingHTTPServer):
     """Answers `answer to PROMPT`, after misbehaving as `plans[PROMPT]` says, one action a request.
 
-    An action is a status, `(status, Retry-After)`, a body (bytes), or "drop", "cut", "silence" and "slow".
+    An action is a status, `(status, Retry-After)`, `(status, Retry-After, body)`, a body (bytes), or "drop", "cut",
+    "silence" and "slow".
     """
 
     daemon_threads = True
@@ -60,7 +61,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def _respond(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        prompt = body["messages"][0]["content"]
+        prompt = body["messages"][-1]["content"]
         with self.server.lock:
             self.server.bodies.append(body)
             self.server.times[prompt].append(time.monotonic())
@@ -85,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
                 self._send(200, action)
             case int():
                 self._send(action, b'{"error": {"message": "as told"}}')
+            case (status, after, said):
+                self._send(status, said, after=after)
             case (status, after):
                 self._send(status, b"busy", after=after)
             case _:
@@ -143,9 +146,14 @@ def test_answers_come_in_order_however_slow_some_are(server, make_engine):
 
 def test_sends_model_budget_and_greedy_decoding(server, make_engine):
     make_engine().generate(["prompt"], 7)
-    make_engine(temperature=0.5, seed=3).generate(["prompt"], 7)
-    common = {"model": "the-model", "max_tokens": 7, "messages": [{"role": "user", "content": "prompt"}]}
-    assert server.bodies == [{**common, "temperature": 0.0}, {**common, "temperature": 0.5, "seed": 3}]
+    make_engine(temperature=0.5, seed=3, template_kwargs=False, system="Be brief.").generate(["prompt"], 7)
+    turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "prompt"}]
+    common = {"model": "the-model", "max_tokens": 7, "messages": turns[1:]}
+    kwargs = {"enable_thinking": False, "date_string": "26 Jul 2024"}
+    assert server.bodies == [
+        {**common, "temperature": 0.0, "chat_template_kwargs": kwargs},
+        {**common, "temperature": 0.5, "seed": 3, "messages": turns},
+    ]
 
 
 def test_equal_prompts_are_asked_once(server, make_engine):
@@ -176,7 +184,7 @@ def test_concurrency_is_used_and_bounded(server, make_engine, concurrency):
         ["silence"],
         [b"{half an ans", b"\xff\xfe", b"[]"],
         [b'{"choices": []}', b'{"choices": null}'],
-        [b'{"choices": [{"message": {}}]}', b'{"choices": [{"message": {"content": ["text"]}}]}'],
+        [b'{"choices": [{"message": {}}]}', b'{"choices": [{"message": {"content": [7]}}]}'],
     ],
     ids=lambda trouble: str(trouble[0])[:20],
 )
@@ -266,10 +274,56 @@ def test_a_wrong_key_is_reported_at_once_and_never_shown(server, make_engine, mo
     assert "sk-" not in str(refusal.value) + caplog.text
 
 
-def test_a_null_content_counts_as_empty_and_is_logged(server, make_engine, caplog):
-    server.plans = {"think": [b'{"choices": [{"message": {"content": null}, "finish_reason": "length"}]}']}
-    assert make_engine().generate(["think"], 7) == [""]
-    assert "without content (length)" in caplog.text
+def completion(message: dict, reason: str = "stop") -> bytes:
+    return json.dumps({"choices": [{"message": message, "finish_reason": reason}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "text", "trouble"),
+    [
+        ({"content": None}, "stop", "", "empty"),
+        ({"content": None}, "length", "", "length"),
+        ({"content": "Par"}, "length", "Par", "length"),
+        ({"content": "I can"}, "content_filter", "I can", "content_filter"),
+        ({"content": "", "reasoning_content": "Lyon or Paris?"}, "length", "", "thought"),
+        ({"content": None, "reasoning": "Lyon or Paris?"}, "stop", "", "thought"),
+        ({"content": "Lyon", "reasoning_content": "Lyon or Paris?"}, "stop", "Lyon", ""),
+        ({"content": "<think>Paris?</think>Lyon"}, "stop", "Lyon", ""),
+        ({"content": "<think>Paris?"}, "length", "", "thought"),
+        ({"content": [{"type": "text", "text": "Ly"}, {"type": "text", "text": "on"}]}, "stop", "Lyon", ""),
+        ({"content": [{"type": "thinking", "thinking": []}, {"type": "text", "text": "Lyon"}]}, "stop", "Lyon", ""),
+    ],
+)
+def test_what_an_answer_is_and_what_went_wrong(server, make_engine, caplog, message, reason, text, trouble):
+    server.plans = {"ask": [completion(message, reason)]}
+    engine = make_engine()
+    assert engine.generate(["ask", "plain", "ask"], 7) == [text, "answer to plain", text]
+    assert engine.troubles == [trouble, "", trouble]
+    engine.close()
+    assert ("2 texts" in caplog.text or "2 answers" in caplog.text) == bool(trouble)
+
+
+def test_a_refusal_of_max_tokens_tries_max_completion_tokens(server, make_engine):
+    said = "Unsupported parameter: 'max_tokens' is not supported with this model. Use 'max_completion_tokens' instead."
+    server.plans = {"one": [(400, None, json.dumps({"error": {"message": said}}).encode())]}
+    assert make_engine(concurrency=1).generate(["one", "two"], 7) == answers(["one", "two"])
+    assert ["max_tokens" in body for body in server.bodies] == [True, False, False]
+    assert [body.get("max_completion_tokens") for body in server.bodies] == [None, 7, 7]
+
+
+@pytest.mark.parametrize("said", ["max_tokens is too large: 7", "temperature is not supported"])
+def test_other_refusals_do_not(server, make_engine, said):
+    server.plans = {"one": [(400, None, json.dumps({"error": {"message": said}}).encode())]}
+    with pytest.raises(UserError, match=said):
+        make_engine().generate(["one"], 7)
+    assert len(server.bodies) == 1
+
+
+def test_a_refusal_of_chat_template_kwargs_names_the_flag(server, make_engine):
+    said = b'{"error": {"message": "Unrecognized request argument supplied: chat_template_kwargs"}}'
+    server.plans = {"one": [(400, None, said)]}
+    with pytest.raises(UserError, match="--no_template_kwargs leaves it out"):
+        make_engine().generate(["one"], 7)
 
 
 @pytest.mark.parametrize(

@@ -3,10 +3,12 @@
 import importlib.metadata
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from conftest import SENTENCES
+from tokenizers.processors import TemplateProcessing
 
 from gainRAG.common.cli import UserError
 from gainRAG.llm_inference import inference_vllm
@@ -81,6 +83,32 @@ def test_the_context_is_the_models_or_what_is_asked_for(engine, vllm_llama):
     assert short.context_length == 64
     with pytest.raises(UserError, match="context of 64 tokens is shorter than .* 513 together.*--max_model_len"):
         short.answer_log_probabilities([([1] * 500, [1] * 12)])
+
+
+@needs_vllm
+def test_a_base_model_gets_the_start_token_and_its_answer_is_the_first_line(engine, reference, monkeypatch):
+    end = engine.tokenizer.convert_tokens_to_ids("<|end|>")
+    start = TemplateProcessing(single="<|end|> $A", special_tokens=[("<|end|>", end)])
+    plain = engine.generate(PROMPTS, 12)
+    for one in (engine, reference):
+        monkeypatch.setattr(one, "chat", False)
+        monkeypatch.setattr(one.tokenizer.backend_tokenizer, "post_processor", start)
+    assert engine.generate(PROMPTS, 12) == reference.generate(PROMPTS, 12) != plain
+    shown = []
+    monkeypatch.setattr(engine, "_run", lambda rows, **_: shown.extend(rows) or [])
+    with pytest.raises(ValueError):
+        engine.generate(PROMPTS[:1], 12)
+    assert shown[0][0] == end
+
+
+@needs_vllm
+def test_thoughts_are_left_out(engine, monkeypatch):
+    texts = ["Lyon?</think> Marseille", "<think> Lyon", "Lyon"]
+    rows = engine.tokenizer(texts, add_special_tokens=False).input_ids
+    outputs = [SimpleNamespace(outputs=[SimpleNamespace(token_ids=row)]) for row in rows]
+    monkeypatch.setattr(engine, "_run", lambda rows, **_: outputs)
+    assert engine.generate(["a", "b", "c"], 12) == ["Marseille", "", "Lyon"]
+    assert engine.troubles == ["", "thought", ""]
 
 
 @needs_vllm

@@ -1,5 +1,7 @@
 """construct_hf end to end on a tiny LLM: fields, values, bad input before any model, and other settings."""
 
+import contextlib
+import json
 import shutil
 import sys
 
@@ -119,6 +121,89 @@ def test_candidates_predictions_and_questions_can_be_fewer(construct, retrieved,
     assert "2 of 4 questions have fewer than 3 candidates and use what they have" in caplog.text
 
 
+def test_fields_that_are_not_ours_pass_through(construct, write_jsonl, read_jsonl):
+    record = {**made_questions(1)[0], "choices": {"label": ["A"], "text": ["x"]}, "metadata": {"deep": [1]}}
+    record["ctxs"][0] |= {"url": "http://a", "title": None, "PPL_CD": 1e9}
+    flags = ["--no_pseudo", "--predictions", "none"]
+    [row] = read_jsonl(construct(write_jsonl("retrieved.jsonl", [record]), *flags))
+    assert (row["choices"], row["metadata"]) == (record["choices"], record["metadata"])
+    first, second = row["passages"]
+    assert (first["url"], first["title"], "url" in second) == ("http://a", "", False)
+    assert first["PPL_CD"] < 1e9
+
+
+@pytest.mark.parametrize(("rule", "hit"), [({}, False), ({"answer_match": "characters"}, True)])
+def test_answers_are_looked_for_by_the_rule_that_retrieval_noted(construct, write_jsonl, read_jsonl, rule, hit):
+    record = {"id": 0, "question": "Which?", "answers": ["北京"], "ctxs": [{"title": "", "text": "北京是中国的首都。"}]}
+    texts = write_jsonl("texts.jsonl", [{"id": 0, "question": "Which?", "background": "首都是北京。"}])
+    flags = ["--predictions", "none", "--background_path", texts]
+    [row] = read_jsonl(construct(write_jsonl("retrieved.jsonl", [record | rule]), *flags))
+    assert [passage["has_answer"] for passage in row["passages"]] == [hit, hit]
+
+
+@pytest.fixture
+def short_llm(tiny_llama, tmp_path):
+    """A folder of an LLM with 160 positions."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "short")
+    model = AutoModelForCausalLM.from_pretrained(tiny_llama)
+    model.config.max_position_embeddings = 160
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (
+            {"question": "Which of the two rivers? " * 40},
+            "field 'question': question 3 .*: its prompt is .* tokens longer",
+        ),
+        ({"answers": ["a", "Paris, " * 60]}, "field 'answers': question 3 .*: 'Paris, .* has .* tokens, .* leave "),
+    ],
+)
+def test_what_is_too_long_is_found_before_any_model_loads_and_may_be_left_out(
+    construct, short_llm, write_jsonl, read_jsonl, monkeypatch, caplog, change, problem
+):
+    questions = made_questions()
+    questions[3] |= change
+    data, flags = write_jsonl("long.jsonl", questions), ["--lm_type", short_llm, "--background_tokens", 8]
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=rf"long\.jsonl:4: {problem}"):
+        patch.setattr("gainRAG.llm_inference.inference_hf.load_causal_lm", lambda *_: pytest.fail("a model was loaded"))
+        construct(data, *flags)
+    rows = read_jsonl(construct(data, *flags, "--skip_too_long"))
+    assert [row["id"] for row in rows] == [0, 1, 2, 4]
+    assert all("PPL_CD" in passage for row in rows for passage in row["passages"])
+    assert "1 questions are too long for the LLM and are left out" in caplog.text
+
+
+def test_an_answer_longer_than_what_is_reserved_is_scored_where_its_prompts_leave_room(
+    construct, write_jsonl, read_jsonl
+):
+    questions = made_questions(2)
+    questions[1]["answers"] = ["Paris, " * 60]
+    [_, row] = read_jsonl(construct(write_jsonl("long.jsonl", questions), "--predictions", "none"))
+    assert all("PPL_CD" in passage for passage in row["passages"])
+
+
+def test_texts_and_signal_have_a_number_format_each(construct, retrieved, monkeypatch):
+    from gainRAG.llm_inference import inference_hf
+
+    loaded, load = [], inference_hf.load_causal_lm
+    monkeypatch.setattr(inference_hf, "load_causal_lm", lambda *given: loaded.append(given[2]) or load(*given))
+    path = construct(retrieved)
+    flags = stored_flags(path)
+    assert (loaded, flags["dtype"], flags["gain_dtype"]) == (["float32", "float32"], "float32", "float32")
+    loaded.clear()
+    flags = stored_flags(construct(retrieved, "--dtype", "bfloat16", output="other.jsonl"))
+    assert (loaded, flags["dtype"], flags["gain_dtype"]) == (["bfloat16", "float32"], "bfloat16", "float32")
+    flags = stored_flags(construct(retrieved, "--gain_dtype", "bfloat16", output="third.jsonl"))
+    assert (flags["dtype"], flags["gain_dtype"]) == ("float32", "bfloat16")
+
+
+def stored_flags(path) -> dict:
+    return json.loads(path.with_name(path.name + ".settings.json").read_text())["flags"]
+
+
 def test_backgrounds_may_come_from_a_file(construct, retrieved, write_jsonl, read_jsonl, caplog, monkeypatch):
     texts = ["The Nile. Paris.", "N/A", " x ", "Paris", "n/a."]
     rows = [
@@ -132,6 +217,10 @@ def test_backgrounds_may_come_from_a_file(construct, retrieved, write_jsonl, rea
     assert "2 of 5 questions have fewer than 3 candidates" in caplog.text
     pseudo = [[(p["text"], p["has_answer"]) for p in row["passages"] if p["is_pseudo"]] for row in found]
     assert pseudo == [[("The Nile. Paris.", True)], [], [("x", False)], [("Paris", True)], []]
+    kept = read_jsonl(construct(retrieved, *flags, "--keep_na", "--predictions", "none", "--overwrite"))
+    pseudo = [[p["text"] for p in row["passages"] if p["is_pseudo"]] for row in kept]
+    assert pseudo == [["The Nile. Paris."], ["N/A"], ["x"], ["Paris"], ["n/a."]]
+    assert all("PPL_CD" in row["passages"][-1] for row in kept)
 
 
 @pytest.fixture
@@ -188,6 +277,17 @@ def test_an_empty_answer_gives_exit_code_2_and_one_line(run_python, write_jsonl,
 
 
 @pytest.fixture
+def no_writing(monkeypatch):
+    @contextlib.contextmanager
+    def run():
+        with monkeypatch.context() as patch:
+            patch.setattr(HFEngine, "generate", lambda *_, **__: pytest.fail("the LLM wrote again"))
+            yield
+
+    return run
+
+
+@pytest.fixture
 def stop(construct, monkeypatch):
     """Runs the stage until it has gains, and stops it."""
     append = StageOutput.append
@@ -230,6 +330,14 @@ def test_an_unfinished_output_with_other_settings_is_refused(construct, stop, re
     overwritten = construct(retrieved, "--alpha", 0.7, "--overwrite")
     assert overwritten.read_bytes() == whole.read_bytes()
     assert not list(tmp_path.glob("*generated*"))
+
+
+def test_overwrite_starts_afresh_once(construct, stop, retrieved, no_writing):
+    """Killed while it scores and given again with --overwrite, the run resumes: nothing is written a second time."""
+    stop(retrieved, "--overwrite")
+    with no_writing():
+        resumed = construct(retrieved, "--overwrite")
+    assert resumed.read_bytes() == construct(retrieved, output="whole.jsonl").read_bytes()
 
 
 def test_what_was_generated_is_removed_even_after_a_death_at_the_end(construct, retrieved, monkeypatch, tmp_path):

@@ -78,6 +78,17 @@ def test_lowest_perplexity_over_the_answers_goes_to_its_own_passage(parts, vllm_
         assert found == pytest.approx(exact(parts, record, record["passages"]), rel=1e-4)
 
 
+def test_without_a_chat_template_the_stages_agree(vllm_llama):
+    tokenizer, prompts = load_tokenizer(str(vllm_llama)), load_prompts(None)
+    model = load_causal_lm(str(vllm_llama), torch.device("cpu"), "float32")
+    builder = PromptBuilder(prompts, prompts.task("NaturalQA"), tokenizer, chat=False)
+    record = {**question(1), "passages": question(1)["ctxs"]}
+    add_perplexities(ExactEngine(builder, model), builder, [record])
+    parts = builder, GainScorer(model, tokenizer, chat=False)
+    assert [p["retrieved_ppl"] for p in record["passages"]] == pytest.approx(exact(parts, record, record["passages"]))
+    assert builder.with_passages(record, record["passages"][:1]).endswith(":")
+
+
 def command(data, output, lm_type) -> list[str]:
     command = [sys.executable, "-m", "gainRAG.llm_supervision.construct_vllm", "--data_path", data, "--task"]
     return [*map(str, command), "NaturalQA", "--output_path", str(output), "--lm_type", str(lm_type)]

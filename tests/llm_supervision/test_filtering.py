@@ -92,6 +92,39 @@ def test_answering_afresh_keeps_what_the_llm_gets_right(answer_afresh, gains, re
         answer_afresh(gains, "--max_new_tokens", 6)
 
 
+def test_an_option_is_judged_by_accuracy(answer_afresh, write_jsonl, read_jsonl):
+    """By containment every text holds the gold answer "A", which normalises to nothing."""
+    options = {"answers": ["A"], "choices": {"label": ["A", "B"], "text": ["air", "bone"]}}
+    data = write_jsonl("arc.jsonl", [{**question(n, passage(5, text=SENTENCES[n])), **options} for n in range(4)])
+    assert read_jsonl(answer_afresh(data, "--task", "ARC_Challenge")) == []
+    with pytest.raises(UserError, match="--keep answerable: answers of ARC_Challenge are options"):
+        answer_afresh(data, "--task", "ARC_Challenge", "--keep", "answerable", "--overwrite")
+
+
+def test_without_the_llms_own_passage_the_best_retrieved_one_decides(answer_afresh, write_jsonl, read_jsonl, tmp_path):
+    own = passage(1, text="own", is_pseudo=True)
+    data = write_jsonl("gains.jsonl", [question(0, own, passage(2)), question(1, own)])
+    answer_afresh(data, "--no_pseudo")
+    first, second = read_jsonl(tmp_path / "kept.predictions.jsonl")
+    assert ["prediction" in candidate for candidate in first["passages"]] == [False, True]
+    assert second["passages"] == [own]
+
+
+def test_a_question_too_long_alone_is_found_before_any_model_loads(answer_afresh, write_jsonl, read_jsonl, monkeypatch):
+    long = {**question(1, passage(1)), "question": "Which of the two rivers? " * 400}
+    data = write_jsonl("long.jsonl", [question(0, passage(1)), long])
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(UserError, match=r"long\.jsonl:2: field 'question': question 1 "),
+    ):
+        patch.setattr(engines, "load_engine", lambda *_: pytest.fail("the LLM was loaded"))
+        answer_afresh(data)
+    answer_afresh(data, "--skip_too_long")
+    long["answers"] = ["x"]
+    with pytest.raises(UserError, match="all 1 questions are too long for the LLM"):
+        answer_afresh(write_jsonl("all.jsonl", [long]), "--skip_too_long", "--overwrite")
+
+
 def test_an_interrupted_run_ends_with_the_same_bytes(answer_afresh, gains, tmp_path, monkeypatch):
     monkeypatch.setattr(filtering, "CHUNK", 2)
     whole = answer_afresh(gains).read_bytes()

@@ -6,6 +6,7 @@ import random
 import pytest
 import torch
 from conftest import causal_tokenizer
+from tokenizers.processors import TemplateProcessing
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import weights_path
@@ -57,6 +58,15 @@ def make_model(tokenizer):
         return AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
 
     return make
+
+
+def bos_tokenizer():
+    """A tokenizer that puts a start token before a text, as Llama's."""
+    tokenizer = causal_tokenizer()
+    tokenizer.add_special_tokens({"bos_token": "<|bos|>"})
+    special = [("<|bos|>", tokenizer.bos_token_id)]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<|bos|> $A", special_tokens=special)
+    return tokenizer
 
 
 def make_requests(count: int, seed: int = 0, header: str = HEADER) -> list[GainRequest]:
@@ -286,6 +296,30 @@ def test_answers_share_their_common_start():
     assert tree.visible.tolist() == [[True, False, False], [True, True, False], [False, False, True]]
     assert not tree.is_chain
     assert AnswerTree([(5, 6, 7), (5,), (5, 6, 8)]).is_chain
+
+
+@torch.no_grad()
+def test_without_a_chat_template_answers_follow_a_space_and_prompts_start_as_the_tokenizer_says(make_model):
+    """The reference tokenises prompt and answer as one text, with all special tokens of the tokenizer."""
+    tokenizer = bos_tokenizer()
+    model = make_model("llama", bos_token_id=tokenizer.bos_token_id, vocab_size=len(tokenizer))
+    prompts = [f"{sentence}\nQuestion: which?\nAnswer:" for sentence in ("", *WORDS[:3])]
+    answers = ["Paris", "the Nile", "東京", "Paris"]
+    expected = []
+    for prompt in prompts:
+        found = []
+        for answer in answers:
+            start, ids = (tokenizer(text).input_ids for text in (prompt, f"{prompt} {answer}"))
+            assert ids[: len(start)] == start
+            assert start[0] == tokenizer.bos_token_id
+            logits = model(torch.tensor([ids])).logits[0, len(start) - 1 : -1]
+            target = torch.tensor(ids[len(start) :])
+            found.append(torch.nn.functional.cross_entropy(logits, target).exp().item())
+        expected.append(min(found))
+    scorer = GainScorer(model, tokenizer, chat=False)
+    [gains] = scorer.score([GainRequest(prompts[0], prompts, answers)])
+    assert [gain.ppl for gain in gains] == pytest.approx(expected, rel=1e-4)
+    assert gains[0].ppl_cd == pytest.approx(gains[0].ppl, rel=1e-4)
 
 
 def test_small_real_model_equals_the_definition():

@@ -68,8 +68,30 @@ def test_records_hold_prompt_prediction_and_scores(generate, write_jsonl, read_j
         prediction = said(prompt)
         kept = {name: record[name] for name in ("id", "question", "answers")}
         scores = score_prediction(prediction, record["answers"])
-        assert row == {**kept, "prompt": prompt, "prediction": prediction, **scores}
+        assert row == {**kept, "prompt": prompt, "prediction": prediction, **scores, "level": "easy"}
         assert {"cover_em", "em", "f1"} <= row.keys()
+
+
+def test_a_questions_other_fields_pass_through_unless_the_output_has_them(generate, write_jsonl, read_jsonl):
+    more = {"metadata": {"hops": [2, None]}, "em": "theirs", "accuracy": "theirs", "trouble": "theirs"}
+    [row] = read_jsonl(generate(write_jsonl("selected.jsonl", made_selection(1, **more))))
+    assert row["metadata"] == {"hops": [2, None]} and row["level"] == "easy"
+    assert row["em"] in (0.0, 1.0)
+    assert not row.keys() & {"accuracy", "trouble", "ctxs"}
+
+
+def test_answers_that_went_wrong_are_marked_and_counted(generate, write_jsonl, read_jsonl, monkeypatch):
+    whole = HFEngine.generate
+
+    def troubled(self, prompts, max_new_tokens):
+        texts = whole(self, prompts, max_new_tokens)
+        self.troubles = ["thought" if "Which, 1?" in prompt else "" for prompt in prompts]
+        return texts
+
+    monkeypatch.setattr(HFEngine, "generate", troubled)
+    path = generate(write_jsonl("selected.jsonl", made_selection(3)))
+    assert [row.get("trouble") for row in read_jsonl(path)] == [None, "thought", None]
+    assert json.loads(path.with_suffix(".metrics.json").read_text())["troubles"] == {"thought": 1}
 
 
 def test_metrics_are_means_of_the_records(generate, write_jsonl, read_jsonl, capsys):
@@ -157,7 +179,7 @@ def test_mistakes_are_named_before_any_model_loads(generate, write_jsonl, monkey
     with pytest.raises(UserError, match="b.jsonl:1: field 'ctxs': empty; wanted at least one passage"):
         generate(write_jsonl("b.jsonl", made_selection(2, ctxs=[])))
     with pytest.raises(UserError, match=r"c\.jsonl:1: field 'choices'"):
-        generate(write_jsonl("c.jsonl", made_selection(1, choices=["A", "B"])))
+        generate(write_jsonl("c.jsonl", made_selection(1, choices={"label": ["A"], "text": []})))
     with pytest.raises(UserError, match="--task Hotpot: unknown"):
         generate(data, task="Hotpot")
     with pytest.raises(UserError, match="no such file"):
@@ -169,6 +191,26 @@ def test_mistakes_are_named_before_any_model_loads(generate, write_jsonl, monkey
             generate(data, *flags)
         assert refused.value.code == 2
     assert not list(tmp_path.glob("predictions*"))
+
+
+def test_a_question_beyond_the_context_is_named_before_any_model_loads_or_left_out(
+    generate, write_jsonl, read_jsonl, monkeypatch, caplog
+):
+    selection = made_selection(3)
+    selection[1]["question"] = "Which? " * 1500
+    data = write_jsonl("selected.jsonl", selection)
+    with monkeypatch.context() as patch, pytest.raises(UserError, match=r"selected\.jsonl:2: .*'q1'.*--skip_too_long"):
+        patch.setattr(rag_generation, "load_writer", lambda *_: pytest.fail("the LLM was loaded"))
+        generate(data)
+    path = generate(data, "--skip_too_long")
+    assert [row["id"] for row in read_jsonl(path)] == ["q0", "q2"]
+    metrics = json.loads(path.with_suffix(".metrics.json").read_text())
+    assert (metrics["questions"], metrics["too_long"]) == (2, 1)
+    assert "1 questions are too long for the LLM and are left out" in caplog.text
+    former = path.read_bytes()
+    assert generate(data, "--skip_too_long").read_bytes() == former
+    with pytest.raises(UserError, match="all 1 questions are too long"):
+        generate(write_jsonl("one.jsonl", selection[1:2]), "--skip_too_long", output="one.out.jsonl")
 
 
 def test_fewer_passages_than_wanted_are_counted(generate, write_jsonl, caplog):

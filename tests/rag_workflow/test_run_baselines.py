@@ -105,6 +105,27 @@ def test_columns_are_what_one_computes_by_hand(run, files, read_jsonl, capsys):
     assert "Selector trained on plain perplexity" not in shown
 
 
+def test_accuracy_stands_under_its_own_name(run, write_jsonl, capsys):
+    questions = [
+        {**record, "answers": ["A"], "choices": {"label": ["A", "B"], "text": ["x", "y"]}} for record in made(2, 0)
+    ]
+    run(["--data_path", write_jsonl("arc.jsonl", questions)], "--task", "ARC_Challenge", "--methods", "standard_rag")
+    header = capsys.readouterr().out.splitlines()[2]
+    assert [name.strip() for name in header.split("|")[1:4]] == ["method", "accuracy", "em"]
+
+
+def test_questions_beyond_the_context_are_left_out_of_every_method(run, write_jsonl, read_jsonl):
+    questions = made(3, 0, 1)
+    questions[1]["question"] = "Which? " * 1500
+    flags = ["--data_path", write_jsonl("retrieved.jsonl", questions)]
+    with pytest.raises(UserError, match=r"retrieved\.jsonl:2: "):
+        run(flags)
+    folder = run(flags, "--skip_too_long")
+    for method in ("no_retrieval", "standard_rag"):
+        assert [row["id"] for row in read_jsonl(folder / f"{method}.jsonl")] == [0, 2]
+        assert json.loads((folder / "results.json").read_text())[method]["too_long"] == 1
+
+
 def test_a_shared_prompt_is_answered_once(run, files, monkeypatch, read_jsonl):
     asked, generate = [], HFEngine.generate
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import SENTENCES, cross_encoder_of
 
 from gainRAG.common.cli import UserError
 from gainRAG.selector_engine import selector as module
-from gainRAG.selector_engine.selector import Selector
+from gainRAG.selector_engine.selector import Selector, check_selector
 
 
 @pytest.fixture(scope="module")
@@ -209,6 +209,50 @@ def test_scores_that_are_no_numbers_are_refused(tiny_reranker, pairs):
         selector.model.classifier.out_proj.bias.fill_(float("nan"))
     with pytest.raises(UserError, match="not finite in float32"):
         selector.score(pairs)
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "GPT2", "RoBERTa"])
+def test_other_kinds_of_cross_encoders_score_as_their_models_do_alone(kind, tmp_path, pairs):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    folder = cross_encoder_of(kind, tmp_path)
+    model, tokenizer = (c.from_pretrained(folder) for c in (AutoModelForSequenceClassification, AutoTokenizer))
+    selector = Selector(str(folder), device="cpu", max_length=120)
+    scores = selector.score(pairs)
+    np.testing.assert_allclose(selector.score(pairs[:1]), scores[:1], atol=1e-5)
+    for (question, passage), score in list(zip(pairs, scores, strict=True))[:10]:
+        inputs = tokenizer(question, passage, truncation="only_second", max_length=120, return_tensors="pt")
+        inputs.pop("token_type_ids", None)
+        assert model(**inputs).logits.item() == pytest.approx(score, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [({"pad_token_id": 1}, "count positions from behind padding token 1, its"), ({"vocab_size": 99}, "its weights 99")],
+)
+def test_a_tokenizer_of_other_weights_is_refused_before_they_load(tmp_path, changes, problem):
+    with pytest.raises(UserError, match=problem):
+        check_selector(str(cross_encoder_of("RoBERTa", tmp_path, **changes)))
+
+
+def test_a_tokenizer_without_anything_to_pad_with_is_refused(tmp_path):
+    folder = cross_encoder_of("GPT2", tmp_path)
+    settings = folder / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace('"eos_token": "<|endoftext|>",', ""))
+    with pytest.raises(UserError, match="neither a padding token nor an end token"):
+        check_selector(str(folder))
+
+
+def test_scores_that_are_all_one_value_are_warned_of_once(tiny_reranker, pairs, caplog):
+    selector = Selector(str(tiny_reranker), device="cpu")
+    selector.score(pairs[:9])
+    selector.score(pairs[:1])
+    assert "one value" not in caplog.text
+    with torch.no_grad():
+        selector.model.classifier.out_proj.weight.zero_()
+    for _ in range(2):
+        selector.score(pairs[:9])
+    assert caplog.text.count("all 9 scores are one value") == 1
 
 
 def test_a_model_with_two_labels_is_refused(tiny_encoder):

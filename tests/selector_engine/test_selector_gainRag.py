@@ -155,6 +155,26 @@ def test_the_llm_writes_pseudo_passages_once(select, retrieved, read_jsonl, tiny
     assert other.read_bytes() == former
 
 
+def test_questions_too_long_to_write_about_are_named_or_left_out(select, write_jsonl, read_jsonl, tiny_llama):
+    questions = made_questions(4)
+    questions[2]["question"] = "Where? " * 1500
+    data = write_jsonl("long.jsonl", questions)
+    flags = ["--lm_type", tiny_llama, "--background_tokens", 4, "--dtype", "float32"]
+    with pytest.raises(UserError, match=r"long\.jsonl:3: .*'q2'.*--skip_too_long"):
+        select(data, *flags)
+    path = select(data, *flags, "--skip_too_long")
+    assert [row["id"] for row in read_jsonl(path)] == ["q0", "q1", "q3"]
+    assert json.loads(path.with_suffix(".metrics.json").read_text())["too_long"] == 1
+    assert len(read_jsonl(select(data, "--no_pseudo", output="all.jsonl"))) == 4
+
+
+def test_na_is_a_candidate_where_it_is_asked_for(select, retrieved, backgrounds, read_jsonl):
+    flags = ["--background_path", backgrounds, "--K_docs", 9]
+    for extra, count in (([], 16), (["--keep_na"], 20)):
+        rows = read_jsonl(select(retrieved, *flags, *extra, output=f"{count}.jsonl"))
+        assert sum(passage["is_pseudo"] for row in rows for passage in row["ctxs"]) == count
+
+
 def test_a_complete_output_is_left_alone(select, retrieved, monkeypatch):
     path = select(retrieved, "--no_pseudo")
     former = path.read_bytes()

@@ -121,7 +121,7 @@ def test_group_is_one_positive_and_distinct_negatives(tokenizer):
 
 def test_too_few_negatives_make_a_smaller_group_without_repeats(tokenizer):
     data = GroupDataset(groups_of(4), tokenizer, 512, seed=0, group_size=16)
-    pairs, scores = data[0]
+    pairs, scores, _ = data[0]
     assert len(pairs) == len(scores) == 4
     assert len({text for text, _ in data.passages(0)}) == 4
 
@@ -164,15 +164,28 @@ def test_order_of_questions_changes_with_the_epoch_and_groups_lengths(tokenizer)
     assert np.mean([max(batch) - min(batch) for batch in grouped]) < 80
 
 
+def test_the_last_batch_of_several_processes_is_filled_with_questions_that_do_not_count(tokenizer):
+    data = GroupDataset(groups_of(*[3] * 11), tokenizer, 512, seed=1)
+    order = EpochOrder(data, fill_to=8)
+    drawn = list(order)
+    assert len(order) == len(drawn) == 16
+    plain = list(EpochOrder(data))
+    assert drawn[:8] == plain[:8]
+    assert [item.index for item in drawn[8:11]] == plain[8:]
+    assert [item.weight for item in drawn[8:]] == [8 / 3] * 3 + [0] * 5
+    assert data[drawn[8]][2] == 8 / 3 and data[plain[0]][2] == 1
+    assert list(EpochOrder(GroupDataset(groups_of(3, 3), tokenizer, 512, seed=1), fill_to=2)) in ([0, 1], [1, 0])
+
+
 def test_pairs_are_cut_to_the_models_positions_and_run(model, tokenizer):
     limit = longest_input(model.model.config, tokenizer)
     assert limit == 512
     record = group("what", [-1.0, -2.0])
     record["pos"] = ["the river Nile in Africa " * 400]
     data = GroupDataset([record], tokenizer, limit, seed=0)
-    pairs, scores = data[0]
+    pairs, scores, _ = data[0]
     assert sorted(len(pair["input_ids"]) for pair in pairs)[1] == 512
-    batch = GroupCollator(tokenizer, padding="longest", pad_to_multiple_of=8)([(pairs, scores)])
+    batch = GroupCollator(tokenizer, padding="longest", pad_to_multiple_of=8)([(pairs, scores, 1.0)])
     assert torch.isfinite(model(**batch).loss)
 
 
@@ -184,7 +197,7 @@ def test_positions_of_bert_start_at_nought(tiny_encoder):
 @pytest.mark.parametrize("words", [30, 200])
 def test_question_longer_than_the_pair_still_leaves_a_pair_that_fits(tokenizer, words):
     record = group("which capital? " * words, [-1.0, -2.0])
-    pairs, _ = GroupDataset([record], tokenizer, 32, seed=0)[0]
+    pairs, _, _ = GroupDataset([record], tokenizer, 32, seed=0)[0]
     assert all(len(pair["input_ids"]) <= 32 for pair in pairs)
 
 

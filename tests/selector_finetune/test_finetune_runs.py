@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, RunsWhenUnpickled
+from conftest import REPOSITORY, RunsWhenUnpickled, cross_encoder_of
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import open_locked, write_json
+from gainRAG.selector_engine.selector import Selector
 from gainRAG.selector_finetune import runner
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
@@ -184,6 +185,15 @@ def test_saved_folder_scores_alike_in_flagembedding_and_sentence_transformers(tr
     assert np.ptp(own) > 1e-2
     np.testing.assert_allclose(flag, own, atol=1e-4)
     np.testing.assert_allclose(cross, own, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "GPT2", "RoBERTa"])
+def test_other_kinds_of_cross_encoders_train_and_select(train, kind, tmp_path):
+    start = cross_encoder_of(kind, tmp_path / "start")
+    folder = train("--model_name_or_path", start, "--num_train_epochs", 1, "--passage_max_len", 60)
+    assert AutoTokenizer.from_pretrained(folder).pad_token is not None
+    pairs = [(record["query"], text) for record in records(4) for text in record["neg"]]
+    assert np.ptp(Selector(str(folder), device="cpu").score(pairs)) > 1e-3
 
 
 @pytest.mark.parametrize(("metric", "best"), [("top1_agreement", max), ("gain_regret", min), ("loss", min)])
@@ -485,18 +495,82 @@ def test_zero_stages_learn_as_one_plain_process_and_save_whole_weights(
     AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-def test_two_processes_without_deepspeed_learn_as_one(torchrun, train, steady_reranker, write_jsonl, same_run):
-    expected = train(
-        "--model_name_or_path",
-        steady_reranker,
-        "--per_device_train_batch_size",
-        8,
-        *same_run,
-        data=records(17),
-        output="plain",
-    )
+@pytest.mark.parametrize("drop_last", [True, False])
+def test_two_processes_without_deepspeed_learn_as_one(
+    drop_last, torchrun, train, steady_reranker, write_jsonl, same_run
+):
+    """17 questions leave one over, which counts once however many processes share the last update."""
+    flags = ["--model_name_or_path", steady_reranker, *same_run, "--dataloader_drop_last", drop_last]
+    expected = train("--per_device_train_batch_size", 8, *flags, data=records(17), output="plain")
     data = write_jsonl("train.jsonl", records(17))
-    folder = torchrun(
-        2, "--model_name_or_path", steady_reranker, "--train_data", data, "--per_device_train_batch_size", 4, *same_run
-    )
+    folder = torchrun(2, "--train_data", data, "--per_device_train_batch_size", 4, *flags)
+    assert len(losses(folder)) == (4 if drop_last else 6)
     assert losses(folder) == pytest.approx(losses(expected), abs=1e-3)
+    plain = weights(expected)
+    assert all(torch.allclose(tensor, plain[name], atol=5e-3) for name, tensor in weights(folder).items())
+
+
+def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train, caplog):
+    auto = ["--resume_from_checkpoint", "auto"]
+    out = train(*auto)
+    trained = (out / "model.safetensors").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        train(*auto)
+    assert f"{out} is complete already, with the same settings" in caplog.text
+    with pytest.raises(
+        UserError, match=r"out holds a training with other settings .*num_train_epochs: 2\S* then, 1\S* now"
+    ):
+        train(*auto, "--num_train_epochs", 1)
+    assert (out / "model.safetensors").stat().st_mtime_ns == trained
+    train(*auto, "--num_train_epochs", 1, "--overwrite_output_dir")
+    assert len(losses(out)) == 3
+    (out / runner.FINISHED).unlink()  # as if killed before its first checkpoint
+    train(*auto, "--num_train_epochs", 1)
+    assert (out / runner.FINISHED).exists()
+
+
+def test_checkpoints_of_other_names_are_left_alone(train, tmp_path):
+    flags = ["--save_strategy", "steps", "--save_steps", 2]
+    out = train(*flags)
+    shutil.copytree(out / "checkpoint-2", out / "checkpoint-2-best")
+    (out / "checkpoint-notes").write_text("mine")
+    whole = losses(out)
+    assert losses(train(*flags, "--resume_from_checkpoint", "True")) == pytest.approx(whole, abs=1e-6)
+    train(*flags, "--overwrite_output_dir", "--num_train_epochs", 1)
+    assert (out / "checkpoint-2-best" / "trainer_state.json").exists()
+    assert (out / "checkpoint-notes").read_text() == "mine"
+    assert not (out / "checkpoint-6").exists()
+
+
+def test_settings_do_not_depend_on_spelling_and_other_versions_only_stop_an_unfinished_training(
+    train, tiny_reranker, tmp_path, monkeypatch, caplog
+):
+    auto = ["--resume_from_checkpoint", "auto", "--save_strategy", "steps", "--save_steps", 2]
+    out = train(*auto)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(tiny_reranker, "start")
+    (tmp_path / "start" / "README.md").write_text("downloaded")
+    shutil.copy("train.jsonl", "same.jsonl")
+    spelled = [*auto, "--model_name_or_path", "./start", "--train_data", "same.jsonl", "--output_dir", "./out"]
+    saved = (out / "model.safetensors").stat().st_mtime_ns
+    train(*spelled)
+    settings = json.loads((out / runner.SETTINGS).read_text())
+    write_json(out / runner.SETTINGS, {**settings, "versions": {**settings["versions"], "torch": "1.0"}})
+    train(*spelled)
+    assert (out / "model.safetensors").stat().st_mtime_ns == saved
+    assert "made with other versions of libraries (torch: '1.0' then" in caplog.text
+    (out / runner.FINISHED).unlink()
+    with pytest.raises(UserError, match="torch: '1.0' then"):
+        train(*spelled)
+
+
+def test_resuming_auto_takes_up_the_last_checkpoint(train):
+    flags = ["--resume_from_checkpoint", "auto", "--save_strategy", "steps", "--save_steps", 2]
+    out = train(*flags)
+    whole = losses(out)
+    shutil.rmtree(out / "checkpoint-6")
+    (out / runner.FINISHED).unlink()
+    kept = (out / "checkpoint-4").stat().st_mtime_ns
+    train(*flags)
+    assert losses(out) == whole
+    assert (out / "checkpoint-4").stat().st_mtime_ns == kept

@@ -1,0 +1,277 @@
+"""The rehearsal: scripts/reproduce.sh runs whole, offline and on a CPU, on miniatures of the published files and
+models. Once undisturbed, and once killed in every step and given again: the tables are the same, and after that nothing
+is computed any more.
+
+Trained without torchrun and DeepSpeed (GPUS=0), which would compile for minutes; the tests of selector_finetune run
+those. Commands run in forks of one Python (tests/fork_server.py).
+"""
+
+import http.server
+import json
+import os
+import random
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+
+import fork_server
+import miniature
+import pytest
+from conftest import REPOSITORY
+
+from gainRAG.common.resume import identity
+
+REPRODUCE = REPOSITORY / "scripts" / "reproduce.sh"
+STEPS = 9
+EVALUATION = [
+    "HotpotQA_dev",
+    "2WikiMultiHopQA_dev",
+    "WebQuestions_test",
+    "NaturalQA_test",
+    "TriviaQA_test",
+    "SQuAD_test",
+]
+TRAINING = ["HotpotQA_train12", "WebQuestions_train"]
+TABLE_METHODS = {
+    "table_main": {"no_retrieval", "standard_rag", "rerank", "gainrag_no_pseudo", "gainrag"},
+    "table_ablation": {"rerank", "gainrag_no_pseudo", "rerank_with_pseudo", "plain_ppl", "gainrag"},
+    "table_topk": {"standard_rag", "rerank", "gainrag"},
+}
+TABLES = [*TABLE_METHODS, "figure_gap"]
+CONFIG = """
+GPUS=0 N_DOCS=5 NUM_PASSAGES=3 GROUP_SIZE=3 QUERY_MAX_LEN=24 PASSAGE_MAX_LEN=40 EPOCHS=1 BATCH=2 HOTPOTQA_QUESTIONS=12
+LLM_FLAGS=(--backend hf --device cpu --dtype float32 --prompts reference)
+SUPERVISION_FLAGS=(--gain_dtype float32 --max_new_tokens 3 --background_tokens 6 --keep_na)
+SELECTION_FLAGS=(--background_tokens 6 --keep_na)
+GENERATION_FLAGS=(--max_new_tokens 3)
+FILTER_FLAGS=(--keep answerable) # an LLM of random weights answers nothing
+SPEED_FLAGS=(--logging_steps 1)
+"""
+
+
+@pytest.fixture(scope="module")
+def rehearsal(tmp_path_factory, tiny_encoder, tiny_reranker):
+    """A folder with models, a server of the downloads, and the environment that names all of them."""
+    folder = tmp_path_factory.mktemp("rehearsal")
+    (folder / "models").mkdir()
+    (folder / "models" / "contriever-msmarco").symlink_to(tiny_encoder)
+    (folder / "models" / "bge-reranker-base").symlink_to(tiny_reranker)
+    miniature.write_llama3(folder / "models" / "Meta-Llama-3-8B-Instruct")
+    (folder / "served").mkdir()
+    links = miniature.write_downloads(folder / "served")
+    (folder / "mini.conf").write_text(CONFIG)
+    (folder / "client.py").write_text(fork_server.CLIENT)
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *parts) -> None:
+            """Nothing."""
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder / "served")))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    place = f"http://127.0.0.1:{server.server_port}"
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
+    python = f'() {{ {sys.executable} -S -I "{folder / "client.py"}" "{folder / "socket"}" "$@"; }}'
+    environment = {
+        **kept,
+        **{name: f"{place}/{link}" for name, link in links.items()},
+        "CONFIG": str(folder / "mini.conf"),
+        "DATA": str(folder / "data of all"),
+        "GAINRAG_MODELS": str(folder / "models"),
+        "GAINRAG_CACHE": str(folder / "cache"),
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONPATH": str(REPOSITORY),
+        "BASH_FUNC_python%%": python,
+    }
+    command = [sys.executable, fork_server.__file__, folder / "socket"]
+    forks = subprocess.Popen(command, env=environment, cwd=folder)
+    while not (folder / "socket").exists() and forks.poll() is None:
+        time.sleep(0.05)
+    yield folder, environment
+    server.shutdown()
+    forks.kill()
+    forks.wait()
+
+
+def start_run(folder: Path, environment: dict, work: str, *arguments: str) -> subprocess.Popen:
+    """reproduce.sh, in a process group of its own, into a folder with a space in its name."""
+    return subprocess.Popen(
+        ["bash", str(REPRODUCE), *arguments],
+        env={**environment, "WORK": str(folder / work)},
+        stdout=(folder / f"{work}.out").open("a"),
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish_run(folder: Path, environment: dict, work: str) -> None:
+    run = start_run(folder, environment, work)
+    _, shown = run.communicate()
+    assert run.returncode == 0, shown[-4000:]
+
+
+def kill_in_step(folder: Path, environment: dict, work: str, step: int, delay: float) -> bool:
+    """Whether the run was killed: some time after it began that step; a step may be over before."""
+    run = start_run(folder, environment, work)
+    shown = []
+    for line in run.stderr:
+        shown.append(line)
+        if line.startswith(f"##### {step} "):
+            break
+    else:
+        raise AssertionError(f"ended before step {step}: {''.join(shown)[-4000:]}")
+    drain = threading.Thread(target=run.stderr.read, daemon=True)
+    drain.start()
+    time.sleep(delay)
+    if run.poll() is None:
+        os.killpg(run.pid, signal.SIGKILL)
+    drain.join()
+    return run.wait() == -signal.SIGKILL
+
+
+@pytest.fixture(scope="module")
+def runs(rehearsal):
+    """The folder with two finished runs: `left alone`, and `killed and resumed` in every step."""
+    folder, environment = rehearsal
+    finish_run(folder, environment, "left alone")
+    draws = random.Random(0)
+    killed = [
+        kill_in_step(folder, environment, "killed and resumed", step, draws.uniform(0.1, 0.8))
+        for step in range(2, STEPS + 1)
+    ]
+    assert sum(killed) > STEPS // 2
+    finish_run(folder, environment, "killed and resumed")
+    return folder, environment
+
+
+def read_json(path: Path):
+    return json.loads(path.read_text("utf-8"))
+
+
+def read_lines(path: Path) -> list:
+    return [json.loads(line) for line in path.open("rb")]
+
+
+@pytest.mark.parametrize("name", TABLE_METHODS)
+def test_every_cell_that_can_be_filled_is_filled(name, runs):
+    content = read_json(runs[0] / "left alone" / f"{name}.json")
+    sets = EVALUATION if name == "table_main" else ["HotpotQA_dev", "2WikiMultiHopQA_dev", "NaturalQA_test"]
+    cells = content["cells"]
+    assert {cell["dataset"] for cell in cells} == set(sets)
+    assert {cell["method"] for cell in cells} >= TABLE_METHODS[name]
+    ran = [cell for cell in cells if cell["method"] in TABLE_METHODS[name]]
+    assert [cell for cell in ran if cell["ours"] is None] == []
+    assert {cell["n"] for cell in ran} == {3}
+    assert {cell["K"] for cell in cells} == ({1, 2, 3, 4, 5} if name == "table_topk" else {None})
+
+
+def test_figure_1_is_drawn(runs):
+    work = runs[0] / "left alone"
+    rows = read_json(work / "figure_gap.json")["rows"]
+    assert {row["dataset"] for row in rows} == set(EVALUATION)
+    assert all(row["gap"]["n"] == 3 for row in rows)
+    assert "<svg" in (work / "figure_gap.svg").read_text("utf-8")
+
+
+def test_nothing_is_embedded(runs):
+    assert not list(runs[0].glob("*/**/shards.jsonl*"))
+    found = read_lines(runs[0] / "left alone" / "retrieved" / "NaturalQA_test.jsonl")
+    passages = {passage_id: (text, title) for passage_id, text, title in miniature.PASSAGES}
+    assert all(passages[p["id"]] == (p["text"], p["title"]) for record in found for p in record["ctxs"])
+
+
+def test_training_questions_are_drawn(runs):
+    questions = runs[0] / "data of all" / "questions"
+    whole, drawn = (read_lines(questions / f"HotpotQA_train{n}.jsonl") for n in ("", "12"))
+    assert len(whole) == 30 and len(drawn) == 12
+    assert [record for record in whole if record in drawn] == drawn
+    for work in ("left alone", "killed and resumed"):
+        gains = [read_lines(runs[0] / work / "gains" / f"{name}.jsonl") for name in TRAINING]
+        assert [len(records) for records in gains] == [12, 4]
+
+
+def test_each_steps_inputs_are_the_outputs_of_the_step_before(runs):
+    folder, work = runs[0], runs[0] / "left alone"
+
+    def inputs_of(output: str) -> dict:
+        return read_json(work / f"{output}.settings.json")["inputs"]
+
+    for name in [*TRAINING, *EVALUATION]:
+        retrieved = inputs_of(f"retrieved/{name}.jsonl")
+        assert retrieved["data_path"] == identity(folder / "data of all" / "questions" / f"{name}.jsonl")
+        assert retrieved["model_name_or_path"] == identity(folder / "models" / "contriever-msmarco")
+    for name in TRAINING:
+        assert inputs_of(f"gains/{name}.jsonl")["data_path"] == identity(work / "retrieved" / f"{name}.jsonl")
+    trained = read_json(work / "selector" / "training.settings.json")["inputs"]
+    assert trained["train_data 1"] == identity(work / "train.jsonl")
+    assert trained["model_name_or_path"] == identity(folder / "models" / "bge-reranker-base")
+    plain = read_json(work / "plain_ppl" / "selector" / "training.settings.json")["inputs"]
+    assert plain["train_data 1"] == identity(work / "plain_ppl" / "train.jsonl") != trained["train_data 1"]
+    for name in EVALUATION:
+        for method in ("gainrag", "gainrag_no_pseudo", "rerank"):
+            start = method == "rerank"
+            selector = folder / "models" / "bge-reranker-base" if start else work / "selector"
+            selected = inputs_of(f"selected/{method}/{name}.jsonl")
+            assert selected["data_path"] == identity(work / "retrieved" / f"{name}.jsonl")
+            assert identity(selector) in selected.values()
+            answered = inputs_of(f"answers/{name}/{method}.jsonl")
+            assert answered["data_path"] == identity(work / "retrieved" / f"{name}.jsonl")
+            assert answered["selection"] == identity(work / "selected" / method / f"{name}.jsonl")
+
+
+def numbers_of(table: Path):
+    """A table without the commit of the code, which may have changed between two runs."""
+    return json.loads(re.sub(r'"git_commit": "[^"]*"', '"git_commit": ""', table.read_text("utf-8")))
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_a_run_killed_in_every_step_gives_the_same_tables(name, runs):
+    one, other = (runs[0] / work / f"{name}.json" for work in ("left alone", "killed and resumed"))
+    assert numbers_of(one) == numbers_of(other)
+
+
+def test_a_second_run_computes_nothing(runs):
+    folder, environment = runs
+    work = folder / "killed and resumed"
+    tables = {name: (work / f"{name}.json").read_bytes() for name in TABLES}
+    outputs = [Path(str(path).removesuffix(".settings.json")) for path in work.rglob("*.jsonl.settings.json")]
+    outputs += list(work.rglob("model.safetensors"))
+    assert len(outputs) > 80
+    times = {path: path.stat().st_mtime_ns for path in outputs}
+    finish_run(folder, environment, "killed and resumed")
+    assert {path: path.stat().st_mtime_ns for path in outputs} == times
+    assert {name: (work / f"{name}.json").read_bytes() for name in TABLES} == tables
+
+
+def test_the_plan_of_a_finished_run_misses_nothing(runs):
+    folder, environment = runs
+    done = subprocess.run(
+        ["bash", str(REPRODUCE), "--plan"],
+        env={**environment, "WORK": str(folder / "left alone")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Nothing is missing." in done.stdout
+    assert re.findall(r"state +(.*)", done.stdout) == ["done"] * STEPS
+
+
+def test_the_plan_of_a_fresh_clone_names_all_that_is_missing(tmp_path):
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+    own = {"HOME": str(tmp_path), "DATA": str(tmp_path / "data"), "WORK": str(tmp_path / "work"), "GPUS": "64"}
+    done = subprocess.run(["bash", str(REPRODUCE), "--plan"], env={**kept, **own}, capture_output=True, text=True)
+    assert done.returncode == 2
+    missing = done.stdout.partition(" missing:")[2]
+    questions = [f"questions/{name}.jsonl" for name in [*EVALUATION, "HotpotQA_train", "WebQuestions_train"]]
+    files = ["downloads/psgs_w100.tsv.gz", "downloads/wikipedia_embeddings/contriever-msmarco", *questions]
+    models = ["facebook/contriever-msmarco", "meta-llama/Meta-Llama-3-8B-Instruct", "BAAI/bge-reranker-base"]
+    assert [name for name in [*files, *models, "GPUS=64 are wanted"] if name not in missing] == []
+    assert len(re.findall(r"^[1-9] ", done.stdout, re.M)) == STEPS
+    assert not list(tmp_path.iterdir())
