@@ -256,7 +256,8 @@ def find(
         return search_index(encode_questions(questions, encoder), index, k, store.empty)
     if gpu_count() and k >= GPU_K:
         raise UserError(f"--n_docs {k}: FAISS finds fewer than {GPU_K} on a GPU")
-    chunk_rows(len(questions), dim, min(k, len(store)), search.max_bytes)  # before the encoder loads
+    devices = max(1, gpu_count())
+    chunk_rows(len(questions), dim, min(k, len(store)), search.max_bytes, devices)  # refuses before the encoder loads
     queries = encode_questions(questions, encoder)
     if workers.num_workers > 1:
         return search_on_workers(queries, shards, store, k, search.max_bytes, workers)
