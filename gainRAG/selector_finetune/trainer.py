@@ -140,10 +140,10 @@ class SelectorTrainer(EncoderOnlyRerankerTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         dataset, args = train_dataset or self.train_dataset, self.args
         together = args.train_batch_size * args.world_size
-        fill_to = together if args.world_size > 1 and not args.dataloader_drop_last else 1
-        if args.train_sampling_strategy != "group_by_length":
-            return EpochOrder(dataset, fill_to=fill_to)
-        return EpochOrder(dataset, dataset.lengths(), together * args.gradient_accumulation_steps, fill_to)
+        update_size = together * args.gradient_accumulation_steps
+        fill_to = together if update_size > args.train_batch_size and not args.dataloader_drop_last else 1
+        lengths = dataset.lengths() if args.train_sampling_strategy == "group_by_length" else None
+        return EpochOrder(dataset, lengths, update_size, fill_to)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
         return None

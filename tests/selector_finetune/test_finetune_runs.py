@@ -145,6 +145,24 @@ def test_last_batch_smaller_than_the_rest_counts_by_its_own_groups(train, steady
     assert means[0] == pytest.approx(means[1], rel=1e-3)
 
 
+def test_accumulated_batches_learn_as_one_batch_the_last_short_one_too(train, steady_reranker):
+    """10 questions, 4 an update: the last update sees 2, or 3 and 1 of the second batch."""
+    for questions in (10, 7):
+        found = [
+            losses(
+                train(
+                    "--model_name_or_path",
+                    steady_reranker,
+                    *["--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps],
+                    data=records(questions),
+                    output=f"{questions} {size}",
+                )
+            )
+            for size, steps in ((4, 1), (2, 2))
+        ]
+        assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
 def test_resumed_run_gives_the_losses_of_an_uninterrupted_one(train, tmp_path):
     """Dropout is on, and the checkpoint lies in the middle of the second epoch."""
     flags = ["--save_strategy", "steps", "--save_steps", 4, "--num_train_epochs", 3]
