@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ class StageOutput:
         self.done = 0
         self.complete = False
         self.resumed = False
-        self._file = None
+        self._file: Any = None
         self._progress: tqdm | None = None
         self._known = 0  # records of the first chunk that an earlier run wrote already
         with explain_write_errors(self.path):
@@ -224,7 +224,7 @@ class StageOutput:
         """
         if self.complete:
             return
-        total = len(records) if total is None and hasattr(records, "__len__") else total
+        total = len(records) if total is None and isinstance(records, Sized) else total
         self._known = self.done % size
         self._progress = tqdm(total=total, initial=self.done - self._known, desc=description, unit=unit)
         iterator = iter(records)

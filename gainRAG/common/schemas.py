@@ -63,7 +63,7 @@ def normalize_choices(choices: Any) -> dict[str, list[str]]:
         choices = {"label": list(string.ascii_uppercase[: len(choices)]), "text": choices}
     elif isinstance(choices, list) and choices and all(isinstance(choice, dict) for choice in choices):
         choices = {column: [choice.get(column) for choice in choices] for column in ("label", "text")}
-    columns = [choices.get("label"), choices.get("text")] if isinstance(choices, dict) else [None, None]
+    columns: list[Any] = [choices.get("label"), choices.get("text")] if isinstance(choices, dict) else [None, None]
     if not all(isinstance(column, list) for column in columns) or len(columns[0]) != len(columns[1]):
         raise FieldError("choices", "wanted the lists 'label' and 'text', equally long, or a list of options")
     for name, column in zip(("label", "text"), columns, strict=True):

@@ -64,7 +64,7 @@ def _objects(record: Record, name: str) -> list[Record]:
 
 def _fields(id_field: str | None, question: str, answers: str) -> Callable[[Record], Question]:
     """A reader for formats with one field for each; an id that is absent stays None."""
-    return lambda record: Question(record.get(id_field), _field(record, question), _field(record, answers))
+    return lambda record: Question(id_field and record.get(id_field), _field(record, question), _field(record, answers))
 
 
 def _flashrag(record: Record) -> Question:
