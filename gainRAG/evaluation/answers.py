@@ -13,6 +13,15 @@ from collections.abc import Container, Sequence
 METRICS = ("cover_em", "cover_em_bounded", "em", "f1")
 OPTION_LETTERS = ("A", "B", "C", "D", "E")
 
+# What opens and closes a thought, in the spelling of each family of models.
+THOUGHTS = (
+    ("<think>", "</think>"),
+    ("<thinking>", "</thinking>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),
+    ("◁think▷", "◁/think▷"),
+    ("<|channel|>analysis", "<|channel|>final<|message|>"),
+)
 _NO_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _AFTER_ARTICLE = r"(?!\s+(?!is\b|because\b|and\b|or\b)[a-z])"  # "A plant": an article, unlike "A is right"
@@ -23,6 +32,20 @@ _BEHIND_IS = r"(?i:\b(?:is|are|was|were|be)(?:n['’]t)?\b)\W+(?:[\w'’]+\W+){0
 _CLAUSE_END = re.compile(r"[.,;:!?()\n]|\b(?:but|although|though|because|and|so)\b", re.IGNORECASE)
 _NEGATION = re.compile(r"\b(?:not|never|cannot|neither|nor|rather than|instead of)\b|n['’]t\b", re.IGNORECASE)
 _UNDECIDED = re.compile(r"\b(?:whether|if)\b", re.IGNORECASE)
+
+
+def without_thoughts(text: str, thinking: bool = False) -> tuple[str, bool]:
+    """What follows the last thought of a text, and whether a thought never ends, which leaves an empty text.
+
+    Args:
+        thinking: the prompt opened a thought already, as some chat templates do.
+    """
+    for opening, closing in THOUGHTS:
+        _, ended, after = text.rpartition(closing)
+        if ended:
+            text, thinking = after, False
+        thinking = thinking or opening in text
+    return ("", True) if thinking else (text.strip(), False)
 
 
 def normalize_answer(text: str) -> str:
@@ -146,6 +169,7 @@ def is_correct(prediction: str, answers: Sequence[str], metric: str, choices: Se
     Raises:
         ValueError: no such metric.
     """
+    prediction, _ = without_thoughts(prediction)
     if metric == "accuracy":
         return accuracy(prediction, answers, choices)
     if metric != "answers":
@@ -166,7 +190,8 @@ def option_labels(record: dict) -> list[str] | None:
 
 
 def score_prediction(prediction: str, answers: Sequence[str]) -> dict[str, float]:
-    """Every metric of METRICS for one prediction, each from 0 to 1."""
+    """Every metric of METRICS for one prediction, each from 0 to 1; its thoughts are no part of the answer."""
+    prediction, _ = without_thoughts(prediction)
     return {
         "cover_em": float(cover_exact_match(prediction, answers)),
         "cover_em_bounded": float(cover_exact_match_bounded(prediction, answers)),

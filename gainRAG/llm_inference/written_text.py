@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from gainRAG.evaluation.answers import THOUGHTS, without_thoughts
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -21,30 +23,7 @@ TROUBLES = {
     FILTERED: "%d texts were withheld by the server's content filter",
 }
 
-# What opens and closes a thought, in the spelling of each family of models.
-THOUGHTS = (
-    ("<think>", "</think>"),
-    ("<thinking>", "</thinking>"),
-    ("<seed:think>", "</seed:think>"),
-    ("[THINK]", "[/THINK]"),
-    ("◁think▷", "◁/think▷"),
-    ("<|channel|>analysis", "<|channel|>final<|message|>"),
-)
 MARKS = {mark for pair in THOUGHTS for mark in pair} | {"<|channel|>", "<|message|>"}  # tokens of a thought's edges
-
-
-def without_thoughts(text: str, thinking: bool = False) -> tuple[str, bool]:
-    """What follows the last thought of a text, and whether a thought never ends, which leaves an empty text.
-
-    Args:
-        thinking: the prompt opened a thought already, as some chat templates do.
-    """
-    for opening, closing in THOUGHTS:
-        _, ended, after = text.rpartition(closing)
-        if ended:
-            text, thinking = after, False
-        thinking = thinking or opening in text
-    return ("", True) if thinking else (text.strip(), False)
 
 
 def opens_thought(prompt: str) -> bool:

@@ -119,6 +119,7 @@ def main() -> None:
             **summarize_predictions(predictions, args.data_path, engine, generation, args.K_docs, lengths.skipped),
             "picks": pick_metrics(picks, method, questions),
         }
+    llm.close()
     write_json(folder / "results.json", results)
     title = (
         f"{args.task}, {len(questions)} questions, {args.lm_type}, top {args.K_docs}; "
@@ -142,6 +143,11 @@ class SharedLLM:
     def writer(self):
         """The engine and its prompts."""
         return load_writer(self.engine, self.generation)
+
+    def close(self) -> None:
+        """Frees the model's memory, where it was loaded; warns of texts that went wrong."""
+        if "writer" in self.__dict__:
+            self.writer[0].close()
 
     def remember(self, output: StageOutput) -> None:
         """Takes up the answers of a method's finished chunks (those of a torn chunk are computed again, alike)."""

@@ -19,6 +19,15 @@ from gainRAG.evaluation.answers import (
     suspect_answers,
 )
 
+
+def test_thoughts_are_no_part_of_the_answer():
+    thought = "<think>\nLyon or Paris? Not Lyon.\n</think>\n\nMarseille"
+    assert set(score_prediction(thought, ["Paris"]).values()) == {0.0}
+    assert set(score_prediction(thought, ["Marseille"]).values()) == {1.0}
+    assert score_prediction("<think>Paris, I think", ["Paris"])["cover_em"] == 0.0  # it never ends
+    assert is_correct(thought, ["Marseille"], "answers") and not is_correct(thought, ["Paris"], "answers")
+
+
 ANY_TEXT = st.text(max_size=40)
 ANSWER_LIKE = st.lists(
     st.sampled_from(
