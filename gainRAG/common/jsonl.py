@@ -279,7 +279,9 @@ def make_once(target: Path, is_made: Callable[[], bool], make: Callable[[Path], 
             if not is_made():
                 _make_under_own_name(target, is_made, make)
     except OSError as problem:
-        raise UserError(f"{target}: cannot be written ({problem.strerror or problem}); {remedy}") from problem
+        if problem.errno is None:  # a library's own, not about writing
+            raise
+        raise UserError(f"{target}: cannot be written ({problem.strerror}); {remedy}") from problem
 
 
 def _open_or_create(path: str, flags: int) -> int:

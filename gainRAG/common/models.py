@@ -9,9 +9,7 @@ trust_remote_code=False, without which transformers would ask on the terminal.
 import importlib.util
 import logging
 import os
-import platform
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +18,7 @@ from pathlib import Path
 import torch
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.jsonl import cache_folder, lock
+from gainRAG.common.jsonl import cache_folder, make_once
 from gainRAG.common.resume import fingerprint
 
 logger = logging.getLogger(__name__)
@@ -150,37 +148,16 @@ def _packaged(name: str, inside: str) -> Path:
 
 
 def _made_once(name: str, origin: Path, make: Callable[[Path], None]) -> str:
-    """A folder under the cache, made anew when its origin changes and there only when complete."""
+    """A folder under the cache, made anew when its origin changes."""
     folder = cache_folder() / f"{name}-{fingerprint(origin)}"
-    if not folder.exists():
-        try:
-            _make_alone(folder, make)
-        except OSError as problem:
-            if problem.errno is None:  # transformers' own, about the packaged weights
-                raise
-            raise UserError(
-                f"{name}: cannot be prepared in {folder.parent} ({problem.strerror}); "
-                "set GAINRAG_CACHE to a folder you can write to"
-            ) from problem
-    return str(folder)
 
-
-def _make_alone(folder: Path, make: Callable[[Path], None]) -> None:
-    """Makes `folder`, which appears when complete; processes that want the same one wait for the first of them."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f"{folder.name}.lock").open("a") as held:
-        lock(held, wait=True)
-        if folder.exists():
-            return
+    def prepare(partial: Path) -> None:
         logger.info("preparing %s, once", folder)
-        partial = folder.with_name(f"{folder.name}.{platform.node()}.{os.getpid()}.partial")
         partial.mkdir()
-        try:
-            make(partial)
-            if not folder.exists():  # it may, where the file system has no locks
-                partial.rename(folder)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
+        make(partial)
+
+    make_once(folder, folder.exists, prepare, "set GAINRAG_CACHE to a folder you can write to")
+    return str(folder)
 
 
 def _from_gguf(gguf: Path, folder: Path) -> None:

@@ -129,7 +129,9 @@ def test_a_cache_that_cannot_be_written_is_named(monkeypatch, tmp_path):
     origin.touch()
     (tmp_path / "file").touch()
     monkeypatch.setenv("GAINRAG_CACHE", str(tmp_path / "file" / "cache"))
-    with pytest.raises(UserError, match="^M: cannot be prepared in .*; set GAINRAG_CACHE to a folder you can write to"):
+    with pytest.raises(
+        UserError, match=r"M-\w+: cannot be written \(.+\); set GAINRAG_CACHE to a folder you can write to"
+    ):
         models._made_once("M", origin, lambda folder: None)
 
 
