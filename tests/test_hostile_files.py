@@ -16,7 +16,7 @@ from conftest import REPOSITORY, RunsWhenUnpickled
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation.answers import accuracy
 from gainRAG.llm_inference.inference_hf import load_causal_lm, load_tokenizer
-from gainRAG.retrieval_engine.modeling import Encoder, encoder_dim
+from gainRAG.retrieval_engine.modeling import Encoder, EncoderOptions, encoder_dim
 from gainRAG.selector_engine.selector import Selector, check_selector
 
 SOURCES = [path for folder in ("gainRAG", "data") for path in sorted((REPOSITORY / folder).rglob("*.py"))]
@@ -60,7 +60,7 @@ def witness(tmp_path) -> Path:
 
 LOADERS = {
     "tiny_llama": [load_tokenizer, lambda name: load_causal_lm(name, torch.device("cpu"), "float32")],
-    "tiny_encoder": [encoder_dim, lambda name: Encoder(name, device="cpu")],
+    "tiny_encoder": [encoder_dim, lambda name: Encoder(EncoderOptions(name, device="cpu"))],
     "tiny_reranker": [check_selector, lambda name: Selector(name, device="cpu")],
 }
 

@@ -74,21 +74,29 @@ def add_worker_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def worker_options(args: argparse.Namespace) -> WorkerOptions:
-    """The flags of `add_worker_arguments`, checked before a model loads.
+def worker_options(
+    *,
+    num_workers: int,
+    ray_address: str | None,
+    worker_timeout: float,
+    device: str | None = None,
+    tensor_parallel_size: int | None = None,
+    **_,
+) -> WorkerOptions:
+    """From the parsed flags (`**vars(args)`) those of `add_worker_arguments`, checked before a model loads.
 
     Raises:
         UserError: Ray is not installed, nothing listens at its address, or flags contradict each other.
     """
-    options = WorkerOptions(args.num_workers, args.ray_address, args.worker_timeout, args.device)
+    options = WorkerOptions(num_workers, ray_address, worker_timeout, device)
     if options.num_workers == 1:
         if options.ray_address:
             raise UserError("--ray_address: needs --num_workers, how many GPUs of the cluster to use")
         return options
     require("ray")
-    if ":" in (args.device or ""):
-        raise UserError(f"--device {args.device}: every worker has one GPU of its own; --device cuda, or leave it out")
-    if (getattr(args, "tensor_parallel_size", None) or 1) > 1:
+    if ":" in (device or ""):
+        raise UserError(f"--device {device}: every worker has one GPU of its own; --device cuda, or leave it out")
+    if (tensor_parallel_size or 1) > 1:
         raise UserError("--tensor_parallel_size: a worker has one GPU; share the LLM between GPUs with --num_workers 1")
     if options.ray_address and options.ray_address != "auto":
         _check_address(options.ray_address)

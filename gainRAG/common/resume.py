@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +91,19 @@ def identity(path: str | Path) -> str:
     return fingerprint(path)
 
 
-def stage_settings(stage: str, inputs: dict[str, str | Path | None], **flags: Any) -> Record:
+def stage_settings(
+    stage: str, inputs: dict[str, str | Path | None], packages: Sequence[str] = (), **flags: Any
+) -> Record:
     """What decides a stage's output: inputs by content, flags by value, versions of the libraries that compute.
 
     Args:
         stage: the entry point's name.
         inputs: flag name -> file or folder; a name that is no path here (a hub id) stands for itself.
+        packages: that compute beside those of COMPUTING.
         flags: everything else that changes the output.
     """
     named = {name: path and identity(path) for name, path in inputs.items()}
-    return {"stage": stage, "inputs": named, "flags": flags, "versions": versions()}
+    return {"stage": stage, "inputs": named, "flags": flags, "versions": versions([*COMPUTING, *packages])}
 
 
 def versions(packages: Iterable[str] = COMPUTING) -> dict[str, str]:

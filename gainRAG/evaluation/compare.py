@@ -61,7 +61,7 @@ def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed:
     """
     rows = []
     shared = [name for name in TASK_METRICS if all(name in left and name in right for left, right in pairs)]
-    for metric in (*METRICS, *shared):
+    for metric in (*shared, *METRICS):
         a = [left[metric] for left, _ in pairs]
         b = [right[metric] for _, right in pairs]
         low, high = paired_bootstrap(a, b, samples=samples, seed=seed)

@@ -62,9 +62,9 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no_pseudo", action="store_true", help="the LLM's own passage does not count as the best one")
 
 
-def filter_options(args: argparse.Namespace) -> FilterOptions:
-    """The flags of `add_filter_arguments`."""
-    return FilterOptions(args.signal, args.keep, args.no_pseudo)
+def filter_options(*, signal: str, keep: str, no_pseudo: bool, **_) -> FilterOptions:
+    """From the parsed flags (`**vars(args)`) those of `add_filter_arguments`."""
+    return FilterOptions(signal, keep, no_pseudo)
 
 
 def as_answered(record: Record, options: FilterOptions) -> Record:

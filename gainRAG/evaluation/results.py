@@ -50,7 +50,7 @@ def summarize(
         "git_commit": git_commit(),
         "metrics": {
             name: mean_with_interval([record[name] for record in predictions])
-            for name in (*METRICS, "accuracy")
+            for name in ("accuracy", *METRICS)
             if name in predictions[0]
         },
         "suspect_answers": _suspects(predictions),

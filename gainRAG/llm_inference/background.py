@@ -69,10 +69,12 @@ def add_background_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def pseudo_passage_options(args: argparse.Namespace) -> PseudoPassageOptions:
-    """The flags of `add_background_arguments`."""
-    path = Path(args.background_path) if args.background_path else None
-    return PseudoPassageOptions(not args.no_pseudo, path, args.background_tokens, args.keep_na)
+def pseudo_passage_options(
+    *, no_pseudo: bool, background_path: str | None, background_tokens: int, keep_na: bool, **_
+) -> PseudoPassageOptions:
+    """From the parsed flags (`**vars(args)`) those of `add_background_arguments`."""
+    path = Path(background_path) if background_path else None
+    return PseudoPassageOptions(not no_pseudo, path, background_tokens, keep_na)
 
 
 def pseudo_passage(text: str, keep_na: bool = False) -> Record | None:

@@ -11,27 +11,33 @@ from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record
 from gainRAG.prompts import Prompts, Task, question_text
 
-logger = logging.getLogger(__name__)
-
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+logger = logging.getLogger(__name__)
 
 
 def require_chat_template(tokenizer: "PreTrainedTokenizerBase") -> None:
     """Checks that chat prompts can be made.
 
     Raises:
-        UserError: the tokenizer has no chat template.
+        UserError: the tokenizer has no chat template, or one that takes no user turn.
     """
+    from jinja2 import TemplateError
+
     if not tokenizer.chat_template:
         raise UserError(
             f"{tokenizer.name_or_path}: its tokenizer has no chat template; name a chat model, or pass --no_chat"
         )
+    try:
+        apply_template(tokenizer, [{"role": "user", "content": "Who?"}])
+    except (TemplateError, ValueError) as problem:  # ValueError: several templates, and none of them the default
+        raise UserError(f"{tokenizer.name_or_path}: its chat template takes no question: {problem}") from None
 
 
 PROMPT_DATE = date(2024, 7, 26)  # what templates that show today's date show, so that every run has the same prompts
-MOST_START_TOKENS = 8
-ANCHOR = ":"  # what stands before an answer while it is tokenised, as before the cue's space
+MOST_START_TOKENS = 8  # that any tokenizer puts before a text
+ANCHOR = ":"  # what comes before the space and the answer while that is tokenised, as at the end of a prompt
 
 
 def encode_prompts(tokenizer: "PreTrainedTokenizerBase", texts: Sequence[str], chat: bool) -> list[list[int]]:
@@ -73,7 +79,7 @@ def start_tokens(tokenizer: "PreTrainedTokenizerBase") -> list[int]:
     return next((full[:start] for start in range(len(full)) if full[start : start + len(plain)] == plain), [])
 
 
-# Control tokens of common chat formats, where a server has the tokenizer.
+# Control tokens of common chat formats, for prompts that a server tokenises.
 COMMON_CONTROL_TOKENS = re.compile(
     r"<\|[\w-]+\|>|</?s>|<[be]os>|<(?:start|end)_of_turn>|\[/?INST\]|<</?SYS>>|</?think>"
 )
@@ -83,9 +89,15 @@ def control_tokens(tokenizer: "PreTrainedTokenizerBase | None") -> re.Pattern:
     """Matches what the LLM would read as a control token wherever it appears in a text."""
     if tokenizer is None:
         return COMMON_CONTROL_TOKENS
-    special = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    tokens = special | set(tokenizer.all_special_tokens) | ({"<think>", "</think>"} & tokenizer.get_vocab().keys())
-    return re.compile("|".join(map(re.escape, sorted(filter(None, tokens), key=len, reverse=True))) or r"(?!)")
+    added = {str(token): token.special for token in tokenizer.added_tokens_decoder.values()}
+    tokens = {token for token, special in added.items() if special} | ({"<think>", "</think>"} & added.keys())
+    tokens = {token for token in tokens | set(tokenizer.all_special_tokens) if _is_control(token)}
+    return re.compile("|".join(map(re.escape, sorted(tokens, key=len, reverse=True))) or r"(?!)")
+
+
+def _is_control(token: str) -> bool:
+    """Whether a special token is not text besides, as where "!" or a line break serves for padding."""
+    return len(token) > 2 and not token[0].isalnum() and not token.isspace()
 
 
 def escape_control_tokens(text: str, tokens: re.Pattern) -> str:
@@ -221,11 +233,9 @@ class PromptBuilder:
         return apply_template(self.tokenizer, [*self.system, {"role": "user", "content": text}])
 
     def _excess(self, prompt: str) -> int:
-        if (
-            self.tokenizer is None
-            or self.max_tokens is None
-            or len(prompt.encode()) < self.max_tokens - MOST_START_TOKENS
-        ):
+        if self.tokenizer is None or self.max_tokens is None:
+            return 0
+        if len(prompt.encode()) < self.max_tokens - MOST_START_TOKENS:
             return 0  # a token is at least one byte, so a short text need not be tokenised
         return max(0, len(encode_prompts(self.tokenizer, [prompt], self.chat)[0]) - self.max_tokens)
 

@@ -173,16 +173,18 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def engine_options(args: argparse.Namespace) -> EngineOptions:
-    """The flags of `add_engine_arguments`; those that the stage's backends do not have keep their defaults."""
+def engine_options(**flags) -> EngineOptions:
+    """From the parsed flags (`**vars(args)`) those of `add_engine_arguments`; others than the backends' keep their
+    defaults."""
     names = EngineOptions.__dataclass_fields__
-    return EngineOptions(**{name: value for name, value in vars(args).items() if name in names})
+    return EngineOptions(**{name: value for name, value in flags.items() if name in names})
 
 
-def generation_options(args: argparse.Namespace) -> GenerationOptions:
-    """The flags --task, --prompts, --no_chat and --max_new_tokens (32 where the stage has none)."""
-    chat = is_chat_model(args.lm_type) and not args.no_chat
-    return GenerationOptions(args.task, args.prompts, chat, getattr(args, "max_new_tokens", 32))
+def generation_options(
+    *, lm_type: str, task: str, prompts: str | None, no_chat: bool, max_new_tokens: int = 32, **_
+) -> GenerationOptions:
+    """From the parsed flags (`**vars(args)`) those that say how the LLM is asked."""
+    return GenerationOptions(task, prompts, is_chat_model(lm_type) and not no_chat, max_new_tokens)
 
 
 def check_engine(engine: EngineOptions, generation: GenerationOptions) -> None:

@@ -90,12 +90,18 @@ class HFEngine(TextEngine):
         seed: int = 42,
     ) -> None:
         super().__init__(chat)
+        from transformers import GenerationConfig
+
         self.device = pick_device(device)
         self.tokenizer = load_tokenizer(lm_type)
         self.tokenizer.padding_side = "left"
         self.model = load_causal_lm(lm_type, self.device, generation_dtype(dtype, self.device))
         self.context_length = longest_input(self.model.config)
-        self._ends = end_tokens(self.model.generation_config, self.tokenizer)
+        ends = end_tokens(self.model.generation_config, self.tokenizer)
+        # A checkpoint's own settings may also advise sampling, penalties or tokens to suppress, which change the texts.
+        self.model.generation_config = GenerationConfig(
+            eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id, use_cache=True
+        )
         self.budget = BatchBudget(max_batch_tokens)
         self.temperature = temperature
         self.seed = seed
@@ -134,12 +140,8 @@ class HFEngine(TextEngine):
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,
             max_new_tokens=max_new_tokens,
-            eos_token_id=self._ends,
-            pad_token_id=self.tokenizer.pad_token_id,
             top_k=None,
             top_p=None,
-            repetition_penalty=1.0,  # some checkpoints advise another, which would also count the padding
-            num_beams=1,
             do_sample=bool(sampling),
             **sampling,
         )

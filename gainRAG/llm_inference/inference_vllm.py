@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.models import dtype_name, explain_load_errors, longest_input, pick_dtype, weights_path
+from gainRAG.common.models import dtype_name, longest_input, pick_dtype, weights_path
 from gainRAG.llm_inference.build_prompts import encode_prompts
-from gainRAG.llm_inference.inference_hf import load_tokenizer
+from gainRAG.llm_inference.inference_hf import load_config, load_tokenizer
 from gainRAG.llm_inference.written_text import TextEngine, decode_texts
 
 logger = logging.getLogger(__name__)
@@ -70,13 +70,10 @@ class VLLMEngine(TextEngine):
         gpu_memory_utilization: float | None = None,
     ) -> None:
         require_vllm()
-        from transformers import AutoConfig
-
         super().__init__(chat)
         self.lm_type = lm_type
         self.tokenizer = load_tokenizer(lm_type)
-        with explain_load_errors(lm_type):
-            config = AutoConfig.from_pretrained(weights_path(lm_type), trust_remote_code=False)
+        config = load_config(lm_type)
         self.context_length = min(max_model_len, longest_input(config) or max_model_len)
         self.dtype = dtype
         self.temperature = temperature

@@ -90,17 +90,25 @@ def add_candidate_arguments(parser: argparse.ArgumentParser, backends: Sequence[
     add_engine_arguments(parser, backends)
 
 
-def candidate_options(args: argparse.Namespace) -> CandidateOptions:
-    """The flags of `add_candidate_arguments`, those of the LLM apart."""
-    pseudo, predict = pseudo_passage_options(args), args.predictions == "all"
+def candidate_options(
+    *,
+    data_path: str,
+    num_passages: int,
+    limit: int | None,
+    predictions: str,
+    max_new_tokens: int,
+    skip_too_long: bool,
+    **others,
+) -> CandidateOptions:
+    """From the parsed flags (`**vars(args)`) those of `add_candidate_arguments`, but for the LLM's."""
     return CandidateOptions(
-        Path(args.data_path),
-        pseudo,
-        args.num_passages,
-        args.limit,
-        predict,
-        max_new_tokens=args.max_new_tokens,
-        skip_too_long=args.skip_too_long,
+        Path(data_path),
+        pseudo_passage_options(**others),
+        num_passages,
+        limit,
+        predictions == "all",
+        max_new_tokens,
+        skip_too_long,
     )
 
 

@@ -63,8 +63,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    workers, options = worker_options(args), candidate_options(args)
-    engine, generation = engine_options(args), generation_options(args)
+    workers, options = worker_options(**vars(args)), candidate_options(**vars(args))
+    engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     check_engine(engine, generation)
     scorer = scorer_options(engine, args.gain_dtype)
     lengths = length_check(options, scorer, generation)

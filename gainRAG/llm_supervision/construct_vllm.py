@@ -49,7 +49,11 @@ def main() -> None:
     parser = stage_parser(__doc__)
     add_candidate_arguments(parser, backends=("vllm",))
     args = parser.parse_args()
-    engine, generation, options = engine_options(args), generation_options(args), candidate_options(args)
+    engine, generation, options = (
+        engine_options(**vars(args)),
+        generation_options(**vars(args)),
+        candidate_options(**vars(args)),
+    )
     check_engine(engine, generation)
     lengths = length_check(options, engine, generation)
     total = count_questions(options, lengths)

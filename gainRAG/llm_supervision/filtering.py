@@ -65,7 +65,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    engine, generation, options = engine_options(args), generation_options(args), filter_options(args)
+    engine, generation, options = (
+        engine_options(**vars(args)),
+        generation_options(**vars(args)),
+        filter_options(**vars(args)),
+    )
     output_file(args.output_path)
     check_engine(engine, generation)
     check_keep(options, generation)

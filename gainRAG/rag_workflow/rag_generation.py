@@ -56,7 +56,11 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    workers, engine, generation = worker_options(args), engine_options(args), generation_options(args)
+    workers, engine, generation = (
+        worker_options(**vars(args)),
+        engine_options(**vars(args)),
+        generation_options(**vars(args)),
+    )
     check_engine(engine, generation)
     lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
     read = partial(read_answerable, args.data_path, args.limit, lengths)

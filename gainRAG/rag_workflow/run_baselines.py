@@ -94,7 +94,7 @@ def _missing_file(args: argparse.Namespace, method: str) -> str | None:
 
 def main() -> None:
     args = parse_arguments()
-    engine, generation = engine_options(args), generation_options(args)
+    engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     check_engine(engine, generation)
     lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
     read = read_answerable(args.data_path, args.limit, lengths, with_unique_ids(as_answerable))

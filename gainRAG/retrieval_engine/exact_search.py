@@ -169,7 +169,8 @@ def chunk_rows(queries: int, dim: int, k: int, max_bytes: float, devices: int = 
     Raises:
         UserError: the results alone need more.
     """
-    results = 80 * queries * (k + 1)  # the heaps, each device's candidates, and what adding them makes of them
+    # The heaps and what adding to them takes; on each device the candidates: scores, rows and positions.
+    results = (60 + 20 * devices) * queries * (k + 1)
     a_row = row_bytes(dim, devices)
     rows = int((max_bytes - results) // a_row)
     if rows < 1:

@@ -112,9 +112,9 @@ def add_encoder_arguments(parser: argparse.ArgumentParser, texts: str) -> None:
 
 
 def encoder_options(
-    args: argparse.Namespace, shared: dict[str, Any] = SHARED, prefix: str = "", no_title: bool = False
+    flags: dict[str, Any], shared: dict[str, Any] = SHARED, prefix: str = "", no_title: bool = False
 ) -> EncoderOptions:
-    """The flags of `add_encoder_arguments`.
+    """From the parsed flags (`vars(args)`) those of `add_encoder_arguments`.
 
     Args:
         shared: what options of SHARED are where the flags do not say.
@@ -123,19 +123,11 @@ def encoder_options(
     Raises:
         UserError: no such weights or device.
     """
-    weights_path(args.model_name_or_path)
-    pick_device(args.device)
-    given = {name: shared[name] if getattr(args, name) is None else getattr(args, name) for name in SHARED}
-    return EncoderOptions(
-        args.model_name_or_path,
-        **given,
-        prefix=prefix,
-        no_title=no_title,
-        max_length=args.max_length,
-        batch_size=args.batch_size,
-        device=args.device,
-        dtype=args.dtype,
-    )
+    weights_path(flags["model_name_or_path"])
+    pick_device(flags["device"])
+    given = {name: shared[name] if flags[name] is None else flags[name] for name in SHARED}
+    plain = {name: flags[name] for name in ("model_name_or_path", "max_length", "batch_size", "device", "dtype")}
+    return EncoderOptions(**plain, **given, prefix=prefix, no_title=no_title)
 
 
 class Encoder:

@@ -42,8 +42,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    workers = worker_options(args)
-    options = encoder_options(args, prefix=args.passage_prefix, no_title=bool(args.no_title))
+    workers = worker_options(**vars(args))
+    options = encoder_options(vars(args), prefix=args.passage_prefix, no_title=bool(args.no_title))
     store = open_store(args.passages, args.passages_store, options.no_title)
     folder, size = Path(args.output_dir), args.shard_size
     with StageOutput(folder / MANIFEST, embed_settings(options, store, size), args.overwrite) as output:

@@ -23,7 +23,7 @@ from gainRAG.common.cli import UserError, positive_float, positive_int, require,
 from gainRAG.common.jsonl import Record, parse_json, read_records, write_json
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options
-from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings, versions
+from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings
 from gainRAG.common.schemas import as_question
 from gainRAG.evaluation.recall import KS, MATCH, MATCHES, AnswerMatcher, match_rule, recall_at
 from gainRAG.retrieval_engine.exact_search import (
@@ -91,7 +91,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    workers = worker_options(args)
+    workers = worker_options(**vars(args))
     encoder, search = (None, None) if args.retriever == "bm25" else dense_options(args)
     no_title = bool(args.no_title) if encoder is None else encoder.no_title
     if args.plan:
@@ -152,7 +152,7 @@ def encode_as_passages(args: argparse.Namespace, place: Path) -> EncoderOptions:
     made_with = embedding_settings(place)
     passages = made_with["flags"] if made_with else SHARED
     no_title = passages.get("no_title", False) if args.no_title is None else args.no_title
-    options = encoder_options(args, passages, prefix=args.query_prefix, no_title=no_title)
+    options = encoder_options(vars(args), passages, prefix=args.query_prefix, no_title=no_title)
     for name, value in {**options.shared, "no_title": no_title}.items():
         if made_with and value != passages.get(name, value):
             raise UserError(f"--{name} {value}: the passages in {place} were embedded with {passages[name]}")
@@ -211,8 +211,7 @@ def retrieval_settings(
 ) -> Record:
     """What decides the output, questions apart."""
     if encoder is None:
-        flags = {"retriever": "bm25", "searched_with": versions(["bm25s"])}
-        return stage_settings("retrieval", {}, passages=store.digest, n_docs=n_docs, **flags)
+        return stage_settings("retrieval", {}, ["bm25s"], passages=store.digest, n_docs=n_docs, retriever="bm25")
     inputs = {
         "model_name_or_path": weights_path(encoder.model_name_or_path),
         "passages_embeddings": search.embeddings and shards_fingerprint(open_shards(search.embeddings)),
@@ -221,6 +220,7 @@ def retrieval_settings(
     return stage_settings(
         "retrieval",
         inputs,
+        ["faiss-cpu", "faiss-gpu"],
         passages=store.digest,
         n_docs=n_docs,
         retriever="dense",
@@ -230,7 +230,6 @@ def retrieval_settings(
         dtype=encoder.computed_in,
         index_type=search.index_type,
         search_params=search.search_params,
-        searched_with=versions(["faiss-cpu", "faiss-gpu"]),
     )
 
 
@@ -257,7 +256,8 @@ def find(
         return search_index(encode_questions(questions, encoder), index, k, store.empty)
     if gpu_count() and k >= GPU_K:
         raise UserError(f"--n_docs {k}: FAISS finds fewer than {GPU_K} on a GPU")
-    chunk_rows(len(questions), dim, min(k, len(store)), search.max_bytes)  # before the encoder loads
+    devices = max(1, gpu_count())
+    chunk_rows(len(questions), dim, min(k, len(store)), search.max_bytes, devices)  # refuses before the encoder loads
     queries = encode_questions(questions, encoder)
     if workers.num_workers > 1:
         return search_on_workers(queries, shards, store, k, search.max_bytes, workers)

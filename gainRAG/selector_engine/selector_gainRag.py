@@ -89,8 +89,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     path = output_file(args.output_path)
-    workers, engine, options = worker_options(args), engine_options(args), pseudo_passage_options(args)
-    generation = replace(generation_options(args), max_new_tokens=options.max_new_tokens)
+    workers, engine, options = (
+        worker_options(**vars(args)),
+        engine_options(**vars(args)),
+        pseudo_passage_options(**vars(args)),
+    )
+    generation = replace(generation_options(**vars(args)), max_new_tokens=options.max_new_tokens)
     lengths = None
     if options.written_here:
         check_engine(engine, generation)

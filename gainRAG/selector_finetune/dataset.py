@@ -105,7 +105,7 @@ class GroupDataset(Dataset):
 
 
 class Weighted(NamedTuple):
-    """A question of a batch that is filled up: its index, and what its loss is multiplied by."""
+    """A question of an update that is filled up: its index, and what its loss is multiplied by."""
 
     index: int
     weight: float
@@ -117,18 +117,18 @@ class EpochOrder(Sampler[int]):
     Args:
         dataset: knows the epoch.
         lengths: of the questions, to put such of a length together; None for a plain shuffle.
-        batch_size: questions that are put together.
-        fill_to: questions that several processes take at a time. All of them have to take something of the last, short
-            batch, so it is filled with questions whose loss does not count; the others count so much the more that the
-            processes' mean is the mean over the short batch. 1 fills nothing.
+        update_size: questions an update sees; those of a length are put together by it.
+        fill_to: questions that all processes take at a time, once an update or several times. The last, short update is
+            filled up to it with questions whose loss does not count; the others count so much the more that the update
+            follows the mean over its own questions. 1 fills nothing.
     """
 
     def __init__(
-        self, dataset: GroupDataset, lengths: list[int] | None = None, batch_size: int = 1, fill_to: int = 1
+        self, dataset: GroupDataset, lengths: list[int] | None = None, update_size: int = 1, fill_to: int = 1
     ) -> None:
         self.dataset = dataset
         self.lengths = lengths
-        self.batch_size = batch_size
+        self.update_size = update_size
         self.fill_to = fill_to
 
     def __len__(self) -> int:
@@ -136,20 +136,17 @@ class EpochOrder(Sampler[int]):
 
     def __iter__(self) -> Iterator[int | Weighted]:
         order = self._order()
-        short = len(order) % self.fill_to
+        short = len(order) % self.update_size if self.fill_to > 1 else 0
         whole = len(order) - short
         yield from order[:whole]
-        if short:
-            last = itertools.islice(itertools.cycle(order[whole:]), self.fill_to)
-            yield from (
-                Weighted(index, self.fill_to / short if position < short else 0.0)
-                for position, index in enumerate(last)
-            )
+        filled = len(self) - whole
+        last = itertools.islice(itertools.cycle(order[whole:]), filled)
+        yield from (Weighted(index, filled / short if place < short else 0.0) for place, index in enumerate(last))
 
     def _order(self) -> list[int]:
         generator = torch.Generator().manual_seed(self.dataset.seed + self.dataset.epoch)
         if self.lengths:
-            return get_length_grouped_indices(self.lengths, self.batch_size, generator=generator)
+            return get_length_grouped_indices(self.lengths, self.update_size, generator=generator)
         return torch.randperm(len(self.dataset), generator=generator).tolist()
 
 

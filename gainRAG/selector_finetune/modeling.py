@@ -46,7 +46,7 @@ class DistilledCrossEncoder(CrossEncoderModel):
         Args:
             pair: tokenised (question, passage) pairs, the groups' passages one after the other.
             teacher_scores: (groups, widest group), float32, -inf behind a group that is smaller than the widest.
-            weights: (groups,), float32, of the groups' losses; 1, except in a batch that was filled up.
+            weights: (groups,), float32, of the groups' losses; 1, except in an update that was filled up.
 
         Returns:
             `loss`, a float32 scalar, and `scores`, (groups, widest group), with -inf where there is no passage.

@@ -20,7 +20,6 @@ import json
 import logging
 import os
 import pickle
-import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -41,14 +40,13 @@ from gainRAG.common.resume import require_same, stage_settings
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
-from gainRAG.selector_finetune.trainer import SelectorTrainer
+from gainRAG.selector_finetune.trainer import SelectorTrainer, find_checkpoints
 
 logger = logging.getLogger(__name__)
 
 SETTINGS = "training.settings.json"
 LOCK = "training.lock"
 FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
-CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sampling")
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
 TRAINING_FLAGS += ("optim", "lr_scheduler_type", "fp16", "bf16", "seed", "dataloader_drop_last")
@@ -198,12 +196,6 @@ def last_checkpoint(folder: Path, settings: Record) -> str:
     finished = (folder / FINISHED).exists()
     require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
     return str(whole[-1])
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """The trainer's own checkpoints by their steps; a folder of another name (checkpoint-2-best) is the user's."""
-    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 def warn_of_other_settings(former: Path, settings: Record) -> None:

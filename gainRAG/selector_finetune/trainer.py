@@ -2,6 +2,9 @@
 
 import logging
 import math
+import re
+import shutil
+from pathlib import Path
 
 import torch
 from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerTrainer
@@ -9,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 from transformers import EvalPrediction, TrainerCallback
 
+from gainRAG.selector_finetune.arguments import TrainingArguments
 from gainRAG.selector_finetune.dataset import EpochOrder
 from gainRAG.selector_finetune.modeling import distillation_loss
 
@@ -16,6 +20,7 @@ logger = logging.getLogger(__name__)
 
 METRICS = ("loss", "top1_agreement", "gain_regret", "ndcg@10")
 COLLAPSED_SPREAD = 1e-5
+CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 
 def ranking_metrics(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -61,11 +66,41 @@ class SetDatasetEpoch(TrainerCallback):
         train_dataloader.dataset.epoch = int(state.epoch or 0)
 
 
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The trainer's own checkpoints by their steps; a folder of another name (checkpoint-2-best) is the user's."""
+    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+class DeleteOldCheckpoints(TrainerCallback):
+    """Keeps the last and the best of the trainer's checkpoints, and of the others as many as the limit allows.
+
+    In the place of transformers' own rotation, which counts and deletes the user's folders (checkpoint-2-best) as well.
+
+    Args:
+        limit: --save_total_limit; None keeps all.
+    """
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+
+    def on_save(self, args, state, control, **_) -> None:
+        if not self.limit or not args.should_save:
+            return
+        found = find_checkpoints(Path(args.output_dir))
+        kept = {found[-1], *([Path(state.best_model_checkpoint)] if state.best_model_checkpoint else [])}
+        others = [checkpoint for checkpoint in found if checkpoint not in kept]
+        for checkpoint in others[: max(0, len(found) - max(self.limit, len(kept)))]:
+            shutil.rmtree(checkpoint, ignore_errors=True)
+
+
 class SelectorTrainer(EncoderOnlyRerankerTrainer):
     """FlagEmbedding's reranker trainer over `GroupDataset` and `DistilledCrossEncoder`."""
 
-    def __init__(self, **kwargs) -> None:
-        super().__init__(compute_metrics=mean_metrics, callbacks=[SetDatasetEpoch()], **kwargs)
+    def __init__(self, args: TrainingArguments, **kwargs) -> None:
+        callbacks = [SetDatasetEpoch(), DeleteOldCheckpoints(args.save_total_limit)]
+        args.save_total_limit = None
+        super().__init__(args=args, compute_metrics=mean_metrics, callbacks=callbacks, **kwargs)
         self._spread: Tensor | None = None
 
     def compute_loss(self, model, inputs: dict, return_outputs: bool = False, **kwargs):
@@ -105,10 +140,10 @@ class SelectorTrainer(EncoderOnlyRerankerTrainer):
     def _get_train_sampler(self, train_dataset: Dataset | None = None) -> Sampler:
         dataset, args = train_dataset or self.train_dataset, self.args
         together = args.train_batch_size * args.world_size
-        fill_to = together if args.world_size > 1 and not args.dataloader_drop_last else 1
-        if args.train_sampling_strategy != "group_by_length":
-            return EpochOrder(dataset, fill_to=fill_to)
-        return EpochOrder(dataset, dataset.lengths(), together * args.gradient_accumulation_steps, fill_to)
+        update_size = together * args.gradient_accumulation_steps
+        fill_to = together if update_size > args.train_batch_size and not args.dataloader_drop_last else 1
+        lengths = dataset.lengths() if args.train_sampling_strategy == "group_by_length" else None
+        return EpochOrder(dataset, lengths, update_size, fill_to)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
         return None

@@ -9,7 +9,6 @@ import json
 import os
 import signal
 import sys
-from argparse import Namespace
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -202,9 +201,9 @@ def test_flags_that_cannot_be_are_refused(monkeypatch, flags, problem):
     monkeypatch.setattr(parallel, "require", lambda package: None)
     usual = {"num_workers": 2, "ray_address": None, "device": None, "tensor_parallel_size": None}
     usual["worker_timeout"] = 60.0
-    worker_options(Namespace(**usual))
+    worker_options(**usual)
     with pytest.raises(UserError, match=problem):
-        worker_options(Namespace(**{**usual, **flags}))
+        worker_options(**{**usual, **flags})
 
 
 @pytest.mark.parametrize("flags", [["--retriever", "bm25"], ["--index_type", "IVF4,Flat"], ["--index_path", "i"]])

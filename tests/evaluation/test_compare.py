@@ -25,7 +25,7 @@ def test_files_pair_by_id_whatever_their_order(write_jsonl):
 def test_accuracy_is_compared_where_both_files_have_it(write_jsonl):
     with_accuracy = write_jsonl("a.jsonl", [prediction(n, 1, accuracy=0.0) for n in range(3)])
     without = write_jsonl("b.jsonl", [prediction(n, 1) for n in range(3)])
-    assert [row["metric"] for row in compare(paired_scores(with_accuracy, with_accuracy))][-1] == "accuracy"
+    assert [row["metric"] for row in compare(paired_scores(with_accuracy, with_accuracy))][0] == "accuracy"
     assert [row["metric"] for row in compare(paired_scores(with_accuracy, without))] == ["cover_em", "em", "f1"]
 
 

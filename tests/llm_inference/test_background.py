@@ -59,10 +59,10 @@ def write_file(tiny_llama, write_jsonl):
 def test_the_flags_become_options():
     parser = argparse.ArgumentParser()
     add_background_arguments(parser)
-    assert pseudo_passage_options(parser.parse_args([])) == PseudoPassageOptions()
+    assert pseudo_passage_options(**vars(parser.parse_args([]))) == PseudoPassageOptions()
     flags = ["--no_pseudo", "--background_path", "b.jsonl", "--background_tokens", "512", "--keep_na"]
     wanted = PseudoPassageOptions(wanted=False, path=Path("b.jsonl"), max_new_tokens=512, keep_na=True)
-    assert pseudo_passage_options(parser.parse_args(flags)) == wanted
+    assert pseudo_passage_options(**vars(parser.parse_args(flags))) == wanted
 
 
 def test_pseudo_passages_are_written_once(write_file, tmp_path, read_jsonl, monkeypatch):

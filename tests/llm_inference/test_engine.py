@@ -2,17 +2,22 @@
 
 import argparse
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
 from gainRAG.llm_inference.engine import (
+    EngineOptions,
+    GenerationOptions,
     add_engine_arguments,
     engine_options,
     generation_options,
     generation_settings,
+    load_engine,
 )
+from gainRAG.prompts import load_prompts
 
 
 @pytest.fixture
@@ -30,7 +35,7 @@ def settings(model):
         add_engine_arguments(parser)
         arguments = ["--lm_type", model, "--device", "cpu", *flags]
         args = parser.parse_args(list(map(str, arguments)), argparse.Namespace(task=task))
-        return generation_settings(engine_options(args), generation_options(args))
+        return generation_settings(engine_options(**vars(args)), generation_options(**vars(args)))
 
     return of
 
@@ -63,6 +68,21 @@ def test_the_spelling_of_a_path_and_the_host_of_a_server_are_left_out(settings, 
         for host, name in (("here", "one/model"), ("there:1", "other"))
     ]
     assert hosts[0] == hosts[1]
+
+
+def test_a_server_gets_the_system_text_and_thinking_turned_off():
+    server = EngineOptions("", "openai", base_url="http://127.0.0.1:1/v1", server_model="a")
+    engine = load_engine(server, GenerationOptions("HotpotQA", "reference"))
+    assert engine._system == [{"role": "system", "content": load_prompts("reference").system}]
+    assert engine._request["chat_template_kwargs"]["enable_thinking"] is False
+    plain = load_engine(replace(server, no_template_kwargs=True), GenerationOptions("HotpotQA"))
+    assert plain._system == []
+    assert "chat_template_kwargs" not in plain._request
+
+
+def test_the_date_of_prompts_is_remembered_where_a_template_may_show_it(settings):
+    assert settings()["prompt_date"] == "2024-07-26"
+    assert "prompt_date" not in settings("--no_chat")
 
 
 def test_flags_that_change_last_digits_only_are_left_out(settings):

@@ -126,6 +126,7 @@ def test_a_checkpoints_sampling_advice_is_not_taken(make_engine, tiny_llama, tmp
     shutil.copytree(tiny_llama, folder)
     path = folder / "generation_config.json"
     advice = {"do_sample": True, "temperature": 3.0, "top_k": 5, "top_p": 0.5, "repetition_penalty": 5.0}
+    advice |= {"no_repeat_ngram_size": 1, "suppress_tokens": [76, 128], "min_new_tokens": 12}
     path.write_text(json.dumps({**json.loads(path.read_text()), **advice}))
     assert make_engine(folder).generate(PROMPTS, 12) == make_engine().generate(PROMPTS, 12)
 
@@ -177,11 +178,13 @@ def test_the_tokenizers_own_end_token_ends_a_text(make_engine, tiny_llama, tmp_p
     engine = make_engine(folder)
     shown, generate = [], engine.model.generate
     engine.model.generate = lambda **options: shown.append(generate(**options)[0].tolist()) or torch.tensor(shown[-1:])
-    assert engine.tokenizer.eos_token_id in engine._ends
+    assert engine.tokenizer.eos_token_id in engine.model.generation_config.eos_token_id
     engine.generate(PROMPTS[:1], 12)
     written = shown[0][-12:]
     assert len(set(written)) > 2
-    engine._ends = end_tokens(engine.model.generation_config, SimpleNamespace(eos_token_id=written[2]))
+    engine.model.generation_config.eos_token_id = end_tokens(
+        engine.model.generation_config, SimpleNamespace(eos_token_id=written[2])
+    )
     engine.generate(PROMPTS[:1], 12)
     assert shown[1] == shown[0][:-12] + written[: written.index(written[2]) + 1]
 

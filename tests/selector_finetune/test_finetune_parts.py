@@ -164,17 +164,22 @@ def test_order_of_questions_changes_with_the_epoch_and_groups_lengths(tokenizer)
     assert np.mean([max(batch) - min(batch) for batch in grouped]) < 80
 
 
-def test_the_last_batch_of_several_processes_is_filled_with_questions_that_do_not_count(tokenizer):
+@pytest.mark.parametrize(("update_size", "whole", "filled"), [(8, 8, 8), (16, 0, 16), (4, 8, 4)])
+def test_the_last_update_is_filled_with_questions_that_do_not_count(tokenizer, update_size, whole, filled):
     data = GroupDataset(groups_of(*[3] * 11), tokenizer, 512, seed=1)
-    order = EpochOrder(data, fill_to=8)
-    drawn = list(order)
-    assert len(order) == len(drawn) == 16
-    plain = list(EpochOrder(data))
-    assert drawn[:8] == plain[:8]
-    assert [item.index for item in drawn[8:11]] == plain[8:]
-    assert [item.weight for item in drawn[8:]] == [8 / 3] * 3 + [0] * 5
-    assert data[drawn[8]][2] == 8 / 3 and data[plain[0]][2] == 1
-    assert list(EpochOrder(GroupDataset(groups_of(3, 3), tokenizer, 512, seed=1), fill_to=2)) in ([0, 1], [1, 0])
+    order = EpochOrder(data, update_size=update_size, fill_to=min(update_size, 8))
+    drawn, plain = list(order), list(EpochOrder(data))
+    assert len(order) == len(drawn) == whole + filled
+    assert drawn[:whole] == plain[:whole]
+    real = 11 - whole
+    assert [item.index for item in drawn[whole:11]] == plain[whole:]
+    assert [item.weight for item in drawn[whole:]] == [filled / real] * real + [0] * (filled - real)
+    assert data[drawn[whole]][2] == filled / real and data[plain[0]][2] == 1
+
+
+def test_whole_updates_are_not_filled(tokenizer):
+    data = GroupDataset(groups_of(3, 3), tokenizer, 512, seed=1)
+    assert sorted(EpochOrder(data, update_size=2, fill_to=2)) == [0, 1]
 
 
 def test_pairs_are_cut_to_the_models_positions_and_run(model, tokenizer):

@@ -145,6 +145,24 @@ def test_last_batch_smaller_than_the_rest_counts_by_its_own_groups(train, steady
     assert means[0] == pytest.approx(means[1], rel=1e-3)
 
 
+def test_accumulated_batches_learn_as_one_batch_the_last_short_one_too(train, steady_reranker):
+    """10 questions, 4 an update: the last update sees 2, or 3 and 1 of the second batch."""
+    for questions in (10, 7):
+        found = [
+            losses(
+                train(
+                    "--model_name_or_path",
+                    steady_reranker,
+                    *["--per_device_train_batch_size", size, "--gradient_accumulation_steps", steps],
+                    data=records(questions),
+                    output=f"{questions} {size}",
+                )
+            )
+            for size, steps in ((4, 1), (2, 2))
+        ]
+        assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
 def test_resumed_run_gives_the_losses_of_an_uninterrupted_one(train, tmp_path):
     """Dropout is on, and the checkpoint lies in the middle of the second epoch."""
     flags = ["--save_strategy", "steps", "--save_steps", 4, "--num_train_epochs", 3]
@@ -540,6 +558,23 @@ def test_checkpoints_of_other_names_are_left_alone(train, tmp_path):
     assert (out / "checkpoint-2-best" / "trainer_state.json").exists()
     assert (out / "checkpoint-notes").read_text() == "mine"
     assert not (out / "checkpoint-6").exists()
+
+
+def test_a_limit_of_checkpoints_counts_the_trainers_own_and_keeps_the_best(train, write_jsonl, tmp_path):
+    (tmp_path / "out" / "checkpoint-2-best").mkdir(parents=True)
+    flags = ["--save_strategy", "steps", "--save_steps", 1, "--save_total_limit", 2, "--overwrite_output_dir"]
+    out = train(*flags)
+    assert sorted(path.name for path in out.glob("checkpoint-*")) == [
+        "checkpoint-2-best",
+        "checkpoint-5",
+        "checkpoint-6",
+    ]
+    best = ["--eval_data", write_jsonl("eval.jsonl", records(5)), "--eval_strategy", "steps", "--eval_steps", 1]
+    best += ["--load_best_model_at_end", "--metric_for_best_model", "loss", "--learning_rate", "0.5"]
+    out = train(*flags, *best)
+    kept = {path.name for path in out.glob("checkpoint-*")}
+    state = json.loads((out / "trainer_state.json").read_text())
+    assert kept == {"checkpoint-2-best", "checkpoint-6", Path(state["best_model_checkpoint"]).name} and len(kept) == 3
 
 
 def test_settings_do_not_depend_on_spelling_and_other_versions_only_stop_an_unfinished_training(
