@@ -5,12 +5,15 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import functools
+import inspect
 import json
 import resource
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -33,6 +36,35 @@ SENTENCES = [
     "Answer the question from the passage. Question: what is the capital? Answer:",
     "The question asks for a city, a person, a year or a place; say only the answer.",
 ]
+
+
+def each(names: str | tuple[str, ...], cases: Iterable, ids=None) -> Callable:
+    """As pytest.mark.parametrize, but one test: for tables of small cases that share their fixtures (each has its own
+    tmp_path)."""
+    names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
+    cases = list(cases)
+
+    def decorate(function: Callable) -> Callable:
+        @functools.wraps(function)
+        def run_all(**fixtures) -> None:
+            for number, case in enumerate(cases):
+                own = dict(zip(names, case if len(names) > 1 else [case], strict=True))
+                if "tmp_path" in fixtures:
+                    own["tmp_path"] = fixtures["tmp_path"] / str(number)
+                    own["tmp_path"].mkdir()
+                try:
+                    function(**{**fixtures, **own})
+                except BaseException as failure:
+                    failure.add_note(f"the case of {', '.join(names)}: {case!r:.500}")
+                    raise
+
+        parameters = inspect.signature(function).parameters
+        kept = [parameter for name, parameter in parameters.items() if name not in names]
+        run_all.__signature__ = inspect.Signature(kept)
+        del run_all.__wrapped__
+        return run_all
+
+    return decorate
 
 
 class RunsWhenUnpickled:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from conftest import REPOSITORY, SENTENCES, causal_tokenizer
+from conftest import REPOSITORY, SENTENCES, causal_tokenizer, each
 
 from gainRAG.common.cli import run_stage
 from gainRAG.common.jsonl import read_records
@@ -271,7 +271,7 @@ DAMAGED = [(stage, damage) for stage in OWN_READERS for damage in DAMAGES]
 DAMAGED += [pair for pair in zip(READS, itertools.cycle(DAMAGES), strict=False) if pair[0] not in OWN_READERS]
 
 
-@pytest.mark.parametrize(("stage", "damage"), DAMAGED)
+@each(("stage", "damage"), DAMAGED)
 def test_a_damaged_file_is_named_with_its_line(refused, bench, stage, damage):
     make, said = DAMAGES[damage]
     path = bench.write("bad.jsonl", make([lines([record]) for record in READS[stage][1][:3]]))
@@ -380,9 +380,7 @@ FLAG_CASES = [  # stage, flags after those of a good command (the last one count
 ]
 
 
-@pytest.mark.parametrize(
-    ("stage", "flags", "said"), FLAG_CASES, ids=[f"{stage} {' '.join(flags)}" for stage, flags, _ in FLAG_CASES]
-)
+@each(("stage", "flags", "said"), FLAG_CASES, ids=[f"{stage} {' '.join(flags)}" for stage, flags, _ in FLAG_CASES])
 def test_a_flag_that_cannot_be_is_named(refused, bench, monkeypatch, stage, flags, said):
     monkeypatch.chdir(bench.folder)
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
@@ -450,7 +448,7 @@ RECORD_CASES = [  # stage, its records, what is said
 ]
 
 
-@pytest.mark.parametrize(
+@each(
     ("stage", "records", "said"),
     RECORD_CASES,
     ids=[f"{stage} {said[:50]}" for stage, _, said in RECORD_CASES],
@@ -504,9 +502,7 @@ FORMAT_CASES = [  # script, file name, content, what is said
 ]
 
 
-@pytest.mark.parametrize(
-    ("stage", "name", "content", "said"), FORMAT_CASES, ids=[f"{case[1]} {case[3][:40]}" for case in FORMAT_CASES]
-)
+@each(("stage", "name", "content", "said"), FORMAT_CASES, ids=[f"{case[1]} {case[3][:40]}" for case in FORMAT_CASES])
 def test_a_file_of_another_format_is_named(refused, bench, stage, name, content, said):
     path = bench.write(name, content)
     flags = {"prepare_sample": ["--only_questions", path, "held_out"], "rag_generation": ["--prompts", path]}
@@ -638,7 +634,7 @@ def test_other_missing_modules_keep_their_traceback():
 # --- what earlier runs left -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "content", "said"),
     [
         ("emb/shards.jsonl", b'{"vectors": "x.npy"}\n', "shards.jsonl:1: field 'ids': missing"),
@@ -710,7 +706,7 @@ def test_an_unfinished_run_of_another_version_is_named(refused, bench, stage):
 # --- comparing and reporting ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
+@each(
     ("records", "said"),
     [
         (changed(PREDICTIONS, 1, "f1", value=NAN), "b.jsonl:2: field 'f1': nan is not a score from 0 to 1"),
@@ -730,7 +726,7 @@ SCORE = {"mean": 0.5, "low": 0.4, "high": 0.6}
 RESULT = {"questions": 3, "K_docs": 1, "metrics": {"cover_em": SCORE}, "picks": {}}
 
 
-@pytest.mark.parametrize(
+@each(
     ("name", "content", "said"),
     [
         ("answers/NQ/results.json", b"{", "results.json: is not JSON"),

@@ -5,7 +5,7 @@ import re
 
 import pytest
 import yaml
-from conftest import REPOSITORY
+from conftest import REPOSITORY, each
 
 from gainRAG.prompts import load_prompts
 from gainRAG.selector_engine.selector import Selector
@@ -69,7 +69,7 @@ def test_every_module_that_a_command_runs_exists():
     assert not unfound(MODULE, lambda name, _: name.split(".")[0] in OTHERS or module_exists(name))
 
 
-@pytest.mark.parametrize("pattern", [SCRIPT, PYTHON], ids=["bash", "python"])
+@each("pattern", [SCRIPT, PYTHON], ids=["bash", "python"])
 def test_every_script_that_a_command_runs_exists(pattern):
     assert not unfound(pattern, script_exists)
 
@@ -88,7 +88,7 @@ def test_every_link_leads_to_a_file_and_its_heading():
     assert not missing
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "pattern", "exists"),
     [
         ("python -m gainRAG.retrieval_engine.retrieve", MODULE, lambda name, _: module_exists(name)),

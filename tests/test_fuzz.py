@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
-from conftest import REPOSITORY, RunsWhenUnpickled
+from conftest import REPOSITORY, RunsWhenUnpickled, each
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import GROUPS, NQ_OPEN, PASSAGES, PREDICTIONS, QUESTIONS, RESULT, RETRIEVED, SUPERVISED, lines
@@ -377,7 +377,7 @@ def put(folder: Path, reader: Reader, content: bytes) -> Path:
     return path
 
 
-@pytest.mark.parametrize("name", [name for name, reader in READERS.items() if reader.seed and "malicious" not in name])
+@each("name", [name for name, reader in READERS.items() if reader.seed and "malicious" not in name])
 def test_the_seeds_are_good_files(tmp_path, name):
     surroundings(tmp_path)
     READERS[name].read(put(tmp_path, READERS[name], READERS[name].seed))
@@ -407,7 +407,7 @@ def store(tmp_path_factory) -> Path:
     return corpus.with_name("corpus.jsonl.store")
 
 
-@pytest.mark.parametrize("file", ["meta.json", "passages.bin", "offsets.bin", "hashes.bin", "order.bin"])
+@each("file", ["meta.json", "passages.bin", "offsets.bin", "hashes.bin", "order.bin"])
 @EXAMPLES
 @given(data=st.data())
 def test_a_passage_store_gives_passages_or_a_user_error(store, tmp_path, file, data):

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, RunsWhenUnpickled
+from conftest import REPOSITORY, RunsWhenUnpickled, each
 
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation.answers import accuracy
@@ -105,7 +105,7 @@ def test_pickled_weights_load_and_run_nothing(request, tmp_path, witness, model)
     assert witness.exists()  # the trap works
 
 
-@pytest.mark.parametrize("label", [".*", "(", "a|b", "[A-Z]", "\\d", "(a+)+$"])
+@each("label", [".*", "(", "a|b", "[A-Z]", "\\d", "(a+)+$"])
 def test_an_options_label_is_no_pattern(label):
     assert accuracy(f"It is {label}.", [label], [label, "B"])
     assert not accuracy("It is C.", [label], [label, "B"])

@@ -3,6 +3,7 @@
 import string
 
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.prompts import PLACEHOLDERS, TASKS, Prompts, load_prompts, question_text
@@ -93,7 +94,7 @@ def test_the_hash_tells_every_change(yaml_file):
     assert load_prompts().hash() == load_prompts(yaml_file("tasks: {}")).hash()
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "problem"),
     [
         ("passages: '{text}'", "unknown key 'passages', wanted one of with_passages.*tasks"),

@@ -8,7 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import SENTENCES
+from conftest import SENTENCES, each
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = ["table_main", "table_ablation", "table_topk", "figure_gap"]
@@ -43,7 +43,7 @@ def options(command: list[str]) -> dict[str, str]:
     return {word: command[place + 1 : place + 2][0] for place, word in enumerate(command[:-1]) if word.startswith("--")}
 
 
-@pytest.mark.parametrize("name", STAGES)
+@each("name", STAGES)
 def test_without_names_a_script_says_what_it_wants(name, tmp_path, recorder):
     variables, log = recorder
     done = run_script(name, tmp_path, **variables)
@@ -116,7 +116,7 @@ def test_published_vectors_are_used_and_millions_are_not_embedded_unasked(questi
     assert options(commands(log)[1])["--passages_embeddings"] == str(questions / "embeddings")
 
 
-@pytest.mark.parametrize(("processes", "each"), [("1", "8"), ("2", "4"), ("8", "1")])
+@each(("processes", "each"), [("1", "8"), ("2", "4"), ("8", "1")])
 def test_batch_is_what_an_update_sees(processes, each, questions, recorder):
     variables, log = recorder
     (questions / "train.jsonl").touch()
@@ -151,7 +151,7 @@ def test_a_missing_selector_is_named_with_the_scripts_that_train_it(name, tmp_pa
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@each("name", NAMES)
 def test_question_sets_that_are_not_there_are_named(name, tmp_path):
     (tmp_path / "selector").mkdir()
     (tmp_path / "selector" / "config.json").write_text("{}")

@@ -4,6 +4,7 @@ import argparse
 import logging
 
 import pytest
+from conftest import each
 
 from gainRAG.common import cli
 from gainRAG.common.cli import UserError, run_stage, stage_parser
@@ -15,7 +16,7 @@ def quiet_logging(monkeypatch):
     monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "text", "value"),
     [
         (cli.positive_int, "1", 1),
@@ -29,7 +30,7 @@ def test_numbers_that_are_taken(kind, text, value):
     assert kind(text) == value
 
 
-@pytest.mark.parametrize(
+@each(
     ("kind", "text"),
     [
         *((cli.positive_int, text) for text in ("0", "-1", "1.5", "", "ten", "nan", "9" * 400, "9" * 5000)),

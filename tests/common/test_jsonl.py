@@ -5,7 +5,7 @@ import json
 import os
 
 import pytest
-from conftest import files_no_longer_than
+from conftest import each, files_no_longer_than
 
 from gainRAG.common import jsonl
 from gainRAG.common.cli import UserError
@@ -15,7 +15,7 @@ from gainRAG.common.schemas import as_question
 QUESTION = {"id": "q1", "question": "Where?", "answers": ["Paris"]}
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "problem"),
     [
         (b"", ": holds no records"),
@@ -119,7 +119,7 @@ def test_a_refused_write_is_one_sentence_and_leaves_nothing(tmp_path, size):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
+@each(
     ("code", "hint"),
     [
         (errno.ENOSPC, "the disk is full.*finished work is kept"),

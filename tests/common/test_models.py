@@ -7,16 +7,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import REPOSITORY
+from conftest import REPOSITORY, each
 
 from gainRAG.common import models
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import MODELS, is_chat_model, longest_input, pick_device, pick_dtype, weights_path
 
 
-@pytest.mark.parametrize(
-    "name", ["Llama-4", "", "./gone", "/gone/away", "~/models", "a/b/c", "results/", "results/checkpoint-500"]
-)
+@each("name", ["Llama-4", "", "./gone", "/gone/away", "~/models", "a/b/c", "results/", "results/checkpoint-500"])
 def test_an_unknown_name_lists_the_known_ones(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as refused:
@@ -160,7 +158,7 @@ except UserError as refused:
     assert "GAINRAG_CACHE" in run.stdout.splitlines()[1]
 
 
-@pytest.mark.parametrize("name", ["tpu", "cuda:-1", "meta", "gpu", ""])
+@each("name", ["tpu", "cuda:-1", "meta", "gpu", ""])
 def test_unknown_devices_are_refused(name):
     with pytest.raises(UserError, match=f"--device {name}: no such device; use cpu, cuda or cuda:N"):
         pick_device(name)
@@ -204,7 +202,7 @@ class Config(SimpleNamespace):
         return self
 
 
-@pytest.mark.parametrize(
+@each(
     ("config", "declared", "longest"),
     [
         (Config(max_position_embeddings=2048), None, 2048),

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, SENTENCES, killed_at_record
+from conftest import REPOSITORY, SENTENCES, each, killed_at_record
 from doubles import Doubler, Dying
 
 from gainRAG.common import cli, parallel
@@ -176,7 +176,7 @@ STAGES = {
 }
 
 
-@pytest.mark.parametrize("module", STAGES)
+@each("module", STAGES)
 def test_without_ray_every_stage_says_what_to_install(module, monkeypatch, capsys):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "ray" else find(name, *of))
@@ -187,7 +187,7 @@ def test_without_ray_every_stage_says_what_to_install(module, monkeypatch, capsy
     assert capsys.readouterr().err == "error: the package ray is not installed: pip install -e '.[ray]'\n"
 
 
-@pytest.mark.parametrize(
+@each(
     ("flags", "problem"),
     [
         ({"num_workers": 1, "ray_address": "auto"}, "--ray_address: needs --num_workers"),

@@ -7,7 +7,7 @@ import sys
 from contextlib import suppress
 
 import pytest
-from conftest import REPOSITORY, files_no_longer_than
+from conftest import REPOSITORY, each, files_no_longer_than
 
 from gainRAG.common import resume
 from gainRAG.common.cli import UserError
@@ -75,7 +75,7 @@ def test_an_unfinished_output_goes_on(tmp_path, name):
 ZEROS = b"\0" * 4096  # a page that a dying machine did not write, before one that it did
 
 
-@pytest.mark.parametrize("torn", [b'{"n": 2, "te', b'{"n": 2, "text": "\xc3', ZEROS, ZEROS + b'": 2}\n{"n": 3}\n'])
+@each("torn", [b'{"n": 2, "te', b'{"n": 2, "text": "\xc3', ZEROS, ZEROS + b'": 2}\n{"n": 3}\n'])
 def test_a_torn_last_line_is_cut(tmp_path, torn):
     path = tmp_path / "out.jsonl"
     write_some(path, 2, finish=False)
@@ -293,7 +293,7 @@ def test_work_is_synced_at_bounded_intervals(tmp_path, monkeypatch):
         raise Stop
 
 
-@pytest.mark.parametrize("interrupted_at", range(11))
+@each("interrupted_at", range(11))
 def test_chunks_give_equal_bytes_wherever_they_stop(tmp_path, interrupted_at):
     """The loop makes numbers that depend on the whole chunk, as batched arithmetic does in its last bits."""
 

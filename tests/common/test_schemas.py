@@ -1,6 +1,7 @@
 """The shapes of records: what each admits, and how it names what it refuses."""
 
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import FieldError, read_records
@@ -26,14 +27,14 @@ def supervised(**passage) -> dict:
     return {**QUESTION, "passages": [{"text": "x", "PPL_CD": 2.0}, {"text": "y", "PPL_CD": 3.0, **passage}]}
 
 
-@pytest.mark.parametrize("name", ["answers", "golden_answers", "answer"])
+@each("name", ["answers", "golden_answers", "answer"])
 def test_gold_answers_have_three_names(name):
     record = {"question": "Where?", name: ["Paris", "Lutetia"], "level": {"hard": 1}}
     assert as_question(record) == {**record, "answers": ["Paris", "Lutetia"]}
     assert as_question({"question": "Where?", name: "Paris"})["answers"] == ["Paris"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("shape", "record", "problem"),
     [
         (as_question, {"answers": ["a"]}, "field 'question': missing"),
@@ -102,7 +103,7 @@ def test_ids_are_unique_where_records_are_found_by_them(write_jsonl):
         list(read_records(write_jsonl("b.jsonl", [{**QUESTION, "id": True}]), with_unique_ids(as_question)))
 
 
-@pytest.mark.parametrize(
+@each(
     ("contents", "title", "text"),
     [
         ("Nile\nA river.\nIt is long.", "Nile", "A river.\nIt is long."),
@@ -130,11 +131,11 @@ def test_aliases_are_gold_answers():
 OPTIONS = {"label": ["A", "B"], "text": ["the sea", "the sun"]}
 
 
-@pytest.mark.parametrize(
+@each(
     "choices",
     [OPTIONS, ["the sea", "the sun"], [{"label": "A", "text": "the sea"}, {"label": "B", "text": "the sun"}]],
 )
-@pytest.mark.parametrize("answers", [{"golden_answers": [1]}, {"golden_answers": ["the sun"]}, {"answerKey": "B"}])
+@each("answers", [{"golden_answers": [1]}, {"golden_answers": ["the sun"]}, {"answerKey": "B"}])
 def test_options_and_their_answers_have_one_form(choices, answers):
     record = as_question({"question": "What shines?", "choices": choices, **answers})
     assert record["choices"] == OPTIONS

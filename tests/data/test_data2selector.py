@@ -6,7 +6,7 @@ import math
 import sys
 
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, each
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import read_records
@@ -142,7 +142,7 @@ def test_no_model_library_is_imported(run_python):
     assert run_python("-c", script, folder="data").stdout == "False\n"
 
 
-@pytest.mark.parametrize("flags", [["--max_ppl", "0"], ["--max_ppl", "nan"], ["--sample", "0"], ["--signal", "ppl"]])
+@each("flags", [["--max_ppl", "0"], ["--max_ppl", "nan"], ["--sample", "0"], ["--signal", "ppl"]])
 def test_flags_that_cannot_be_are_refused(run_tool, write_jsonl, flags):
     with pytest.raises(SystemExit) as refused:
         run_tool("data2selector", "--data_path", write_jsonl("a.jsonl", [made_record(0, 1, 2)]), *flags)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 
@@ -63,8 +64,8 @@ SAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-@pytest.mark.parametrize("named", [True, False], ids=["named", "detected"])
+@each("name", SAMPLES)
+@each("named", [True, False], ids=["named", "detected"])
 def test_format(corpus, name, named):
     file, content = SAMPLES[name]
     assert corpus(content, file, format_name=name if named else None)[0] == [NILE, SEINE]
@@ -109,7 +110,7 @@ def test_empty_texts_and_repeated_titles_are_left_out_and_counted(corpus):
     assert (tally.texts, tally.empty, tally.repeated_titles, tally.differing) == (5, 1, 2, 1)
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "name", "message"),
     [
         (b"", "c.json", r"c\.json: is not JSON"),
@@ -168,7 +169,7 @@ def test_a_failed_run_keeps_the_former_output(monkeypatch, tmp_path, ending):
     assert output.read_text() == "former" and sorted(tmp_path.iterdir()) == sorted([source, output])
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "message"),
     [
         (["--data_path", "nowhere.json", "--output_path", "x.jsonl"], "nowhere.json: no such file"),

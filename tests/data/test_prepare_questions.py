@@ -9,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import cache_folder
@@ -204,8 +205,8 @@ SAMPLES = {
 }
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-@pytest.mark.parametrize("named", [True, False], ids=["named", "detected"])
+@each("name", SAMPLES)
+@each("named", [True, False], ids=["named", "detected"])
 def test_format(name, named):
     content, expected = SAMPLES[name]
     assert questions(content, format_name=name if named else None) == expected
@@ -319,7 +320,7 @@ def test_ids_do_not_shift_when_questions_are_dropped():
 SQUAD_WITHOUT_QAS = json.dumps({"data": [{"paragraphs": [{"context": "x"}]}]})
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "options", "message"),
     [
         ("", {}, r"sample\.x: is empty"),
@@ -377,7 +378,7 @@ def command(monkeypatch, *arguments) -> None:
     prepare.main()
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "message"),
     [
         ([], "give --data_path and --output_path, or --from_pip"),

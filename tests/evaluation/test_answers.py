@@ -1,6 +1,7 @@
 import string
 
 import pytest
+from conftest import each
 from hypothesis import given
 from hypothesis import strategies as st
 from transformers.data.metrics import squad_metrics
@@ -39,7 +40,7 @@ TEXTS = st.one_of(ANY_TEXT, ANSWER_LIKE)
 GOLDS = st.lists(TEXTS, min_size=1, max_size=4)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "normalized"),
     [
         ("The  Eiffel Tower.", "eiffel tower"),
@@ -87,7 +88,7 @@ def test_the_metrics_imply_each_other(prediction, golds):
         assert cover_exact_match(prediction, golds)
 
 
-@pytest.mark.parametrize(
+@each(
     ("prediction", "golds", "cover", "bounded", "exact", "f1"),
     [
         ("It is Paris, France.", ["Paris"], 1, 1, 0, 0.4),
@@ -114,7 +115,7 @@ def test_score_prediction(prediction, golds, cover, bounded, exact, f1):
     assert all(isinstance(score, float) for score in scores.values())
 
 
-@pytest.mark.parametrize("gold", [".*", "x|y", "(", "[a-z]+", "C++", "\\d", "^", "$100", "a{2}"])
+@each("gold", [".*", "x|y", "(", "[a-z]+", "C++", "\\d", "^", "$100", "a{2}"])
 def test_gold_answers_are_not_patterns(gold):
     others = "completely different words 7 aa"
     assert not exact_match(others, [gold])
@@ -130,7 +131,7 @@ def test_one_answer_may_be_given_as_text():
     assert exact_match("Paris", "paris")
 
 
-@pytest.mark.parametrize(
+@each(
     ("prediction", "golds", "right"),
     [
         ("B", ["B"], True),
@@ -184,7 +185,7 @@ def test_accuracy_never_names_two_options(prediction, gold):
     assert sum(accuracy(prediction, [letter]) for letter in "ABCDE") <= 1
 
 
-@pytest.mark.parametrize(
+@each(
     ("prediction", "golds", "metric", "right"),
     [
         ("It is Paris.", ["Paris"], "answers", True),

@@ -2,6 +2,7 @@ import json
 import re
 
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation.compare import compare, comparison_table, paired_scores
@@ -35,7 +36,7 @@ def test_table_is_in_percent():
     assert re.split(r" *\| *", line.strip("| ")) == ["em", "31.80", "39.60", "+7.80", "+3.10 to +12.50", "0.0012"]
 
 
-@pytest.mark.parametrize(
+@each(
     ("second", "message"),
     [
         ([prediction(0, 1)], r"b\.jsonl: lacks 2 ids that the other file has \(1, 2\)"),

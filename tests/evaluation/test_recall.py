@@ -2,6 +2,7 @@ import unicodedata
 
 import pytest
 import regex
+from conftest import each
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -89,7 +90,7 @@ def test_every_assigned_character_makes_dprs_tokens():
         assert token_string(text).split(" ")[1:-1] == naive_tokens(text)
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "answer", "found"),
     [
         ("I do not know.", "no", False),
@@ -148,7 +149,7 @@ def test_recall_at_tells_what_is_missing():
         recall_at([])
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "answer", "found"),
     [
         ("北京是中国的首都。", "北京", True),

@@ -3,6 +3,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from conftest import each
 
 from gainRAG.evaluation.significance import bootstrap_interval, paired_bootstrap, paired_permutation_test
 
@@ -83,7 +84,7 @@ def test_memory_is_bounded_for_a_large_question_set():
     assert peak < 64 << 20
 
 
-@pytest.mark.parametrize("values", [[], [float("nan"), 1], [float("inf")], [[1.0], [2.0]]])
+@each("values", [[], [float("nan"), 1], [float("inf")], [[1.0], [2.0]]])
 def test_unusable_values_are_refused(values):
     with pytest.raises(ValueError):
         bootstrap_interval(values)

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.parallel import WorkerOptions
@@ -23,7 +24,7 @@ from gainRAG.llm_inference.engine import EngineOptions, GenerationOptions
 QUESTIONS = [{"id": number, "question": f"Who is number {number}?", "answers": ["x"]} for number in range(5)]
 
 
-@pytest.mark.parametrize("text", ["", "  \n", "N/A", " n/a. ", "NA", "None", "N/A..."])
+@each("text", ["", "  \n", "N/A", " n/a. ", "NA", "None", "N/A..."])
 def test_knowing_nothing_gives_no_passage(text):
     assert pseudo_passage(text) is None
     assert pseudo_passage(text, keep_na=True)["text"] == (text.strip() or "N/A")

@@ -9,6 +9,7 @@ from collections import Counter, defaultdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.llm_inference import inference_openai
@@ -326,7 +327,7 @@ def test_a_refusal_of_chat_template_kwargs_names_the_flag(server, make_engine):
         make_engine().generate(["one"], 7)
 
 
-@pytest.mark.parametrize(
+@each(
     "base_url, server_model, complaint",
     [
         (None, "m", "needs --base_url"),

@@ -1,7 +1,6 @@
 """What counts of a text: what follows the last thought, an empty text where a thought never ends."""
 
-import pytest
-from conftest import byte_level_tokenizer
+from conftest import byte_level_tokenizer, each
 from transformers import PreTrainedTokenizerFast
 
 from gainRAG.evaluation.answers import score_prediction
@@ -9,7 +8,7 @@ from gainRAG.llm_inference.background import pseudo_passage
 from gainRAG.llm_inference.written_text import decode_texts, opens_thought, without_thoughts
 
 
-@pytest.mark.parametrize(
+@each(
     ("text", "kept"),
     [
         ("<think>\nLyon or Paris? Not Lyon.\n</think>\n\nMarseille", "Marseille"),

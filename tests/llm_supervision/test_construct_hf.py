@@ -7,7 +7,7 @@ import sys
 
 import pytest
 import torch
-from conftest import SENTENCES, causal_tokenizer
+from conftest import SENTENCES, causal_tokenizer, each
 from transformers import AutoModelForCausalLM
 
 from gainRAG.common.cli import UserError
@@ -231,7 +231,7 @@ def no_model(monkeypatch):
     monkeypatch.setattr(engine, "load_engine", lambda *_: pytest.fail("an engine was loaded"))
 
 
-@pytest.mark.parametrize(
+@each(
     ("change", "problem"),
     [
         ({"answers": []}, "field 'answers'"),

@@ -5,7 +5,7 @@ import random
 
 import pytest
 import torch
-from conftest import causal_tokenizer
+from conftest import causal_tokenizer, each
 from tokenizers.processors import TemplateProcessing
 
 from gainRAG.common.cli import UserError
@@ -129,8 +129,8 @@ def test_plain_perplexity_is_alpha_zero(make_model, tokenizer):
         assert [gain.ppl_cd for gain in gains] == pytest.approx([gain.ppl for gain in gains], rel=1e-6)
 
 
-@pytest.mark.parametrize("max_batch_tokens", [1, 200, 100_000])
-@pytest.mark.parametrize("header", ["", HEADER])
+@each("max_batch_tokens", [1, 200, 100_000])
+@each("header", ["", HEADER])
 def test_batches_and_windows_of_any_size(make_model, tokenizer, max_batch_tokens, header):
     requests = make_requests(8, seed=1, header=header)
     assert_defined(make_model("qwen2"), tokenizer, requests, max_batch_tokens=max_batch_tokens)
@@ -245,7 +245,7 @@ def test_refuses_models_that_are_not_causal(tokenizer):
         GainScorer(T5ForConditionalGeneration(t5), tokenizer)
 
 
-@pytest.mark.parametrize(
+@each(
     ("request_", "message"),
     [
         (GainRequest("q", ["p"], []), "request 1: no answers"),

@@ -6,6 +6,7 @@ import random
 import faiss
 import numpy as np
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.retrieval_engine.exact_search import TopKHeaps, chunk_rows, faiss_knns, search_shards
@@ -53,10 +54,10 @@ def bytes_for(rows, queries, k):
     return 80 * len(queries) * (k + 1) + rows * (12 * queries.shape[1] + 64)
 
 
-@pytest.mark.parametrize("sizes", [[500], [1, 299, 3, 197], [100] * 5])
-@pytest.mark.parametrize("k", [1, 10, 250, 500, 600])
-@pytest.mark.parametrize("rows", [7, 64, 10_000])
-@pytest.mark.parametrize("known", [False, True])
+@each("sizes", [[500], [1, 299, 3, 197], [100] * 5])
+@each("k", [1, 10, 250, 500, 600])
+@each("rows", [7, 64, 10_000])
+@each("known", [False, True])
 def test_equals_index_flat_ip(corpus, sizes, k, rows, known):
     vectors, queries = random_vectors(500), random_vectors(9, seed=1)
     store, shards = corpus(vectors, sizes, known=known)
@@ -82,8 +83,8 @@ def test_float32_vectors_from_a_published_pickle(corpus, tmp_path):
     assert np.array_equal(best.positions, flat(queries, vectors, 10)[1])
 
 
-@pytest.mark.parametrize("rows", [5, 33, 1000])
-@pytest.mark.parametrize("k", [1, 4, 25, 60])
+@each("rows", [5, 33, 1000])
+@each("k", [1, 4, 25, 60])
 def test_ties_are_in_the_order_of_the_passages(corpus, k, rows):
     """Small whole numbers: products are exact, and most scores occur many times."""
     random = np.random.default_rng(2)
@@ -178,7 +179,7 @@ def test_too_little_memory_says_how_much(corpus):
         search_shards(random_vectors(2), shards, store, 3, 100)
 
 
-@pytest.mark.parametrize("k", [1, 3, 8, 40])
+@each("k", [1, 3, 8, 40])
 def test_heaps_keep_the_top_k_whatever_the_order(k):
     """Few different scores, so that many tie at the last place; candidates of later passages may come first."""
     random = np.random.default_rng(k)
@@ -220,7 +221,7 @@ def options(path, factory, **more):
     return SearchOptions(path.parent, factory, path, max_bytes=GIB, **more)
 
 
-@pytest.mark.parametrize("factory", ["IVF4,Flat", "SQfp16", "HNSW16", "OPQ4_16,IVF4,PQ4x2", "IVF4,SQfp16", "Flat"])
+@each("factory", ["IVF4,Flat", "SQfp16", "HNSW16", "OPQ4_16,IVF4,PQ4x2", "IVF4,SQfp16", "Flat"])
 def test_an_index_is_made_once_and_reopened(corpus, tmp_path, factory):
     vectors, queries = random_vectors(600), random_vectors(8, seed=1)
     store, shards = corpus(vectors, [250, 350])
@@ -329,7 +330,7 @@ def test_bad_indexes_are_named(corpus, tmp_path):
         open_index(path, 24, store, "nprobe=3")
 
 
-@pytest.mark.parametrize("factory", ["Flat", "SQfp16", "IVF16,Flat", "IVF16,PQ8x4", "HNSW32"])
+@each("factory", ["Flat", "SQfp16", "IVF16,Flat", "IVF16,PQ8x4", "HNSW32"])
 def test_the_planned_size_of_an_index_is_its_size(tmp_path, factory):
     vectors = random_vectors(1000, dim=64)
     index = faiss.index_factory(64, factory, faiss.METRIC_INNER_PRODUCT)

@@ -6,6 +6,7 @@ import json
 import threading
 
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.retrieval_engine.corpus import read_corpus
@@ -107,7 +108,7 @@ def test_missing_columns(tmp_path):
     assert f"{path}:3: 2 columns, wanted id, text, title" in refusal(path)
 
 
-@pytest.mark.parametrize(
+@each(
     ("line", "message"),
     [
         ('{"title": "a", "text": "b"}', "c.jsonl:2: field 'id' is missing"),

@@ -6,6 +6,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation.recall import has_answer
@@ -105,8 +106,8 @@ def test_overwriting_that_is_killed_leaves_no_mixed_embeddings(setting, call, mo
     call(retrieval, *flags, "--n_docs", 3)
 
 
-@pytest.mark.parametrize("pooling", ["mean", "cls"])
-@pytest.mark.parametrize("normalize", [True, False])
+@each("pooling", ["mean", "cls"])
+@each("normalize", [True, False])
 def test_vectors_against_one_text_at_a_time(tiny_encoder, pooling, normalize):
     texts = [passage["text"] * (1 + i % 3) for i, passage in enumerate(PASSAGES)]
     encoder = Encoder(
@@ -195,7 +196,7 @@ def test_the_plan_is_printed_and_nothing_else_done(tmp_path, setting, call, caps
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(
+@each(
     ("more", "message"),
     [
         (["--normalize"], "--normalize True: the passages in .*emb were embedded with False"),

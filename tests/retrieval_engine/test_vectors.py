@@ -5,6 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
+from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.retrieval_engine.vectors import open_shards, read_published, save_shard
@@ -18,8 +19,8 @@ def published(path, content, protocol=4):
     return path
 
 
-@pytest.mark.parametrize("protocol", [3, 4, 5])
-@pytest.mark.parametrize("vectors", [VECTORS, VECTORS.astype(">f4"), np.asfortranarray(VECTORS)])
+@each("protocol", [3, 4, 5])
+@each("vectors", [VECTORS, VECTORS.astype(">f4"), np.asfortranarray(VECTORS)])
 def test_a_published_pickle(tmp_path, protocol, vectors):
     path = published(tmp_path / "passages_00", (IDS, vectors), protocol)
     ids, found = read_published(path)
@@ -50,7 +51,7 @@ def test_a_malicious_pickle_does_not_run(tmp_path, place):
     assert not witness.exists()
 
 
-@pytest.mark.parametrize(
+@each(
     ("content", "message"),
     [
         (Malicious(eval, "1"), "builtins.eval"),
@@ -68,7 +69,7 @@ def test_other_pickles_are_refused(tmp_path, content, message):
         read_published(published(tmp_path / "passages_00", content))
 
 
-@pytest.mark.parametrize("kept", [0, 10, 60, -30])
+@each("kept", [0, 10, 60, -30])
 def test_a_damaged_pickle(tmp_path, kept):
     path = published(tmp_path / "passages_00", (IDS, VECTORS))
     path.write_bytes(path.read_bytes()[:kept])

@@ -5,6 +5,7 @@ import random
 import numpy as np
 import pytest
 import torch
+from conftest import each
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -47,7 +48,7 @@ def softmax(values) -> np.ndarray:
     return powers / powers.sum()
 
 
-@pytest.mark.parametrize("temperature", [1.0, 2.5])
+@each("temperature", [1.0, 2.5])
 def test_distillation_loss_and_its_gradient_equal_numpy(temperature):
     students, teachers = [[0.3, -1.2, 4.0, 0.0], [2.0, -9.0]], [[-0.7, -3.0, -1.1, -8.0], [-0.9, -700.0]]
     student = torch.tensor([students[0], [*students[1], ABSENT, ABSENT]], requires_grad=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, RunsWhenUnpickled, cross_encoder_of
+from conftest import REPOSITORY, RunsWhenUnpickled, cross_encoder_of, each
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.common.cli import UserError
@@ -275,7 +275,7 @@ def test_lengths_grouped_and_half_precision_checkpoints_train_as_well(train, tin
     assert {tensor.dtype for tensor in weights(folder).values()} == {torch.float32}
 
 
-@pytest.mark.parametrize(
+@each(
     ("flags", "problem"),
     [
         (["--knowledge_distillation", "False"], "--knowledge_distillation False: without the teacher's scores"),
