@@ -52,9 +52,7 @@ script llm_supervision "HotpotQA_train$HOTPOTQA_QUESTIONS" WebQuestions_train
 step "5 training of the selector"
 script selector_finetune
 
-step "6 selection, answers, the main table"
-script selector_engine HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test
-script rag_generation HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test
+step "6 the main table: selector_engine.sh and rag_generation.sh for the six sets (DATASETS), then the table"
 script table_main
 
 step "7 the ablation, with a second selector, of plain perplexity: $TABLE_DATASETS"

@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 from pathlib import Path
 
+import fork_server
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -252,6 +253,13 @@ def _saved(folder: Path, model, tokenizer) -> Path:
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def forked_python(tmp_path_factory):
+    """The variable with which bash scripts run their Python commands in forks of one that has imported everything."""
+    with fork_server.running(tmp_path_factory.mktemp("forks")) as variable:
+        yield variable
 
 
 @pytest.fixture

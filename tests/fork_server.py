@@ -9,14 +9,19 @@ killed, so is the command.
 """
 
 import atexit
+import contextlib
 import gc
 import os
 import runpy
 import select
 import signal
 import socket
+import subprocess
 import sys
+import time
 import traceback
+from collections.abc import Iterator
+from pathlib import Path
 
 CLIENT = """
 import array, json, os, socket, sys
@@ -28,6 +33,22 @@ connection.sendmsg([len(request).to_bytes(4, "big")], streams)
 connection.sendall(request)
 os._exit(int(connection.recv(16) or b"1"))
 """
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[dict[str, str]]:
+    """A server, and the variable by which `python` in bash scripts is its client."""
+    (folder / "client.py").write_text(CLIENT)
+    quiet = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
+    server = subprocess.Popen([sys.executable, __file__, folder / "socket"], env={**os.environ, **quiet}, cwd=folder)
+    while not (folder / "socket").exists() and server.poll() is None:
+        time.sleep(0.05)
+    client = f'{sys.executable} -S -I "{folder / "client.py"}" "{folder / "socket"}" "$@"'
+    try:
+        yield {"BASH_FUNC_python%%": f"() {{ {client}; }}"}
+    finally:
+        server.kill()
+        server.wait()
 
 
 def run_command(arguments: list[str]) -> None:

@@ -13,13 +13,11 @@ import random
 import re
 import signal
 import subprocess
-import sys
 import threading
 import time
 from functools import partial
 from pathlib import Path
 
-import fork_server
 import miniature
 import pytest
 from conftest import REPOSITORY
@@ -55,7 +53,7 @@ SPEED_FLAGS=(--logging_steps 1)
 
 
 @pytest.fixture(scope="module")
-def rehearsal(tmp_path_factory, tiny_encoder, tiny_reranker):
+def rehearsal(tmp_path_factory, tiny_encoder, tiny_reranker, forked_python):
     """A folder with models, a server of the downloads, and the environment that names all of them."""
     folder = tmp_path_factory.mktemp("rehearsal")
     (folder / "models").mkdir()
@@ -65,7 +63,6 @@ def rehearsal(tmp_path_factory, tiny_encoder, tiny_reranker):
     (folder / "served").mkdir()
     links = miniature.write_downloads(folder / "served")
     (folder / "mini.conf").write_text(CONFIG)
-    (folder / "client.py").write_text(fork_server.CLIENT)
 
     class Handler(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *parts) -> None:
@@ -75,7 +72,6 @@ def rehearsal(tmp_path_factory, tiny_encoder, tiny_reranker):
     threading.Thread(target=server.serve_forever, daemon=True).start()
     place = f"http://127.0.0.1:{server.server_port}"
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "HOME", "LD_LIBRARY_PATH") if name in os.environ}
-    python = f'() {{ {sys.executable} -S -I "{folder / "client.py"}" "{folder / "socket"}" "$@"; }}'
     environment = {
         **kept,
         **{name: f"{place}/{link}" for name, link in links.items()},
@@ -90,16 +86,10 @@ def rehearsal(tmp_path_factory, tiny_encoder, tiny_reranker):
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "PYTHONPATH": str(REPOSITORY),
-        "BASH_FUNC_python%%": python,
+        **forked_python,
     }
-    command = [sys.executable, fork_server.__file__, folder / "socket"]
-    forks = subprocess.Popen(command, env=environment, cwd=folder)
-    while not (folder / "socket").exists() and forks.poll() is None:
-        time.sleep(0.05)
     yield folder, environment
     server.shutdown()
-    forks.kill()
-    forks.wait()
 
 
 def start_run(folder: Path, environment: dict, work: str, *arguments: str) -> subprocess.Popen:

@@ -163,7 +163,7 @@ def test_question_sets_that_are_not_there_are_named(name, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def tiny_run(tmp_path_factory, tiny_llama, tiny_reranker):
+def tiny_run(tmp_path_factory, tiny_llama, tiny_reranker, forked_python):
     """A folder as the stages leave it, with retrieved test questions and kept training questions, and the variables
     that name tiny models; the selector in the tables is the untrained one."""
     work = tmp_path_factory.mktemp("tables")
@@ -182,6 +182,7 @@ def tiny_run(tmp_path_factory, tiny_llama, tiny_reranker):
     gains = [{**passage, "PPL_CD": 2.0 + n, "retrieved_ppl": 9.0 - n} for n, passage in enumerate(passages)]
     write("kept/NaturalQA_train.jsonl", [{**question, "passages": gains} for question in asked])
     variables = {
+        **forked_python,
         "LLM": tiny_llama,
         "SELECTOR_START": tiny_reranker,
         "SELECTOR": tiny_reranker,
