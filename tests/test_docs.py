@@ -24,7 +24,7 @@ PYTHON = re.compile(r"\bpython3? ((?:\.\./)?[\w/-]+\.py)\b")
 PATH = re.compile(
     r"(?<![\w./-])((?:gainRAG|data|scripts|docs|tests|benchmarks|deepspeed|images)/[\w./-]*[\w/])(?![\w*<{$])"
 )
-MADE = ("data/eval_data", "data/finetune_data", "data/downloads", "data/questions")  # what scripts make
+MADE = ("data/downloads", "data/questions")  # what scripts make
 LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(#[^)\s]*)?\)")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.S | re.M)
 MOVES = re.compile(r"\bcd ([\w/]+) && (.*)")
