@@ -27,6 +27,8 @@ from gainRAG.rag_workflow import rag_generation
 from gainRAG.retrieval_engine import exact_search, passage_embed, retrieval
 from gainRAG.selector_engine import selector_gainRag
 
+pytestmark = pytest.mark.xdist_group("ray")  # Ray starts once
+
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="ray not installed")
 QUESTIONS = 10
