@@ -41,7 +41,7 @@ SENTENCES = [
 
 def each(names: str | tuple[str, ...], cases: Iterable, ids=None) -> Callable:
     """As pytest.mark.parametrize, but one test: for tables of small cases that share their fixtures (each has its own
-    tmp_path)."""
+    tmp_path, and of a fixture with a method `fresh` its own)."""
     names = [name.strip() for name in names.split(",")] if isinstance(names, str) else list(names)
     cases = list(cases)
 
@@ -53,6 +53,7 @@ def each(names: str | tuple[str, ...], cases: Iterable, ids=None) -> Callable:
                 if "tmp_path" in fixtures:
                     own["tmp_path"] = fixtures["tmp_path"] / str(number)
                     own["tmp_path"].mkdir()
+                own |= {name: found.fresh(number) for name, found in fixtures.items() if hasattr(found, "fresh")}
                 try:
                     function(**{**fixtures, **own})
                 except BaseException as failure:

@@ -114,10 +114,14 @@ class Bench:
         self.folder, self.out = folder, folder / "out"
         self.models = {"--lm_type": llm, "encoder": encoder, "selector": reranker}
         self.embeddings = folder / "emb"
-        self.embeddings.mkdir()
+        self.embeddings.mkdir(parents=True)
         vectors = np.random.default_rng(0).normal(size=(len(PASSAGES), 32)).astype("float16")
         manifest = save_shard(self.embeddings, 0, [passage["id"] for passage in PASSAGES], vectors)
         self.write("emb/shards.jsonl", [manifest])
+
+    def fresh(self, number: int) -> "Bench":
+        """Another one below this one, for a case of `each`."""
+        return Bench(self.folder / str(number), *self.models.values())
 
     def write(self, name: str, content) -> Path:
         path = self.folder / name
@@ -439,7 +443,7 @@ RECORD_CASES = [  # stage, its records, what is said
     ("selector_finetune", [*GROUPS, SUPERVISED[0]], ":4: field 'query': missing"),
     ("prepare_corpus", [*PASSAGES, {"id": "9", "contents": "T\nx"}], "record 9: field '(entry)': unlike the entries"),
     # options of multiple choice
-    ("rag_generation", changed(RETRIEVED, 1, "choices", value=["A"]), ":2: field 'choices': wanted an object"),
+    ("rag_generation", changed(RETRIEVED, 1, "choices", value=[5]), ":2: field 'choices"),
     (
         "rag_generation",
         changed(RETRIEVED, 1, "choices", value={"label": [1], "text": ["x"]}),

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import non_negative_float, run_stage, stage_parser
+from gainRAG.common.cli import input_file, non_negative_float, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, map_chunks, worker_options
@@ -63,6 +63,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    input_file(args.data_path)
     workers, options = worker_options(**vars(args)), candidate_options(**vars(args))
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     check_engine(engine, generation)

@@ -15,7 +15,7 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from gainRAG.common.cli import run_stage, stage_parser
+from gainRAG.common.cli import input_file, run_stage, stage_parser
 from gainRAG.common.jsonl import Record
 from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput
@@ -49,6 +49,7 @@ def main() -> None:
     parser = stage_parser(__doc__)
     add_candidate_arguments(parser, backends=("vllm",))
     args = parser.parse_args()
+    input_file(args.data_path)
     engine, generation, options = (
         engine_options(**vars(args)),
         generation_options(**vars(args)),

@@ -18,7 +18,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_records
 from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput, stage_settings
@@ -65,6 +65,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    input_file(args.data_path)
     engine, generation, options = (
         engine_options(**vars(args)),
         generation_options(**vars(args)),

@@ -13,7 +13,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import run_stage, stage_parser
+from gainRAG.common.cli import input_file, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_json
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
 from gainRAG.evaluation.results import markdown_table
@@ -56,6 +56,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    input_file(args.data_path)
     workers, engine, generation = (
         worker_options(**vars(args)),
         engine_options(**vars(args)),

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, run_stage, stage_parser
+from gainRAG.common.cli import UserError, input_file, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, read_records, write_json
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import with_unique_ids
@@ -94,6 +94,7 @@ def _missing_file(args: argparse.Namespace, method: str) -> str | None:
 
 def main() -> None:
     args = parse_arguments()
+    input_file(args.data_path)
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     check_engine(engine, generation)
     lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)

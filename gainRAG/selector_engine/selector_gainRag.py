@@ -19,7 +19,7 @@ from functools import partial
 
 import numpy as np
 
-from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
@@ -88,6 +88,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    input_file(args.data_path)
     path = output_file(args.output_path)
     workers, engine, options = (
         worker_options(**vars(args)),

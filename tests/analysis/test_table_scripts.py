@@ -118,7 +118,7 @@ def test_published_vectors_are_used_and_millions_are_not_embedded_unasked(questi
     assert options(commands(log)[1])["--passages_embeddings"] == str(questions / "embeddings")
 
 
-@each(("processes", "each"), [("1", "8"), ("2", "4"), ("8", "1")])
+@pytest.mark.parametrize(("processes", "each"), [("1", "8"), ("2", "4"), ("8", "1")])
 def test_batch_is_what_an_update_sees(processes, each, questions, recorder):
     variables, log = recorder
     (questions / "train.jsonl").touch()
