@@ -9,4 +9,4 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" test
 cd "$REPO"
 export OMP_NUM_THREADS=1
-exec python -m pytest -n 2 --dist loadgroup "$@"
+exec python -m pytest -n 2 --dist loadfile "$@"

@@ -23,6 +23,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+slow = pytest.mark.skipif("CHAOS_KILLS" not in os.environ, reason="takes long; scripts/chaos.sh runs it")
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"

@@ -1,6 +1,7 @@
 """Every entry point, found by its last lines: --help in both forms, and a wrong path as a user error."""
 
 import json
+from functools import partial
 
 import pytest
 from conftest import REPOSITORY
@@ -62,25 +63,26 @@ def test_the_promised_stages_are_among_them():
     assert {"data_filter.py", "data2selector.py", "prepare_questions.py", "prepare_corpus.py"} <= set(SCRIPTS)
 
 
-@pytest.mark.parametrize("module", MODULES)
-def test_the_short_form_shows_help(run_python, module):
-    done = run_python("-m", module, "--help", folder="gainRAG")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage:")
+@pytest.mark.parametrize(
+    ("folder", "names"),
+    [
+        ("gainRAG", MODULES),
+        ("data", [name.removesuffix(".py") for name in SCRIPTS]),
+        ("gainRAG/retrieval_engine", ["retrieval", "passage_embed"]),
+    ],
+)
+def test_the_short_form_shows_help_from_its_folder(run_python, folder, names):
+    """As `python -m NAME` and `python NAME.py` do there: the folder is the first where modules are looked for."""
+    results = run_all(partial(run_python, folder=folder), [(name, ["--help"]) for name in names])
+    assert [name for name, _, _ in results] == names
+    for name, code, output in results:
+        assert code == 0 and output.startswith("usage:"), (name, output)
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
-def test_a_script_of_data_shows_help_from_its_folder(run_python, script):
-    done = run_python(script, "--help", folder="data")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage:")
-
-
-@pytest.mark.parametrize("script", ["retrieval.py", "passage_embed.py"])
-def test_retrieval_runs_from_its_own_folder(run_python, script):
-    done = run_python(script, "--help", folder="gainRAG/retrieval_engine")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("usage:")
+def test_a_short_form_is_run_by_python_itself(run_python):
+    for arguments, folder in ((["-m", "rag_workflow.rag_generation"], "gainRAG"), (["data2selector.py"], "data")):
+        done = run_python(*arguments, "--help", folder=folder)
+        assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
 
 
 def test_the_long_form_shows_help(run_python):

@@ -108,7 +108,7 @@ def test_all_stages_in_a_row(pipeline, tiny_encoder, tiny_llama, tiny_reranker):
     gains = pipeline.records("gains.jsonl")
     assert all(sum(not passage["is_pseudo"] for passage in record["passages"]) == 5 for record in gains)
     pipeline.tool("data_filter.py", "--data_path", at / "gains.jsonl", "--output_path", at / "kept.jsonl")
-    assert len(pipeline.records("kept.jsonl")) >= 4
+    assert len(pipeline.records("kept.jsonl")) >= 3
     pipeline.tool("data2selector.py", "--data_path", at / "kept.jsonl", "--output_path", at / "train.jsonl")
 
     torchrun = [Path(sys.executable).parent / "torchrun", "--standalone", "--nproc_per_node", 1, "-m"]

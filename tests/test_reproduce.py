@@ -24,8 +24,6 @@ from conftest import REPOSITORY
 
 from gainRAG.common.resume import identity
 
-pytestmark = pytest.mark.xdist_group("rehearsal")  # one process of two runs it, once
-
 REPRODUCE = REPOSITORY / "scripts" / "reproduce.sh"
 STEPS = range(1, 10)
 EVALUATION = [

@@ -63,9 +63,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    input_file(args.data_path)
     workers, options = worker_options(**vars(args)), candidate_options(**vars(args))
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
+    input_file(args.data_path)
     check_engine(engine, generation)
     scorer = scorer_options(engine, args.gain_dtype)
     lengths = length_check(options, scorer, generation)

@@ -56,12 +56,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    input_file(args.data_path)
     workers, engine, generation = (
         worker_options(**vars(args)),
         engine_options(**vars(args)),
         generation_options(**vars(args)),
     )
+    input_file(args.data_path)
     check_engine(engine, generation)
     lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
     read = partial(read_answerable, args.data_path, args.limit, lengths)

@@ -88,7 +88,6 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    input_file(args.data_path)
     path = output_file(args.output_path)
     workers, engine, options = (
         worker_options(**vars(args)),
@@ -96,6 +95,7 @@ def main() -> None:
         pseudo_passage_options(**vars(args)),
     )
     generation = replace(generation_options(**vars(args)), max_new_tokens=options.max_new_tokens)
+    input_file(args.data_path)
     lengths = None
     if options.written_here:
         check_engine(engine, generation)

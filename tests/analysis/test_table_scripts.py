@@ -10,8 +10,6 @@ from pathlib import Path
 import pytest
 from conftest import SENTENCES, each
 
-pytestmark = pytest.mark.xdist_group("table scripts")  # one process of two runs them, once
-
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = ["table_main", "table_ablation", "table_topk", "figure_gap"]
 STAGES = ["retrieval", "draw_questions", "llm_supervision", "selector_engine", "rag_generation", "selector_quality"]

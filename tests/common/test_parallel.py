@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import REPOSITORY, SENTENCES, each, killed_at_record
+from conftest import REPOSITORY, SENTENCES, each, killed_at_record, slow
 from doubles import Doubler, Dying
 
 from gainRAG.common import cli, parallel
@@ -26,8 +26,6 @@ from gainRAG.llm_supervision import construct_hf
 from gainRAG.rag_workflow import rag_generation
 from gainRAG.retrieval_engine import exact_search, passage_embed, retrieval
 from gainRAG.selector_engine import selector_gainRag
-
-pytestmark = pytest.mark.xdist_group("ray")  # Ray starts once
 
 HAS_RAY = importlib.util.find_spec("ray") is not None
 needs_ray = pytest.mark.skipif(not HAS_RAY, reason="ray not installed")
@@ -158,7 +156,7 @@ print([double for double, _ in found] == list(range(0, 80, 2)), len({pid for _, 
 
 
 @needs_ray
-@pytest.mark.skipif("CHAOS_KILLS" not in os.environ, reason="takes half a minute; scripts/chaos.sh runs it")
+@slow
 def test_the_chunks_of_a_lost_machine_go_to_the_others(run_python):
     done = run_python("-c", LOSES_A_MACHINE, folder="tests", env={"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "."})
     assert "True 2" in done.stdout.splitlines(), done.stderr
@@ -297,6 +295,7 @@ def test_a_stage_ends_with_the_same_bytes_though_workers_are_killed(
 
 
 @needs_ray
+@slow
 def test_a_killed_driver_leaves_what_one_worker_goes_on_with(
     ray_stops, run_python, tiny_llama, write_jsonl, monkeypatch, tmp_path
 ):
@@ -315,6 +314,7 @@ def test_a_killed_driver_leaves_what_one_worker_goes_on_with(
 
 
 @needs_ray
+@slow
 def test_two_workers_of_a_script_started_in_its_own_folder(run_python, embeddings, write_jsonl, tmp_path, monkeypatch):
     """The workers must find its modules by their names in the package."""
     data = write_jsonl("questions.jsonl", made_questions())
@@ -328,6 +328,7 @@ def test_two_workers_of_a_script_started_in_its_own_folder(run_python, embedding
 
 
 @needs_ray
+@slow
 def test_a_mistake_found_by_a_worker_ends_with_one_line(run_python, embeddings, tiny_encoder, tmp_path):
     broken = tmp_path / "broken"
     broken.mkdir()

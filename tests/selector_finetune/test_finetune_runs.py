@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import REPOSITORY, RunsWhenUnpickled, cross_encoder_of, each
+from conftest import REPOSITORY, RunsWhenUnpickled, cross_encoder_of, each, slow
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.common.cli import UserError
@@ -357,6 +357,7 @@ sha256sum <"$1/out/model.safetensors"
 """
 
 
+@slow
 def test_training_goes_on_after_a_full_disk(own_mounts, tmp_path, tiny_reranker, write_jsonl, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     small = tmp_path / "small"
@@ -479,7 +480,9 @@ def same_run():
 
 
 @needs_deepspeed
-@pytest.mark.parametrize(("stage", "processes"), [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize(
+    ("stage", "processes"), [pytest.param(1, 1, marks=slow), pytest.param(2, 2, marks=slow), (3, 2)]
+)
 def test_zero_stages_learn_as_one_plain_process_and_save_whole_weights(
     stage, processes, torchrun, train, steady_reranker, write_jsonl, same_run
 ):
@@ -513,7 +516,7 @@ def test_zero_stages_learn_as_one_plain_process_and_save_whole_weights(
     AutoModelForSequenceClassification.from_pretrained(folder)
 
 
-@pytest.mark.parametrize("drop_last", [True, False])
+@pytest.mark.parametrize("drop_last", [pytest.param(True, marks=slow), False])
 def test_two_processes_without_deepspeed_learn_as_one(
     drop_last, torchrun, train, steady_reranker, write_jsonl, same_run
 ):
