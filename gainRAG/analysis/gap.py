@@ -16,10 +16,10 @@ from pathlib import Path
 from gainRAG.analysis.plots import interval_bars
 from gainRAG.analysis.runs import find_picks, read_predictions, read_results
 from gainRAG.common.cli import UserError, run_stage, stage_parser
-from gainRAG.common.jsonl import Record, atomic_write, write_json
+from gainRAG.common.jsonl import Record, atomic_write
 from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
-from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
+from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, results_file, write_results
 from gainRAG.rag_workflow.picks import METHODS, Picks
 
 logger = logging.getLogger(__name__)
@@ -44,8 +44,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", choices=RETRIEVING, default=SHOWN, help="which methods")
     parser.add_argument("--output_path", required=True, type=Path, help="the shares, .json; .md and .svg are beside it")
     args = parser.parse_args()
-    if args.output_path.suffix != ".json":
-        raise UserError(f"--output_path {args.output_path}: wanted a name that ends in .json")
+    results_file(args.output_path)
     return args
 
 
@@ -54,13 +53,9 @@ def main() -> None:
     rows = [row for name in args.datasets for row in measure(args.work, name, args.methods)]
     if not any(row["gap"] for row in rows):
         raise UserError(f"{args.work}: no answers of {', '.join(args.datasets)}; scripts/rag_generation.sh writes them")
-    write_json(args.output_path, {"shares": SHARES, "unit": "percent", "rows": rows})
-    text = markdown(rows)
-    with atomic_write(args.output_path.with_suffix(".md")) as file:
-        file.write(text)
     with atomic_write(args.output_path.with_suffix(".svg")) as file:
         file.write(plot(rows))
-    print(text)
+    write_results(args.output_path, {"shares": SHARES, "unit": "percent", "rows": rows}, markdown(rows))
 
 
 def measure(work: Path, name: str, methods: list[str]) -> list[Record]:

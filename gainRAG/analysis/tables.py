@@ -14,9 +14,9 @@ from pathlib import Path
 
 from gainRAG.analysis.runs import read_predictions, read_results
 from gainRAG.common.cli import UserError, run_stage, stage_parser
-from gainRAG.common.jsonl import Record, atomic_write, write_json
+from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.paper import NOT_REPRODUCED, PAPER_QUESTIONS, published
-from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
+from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, results_file, write_results
 from gainRAG.rag_workflow.picks import METHODS, WITH_PSEUDO
 
 logger = logging.getLogger(__name__)
@@ -92,19 +92,14 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--output_path", required=True, type=Path, help="the table, .json; its Markdown is beside it")
     args = parser.parse_args()
-    if args.output_path.suffix != ".json":
-        raise UserError(f"--output_path {args.output_path}: wanted a name that ends in .json")
+    results_file(args.output_path)
     return args
 
 
 def main() -> None:
     args = parse_arguments()
     content = collect(args.table, args.answers, args.datasets)
-    write_json(args.output_path, content)
-    text = markdown(content)
-    with atomic_write(args.output_path.with_suffix(".md")) as file:
-        file.write(text)
-    print(text)
+    write_results(args.output_path, content, markdown(content))
 
 
 def collect(kind: str, folders: list[Path], names: list[str]) -> Record:

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import gainRAG
-from gainRAG.common.jsonl import Record
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import Record, atomic_write, write_json
 from gainRAG.common.resume import versions
 from gainRAG.evaluation.answers import METRICS, normalize_answer, suspect_answers
 from gainRAG.evaluation.significance import bootstrap_interval
@@ -101,6 +102,25 @@ def git_commit() -> str | None:
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
+
+
+def results_file(path: Path) -> Path:
+    """`path`, where it can name a results file.
+
+    Raises:
+        UserError: it does not end in .json.
+    """
+    if path.suffix != ".json":
+        raise UserError(f"--output_path {path}: wanted a name that ends in .json")
+    return path
+
+
+def write_results(path: Path, content: Record, text: str) -> None:
+    """Writes a results file and, beside it, what it shows as Markdown, which is printed too."""
+    write_json(path, content)
+    with atomic_write(path.with_suffix(".md")) as file:
+        file.write(text)
+    print(text)
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

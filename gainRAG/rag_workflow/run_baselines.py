@@ -17,12 +17,12 @@ from functools import cached_property, partial
 from pathlib import Path
 
 from gainRAG.common.cli import UserError, input_file, run_stage, stage_parser
-from gainRAG.common.jsonl import Record, atomic_write, read_records, write_json
+from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import with_unique_ids
 from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
-from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval
+from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, write_results
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
@@ -121,15 +121,11 @@ def main() -> None:
             "picks": pick_metrics(picks, method, questions),
         }
     llm.close()
-    write_json(folder / "results.json", results)
     title = (
         f"{args.task}, {len(questions)} questions, {args.lm_type}, top {args.K_docs}; "
         "percent with 95 % intervals, gain as -log(PPL_CD + 1)"
     )
-    text = f"{title}\n\n{results_table(results)}"
-    with atomic_write(folder / "results.md") as file:
-        file.write(text)
-    print(text)
+    write_results(folder / "results.json", results, f"{title}\n\n{results_table(results)}")
 
 
 class SharedLLM:
