@@ -16,7 +16,9 @@ from gainRAG.common.models import (
     pick_dtype,
     weights_path,
 )
+from gainRAG.common.packed_linear import pack_linear_layers
 from gainRAG.llm_inference.build_prompts import encode_prompts
+from gainRAG.llm_inference.decoding import CPU_PREFILL_TOKENS, decode_greedily, share_heads, takes_masks
 from gainRAG.llm_inference.written_text import TextEngine, decode_texts
 
 
@@ -63,7 +65,7 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
         model = AutoModelForCausalLM.from_pretrained(
             weights_path(lm_type), dtype=pick_dtype(dtype, device), trust_remote_code=False
         )
-    return model.to(device).eval()
+    return pack_linear_layers(model.to(device).eval())
 
 
 def end_tokens(generation_config, tokenizer) -> list[int] | None:
@@ -74,7 +76,7 @@ def end_tokens(generation_config, tokenizer) -> list[int] | None:
 
 
 class HFEngine(TextEngine):
-    """Generation by transformers' `generate`; see `engine.Engine`.
+    """Greedy decoding of our own where the model takes our masks, else transformers' `generate`; see `engine.Engine`.
 
     A prompt that occurs several times is continued once. Memory that runs out halves the batches from then on.
     """
@@ -103,6 +105,10 @@ class HFEngine(TextEngine):
             eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id, use_cache=True
         )
         self.budget = BatchBudget(max_batch_tokens)
+        self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else max_batch_tokens
+        self.decodes_greedily = not temperature and takes_masks(self.model)
+        if self.decodes_greedily:
+            share_heads(self.model)
         self.temperature = temperature
         self.seed = seed
 
@@ -133,6 +139,12 @@ class HFEngine(TextEngine):
 
     @torch.inference_mode()
     def _continue(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
+        window = getattr(self.model.config, "sliding_window", None)  # a shorter one needs a mask that we do not make
+        if self.decodes_greedily and (window is None or max(map(len, rows)) + max_new_tokens <= window):
+            ends = set(self.model.generation_config.eos_token_id or [])
+            return decode_texts(
+                self.tokenizer, decode_greedily(self.model, rows, max_new_tokens, ends, self.prefill_tokens)
+            )
         batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
         sampling = {"temperature": self.temperature} if self.temperature else {}
         torch.manual_seed(self.seed)  # per batch: what one batch draws does not depend on those before it

@@ -14,13 +14,9 @@ import torch
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import longest_input
+from gainRAG.llm_inference.decoding import takes_masks
 
 logger = logging.getLogger(__name__)
-
-# Architectures known to add a 4D mask and given positions as they are, to read logits off one linear layer without
-# scale or cap, and to keep plain keys and values in their cache; each is held to the definition by a test.
-TREE_MODEL_TYPES = {"gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
-MASKED_ATTENTION = {"eager", "sdpa"}
 
 
 class AnswerTree:
@@ -117,9 +113,9 @@ class BranchedModel:
         self.device = model.get_input_embeddings().weight.device
         self.window = getattr(self.config, "sliding_window", None)
         self.max_positions = longest_input(model.config)
-        attention = getattr(model.config, "_attn_implementation", None)
-        self.supports_tree_mask = model.config.model_type in TREE_MODEL_TYPES and attention in MASKED_ATTENTION
+        self.supports_tree_mask = takes_masks(model)
         if not self.supports_tree_mask:
+            attention = getattr(model.config, "_attn_implementation", None)
             logger.info("%s with %s attention: one answer a row", model.config.model_type, attention)
         self._check()
 

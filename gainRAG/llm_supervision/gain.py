@@ -18,13 +18,13 @@ import torch
 
 from gainRAG.common.batching import BatchBudget
 from gainRAG.llm_inference.build_prompts import encode_answers, encode_prompts
+from gainRAG.llm_inference.decoding import common_start
 from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
 
 CPU_BATCH_TOKENS = 2048  # larger batches leave a CPU's caches: 16384 tokens at once take 1.6 x as long a token
 WINDOW_BATCHES = 8  # batches' worth of tokens that are sorted by length together
 SLICE_LOGITS = 4096  # float32 logits held at once for each token of the budget: 256 MiB at 16384 tokens
 LARGEST_NLL = 700.0  # nats; its exponential still is a finite float64, which JSON can hold
-SHORTEST_PREFIX = 16  # tokens; a shorter common start costs more in bookkeeping than it saves
 
 
 @dataclass(frozen=True)
@@ -155,11 +155,8 @@ class GainScorer:
         """What all prompts start with, computed once; at least each prompt's last token stays in its row."""
         if len(rows) < 2 or not self.model.takes_branches(rows):
             return Prefix()
-        prompts = [row.prompt for row in rows]
-        first, last = min(prompts), max(prompts)
-        limit = min(map(len, prompts)) - 1
-        length = next((at for at in range(limit) if first[at] != last[at]), limit)
-        return self.model.prefix(first[:length]) if length >= SHORTEST_PREFIX else Prefix()
+        length = common_start([row.prompt for row in rows])
+        return self.model.prefix(rows[0].prompt[:length]) if length else Prefix()
 
     def _fitting_nll(self, tree: AnswerTree, without: torch.Tensor, given: torch.Tensor) -> torch.Tensor:
         while True:

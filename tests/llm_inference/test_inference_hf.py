@@ -13,6 +13,8 @@ from tokenizers.processors import TemplateProcessing
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import weights_path
+from gainRAG.llm_inference import inference_hf
+from gainRAG.llm_inference.decoding import decode_greedily
 from gainRAG.llm_inference.inference_hf import HFEngine, end_tokens, load_causal_lm, load_tokenizer
 
 PROMPTS = [
@@ -70,13 +72,13 @@ def test_batches_equal_one_by_one_on_a_real_model():
 
 def test_the_batch_limit_holds_and_repeated_prompts_run_once(make_engine, monkeypatch):
     engine = make_engine(max_batch_tokens=200)
-    shapes, generate = [], engine.model.generate
+    shapes, write = [], engine._continue
 
-    def spied(input_ids, **options):
-        shapes.append(tuple(input_ids.shape))
-        return generate(input_ids=input_ids, **options)
+    def spied(rows, max_new_tokens):
+        shapes.append((len(rows), max(map(len, rows))))
+        return write(rows, max_new_tokens)
 
-    monkeypatch.setattr(engine.model, "generate", spied)
+    monkeypatch.setattr(engine, "_continue", spied)
     texts = engine.generate([*PROMPTS, *PROMPTS], 10)
     assert texts[: len(PROMPTS)] == texts[len(PROMPTS) :]
     assert sum(rows for rows, _ in shapes) == len(PROMPTS)
@@ -89,18 +91,18 @@ def test_the_batch_limit_holds_and_repeated_prompts_run_once(make_engine, monkey
 def test_out_of_memory_halves_the_batches_for_good_and_lets_go_of_the_failed_one(make_engine, monkeypatch):
     engine = make_engine()
     expected = engine.generate(PROMPTS, 8)
-    tried, held, generate = [], [], engine.model.generate
+    tried, held, write = [], [], engine._continue
 
-    def small_memory(input_ids, **options):
+    def small_memory(rows, max_new_tokens):
         assert all(tensor() is None for tensor in held), "the failed batch still fills the memory"
-        tried.append(len(input_ids))
-        if len(input_ids) > 2:
+        tried.append(len(rows))
+        if len(rows) > 2:
             cache = torch.zeros(10)
             held.append(weakref.ref(cache))
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return generate(input_ids=input_ids, **options)
+        return write(rows, max_new_tokens)
 
-    monkeypatch.setattr(engine.model, "generate", small_memory)
+    monkeypatch.setattr(engine, "_continue", small_memory)
     assert engine.generate(PROMPTS, 8) == expected
     assert sum(rows for rows in tried if rows <= 2) == len(PROMPTS)
     failed = sum(rows > 2 for rows in tried)
@@ -113,10 +115,10 @@ def test_out_of_memory_halves_the_batches_for_good_and_lets_go_of_the_failed_one
 def test_out_of_memory_for_a_single_prompt_is_not_hidden(make_engine, monkeypatch):
     engine = make_engine()
 
-    def no_memory(**_):
+    def no_memory(*_):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(engine.model, "generate", no_memory)
+    monkeypatch.setattr(engine, "_continue", no_memory)
     with pytest.raises(torch.cuda.OutOfMemoryError):
         engine.generate(PROMPTS, 8)
 
@@ -170,23 +172,24 @@ def test_thoughts_are_left_out_and_those_that_never_end_are_counted(make_engine,
 
 
 @pytest.mark.parametrize("own", [None, 5, [5, 6]])
-def test_the_tokenizers_own_end_token_ends_a_text(make_engine, tiny_llama, tmp_path, own):
+def test_the_tokenizers_own_end_token_ends_a_text(make_engine, tiny_llama, tmp_path, monkeypatch, own):
     folder = tmp_path / "endless"
     shutil.copytree(tiny_llama, folder)
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": own}))
     engine = make_engine(folder)
-    shown, generate = [], engine.model.generate
-    engine.model.generate = lambda **options: shown.append(generate(**options)[0].tolist()) or torch.tensor(shown[-1:])
+    shown = []
+    monkeypatch.setattr(
+        inference_hf, "decode_greedily", lambda *given: shown.extend(decode_greedily(*given)) or shown[-1:]
+    )
     assert engine.tokenizer.eos_token_id in engine.model.generation_config.eos_token_id
     engine.generate(PROMPTS[:1], 12)
-    written = shown[0][-12:]
-    assert len(set(written)) > 2
+    assert len(set(shown[0])) > 2
     engine.model.generation_config.eos_token_id = end_tokens(
-        engine.model.generation_config, SimpleNamespace(eos_token_id=written[2])
+        engine.model.generation_config, SimpleNamespace(eos_token_id=shown[0][2])
     )
     engine.generate(PROMPTS[:1], 12)
-    assert shown[1] == shown[0][:-12] + written[: written.index(written[2]) + 1]
+    assert shown[1] == shown[0][: shown[0].index(shown[0][2]) + 1]
 
 
 def test_sampling_is_seeded(make_engine):

@@ -2,15 +2,18 @@ import importlib.util
 import itertools
 import math
 import random
+from functools import partial
 
 import pytest
 import torch
+from causal_models import SIZES, make_causal_lm
 from conftest import causal_tokenizer, each
 from tokenizers.processors import TemplateProcessing
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import weights_path
-from gainRAG.llm_supervision.answer_tree import TREE_MODEL_TYPES, AnswerTree, BranchedModel
+from gainRAG.llm_inference.decoding import MASKED_MODEL_TYPES
+from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel
 from gainRAG.llm_supervision.gain import GainRequest, GainScorer
 
 HEADER = "<|system|>\nAnswer the question from the passage with a few words, nothing else.<|end|>\n<|user|>\n"
@@ -20,24 +23,6 @@ TEXT = """
 """
 WORDS = TEXT.split()
 ANSWERS = ["Paris", "Par", "Paris, France", "東京", "Dvořák", "1903", "the Nobel Prize", "Zoë et Ångström", "a"]
-COMMON = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
-GROUPED = {**COMMON, "num_key_value_heads": 2}
-SIZES = {
-    "llama": GROUPED,
-    "qwen2": GROUPED,
-    "qwen3": {**GROUPED, "head_dim": 8},
-    "mistral": {**GROUPED, "sliding_window": None},
-    "olmo2": GROUPED,
-    "phi3": {**GROUPED, "pad_token_id": 0},
-    "gpt_neox": COMMON,
-    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4},
-    "mistral-window": {**GROUPED, "sliding_window": 12},
-    "gemma2": {**GROUPED, "head_dim": 8, "sliding_window": 12, "final_logit_softcapping": 2.0},
-    "cohere": {**GROUPED, "logit_scale": 0.25},
-    "granite": {**GROUPED, "logits_scaling": 4.0},
-    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4},
-    "mamba": {"hidden_size": 32, "state_size": 4, "num_hidden_layers": 2},
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +32,7 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def make_model(tokenizer):
-    """Makes a tiny random model of a kind in SIZES, with logits far enough apart to tell answers from each other."""
-    from transformers import AutoConfig, AutoModelForCausalLM
-
-    def make(kind: str, attention: str | None = None, **changes):
-        torch.manual_seed(0)
-        sizes = {"vocab_size": len(tokenizer), "max_position_embeddings": 512, "initializer_range": 0.2}
-        special = {"bos_token_id": None, "eos_token_id": 1, "pad_token_id": 0}
-        config = AutoConfig.for_model(kind.split("-")[0], **{**sizes, **special, **SIZES[kind], **changes})
-        return AutoModelForCausalLM.from_config(config, attn_implementation=attention).float().eval()
-
-    return make
+    return partial(make_causal_lm, len(tokenizer))
 
 
 def bos_tokenizer():
@@ -137,7 +112,7 @@ def test_batches_and_windows_of_any_size(make_model, tokenizer, max_batch_tokens
 
 
 def test_every_architecture_with_a_tree_mask_is_held_to_the_definition():
-    assert set(SIZES) >= TREE_MODEL_TYPES
+    assert set(SIZES) >= MASKED_MODEL_TYPES
 
 
 def test_a_tree_mask_takes_one_row_a_prompt(make_model, tokenizer, monkeypatch):
@@ -150,7 +125,7 @@ def test_a_tree_mask_takes_one_row_a_prompt(make_model, tokenizer, monkeypatch):
         model.model.register_forward_pre_hook(
             lambda module, args, kwargs, rows=rows: rows.append(len(kwargs["input_ids"])), with_kwargs=True
         )
-        monkeypatch.setattr("gainRAG.llm_supervision.gain.SHORTEST_PREFIX", 1000)
+        monkeypatch.setattr("gainRAG.llm_inference.decoding.SHORTEST_PREFIX", 1000)
         list(scorer.score([request]))
         assert sum(rows) == (1 + len(request.passage_prompts)) * rows_per_prompt
 
