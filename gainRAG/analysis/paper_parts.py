@@ -25,7 +25,7 @@ def paper_figures(work: Path) -> list[Plot | Missing]:
     """The scores over K passages, and figure 1."""
     rows = read_gap(work)
     cells = read_tables(work).get("table_topk", {}).get("cells", [])
-    measured = [cell for cell in cells if cell["ours"] and cell["K"]]
+    measured = [cell for cell in cells if cell.get("ours") and cell["K"]]
     names = dict.fromkeys(cell["dataset"] for cell in measured)
     parts = [topk_part(name, [cell for cell in measured if cell["dataset"] == name]) for name in names]
     if not parts:
@@ -92,7 +92,7 @@ def paper_table(content: Record) -> Grid:
                 printable(str(cell[name])) if cell[name] is not None else None
                 for name in ("dataset", "label", "K", "metric")
             ),
-            cell["paper"],
+            cell.get("paper"),
             format_interval(cell.get("ours"), digits=2, scale=1),
             cell.get("difference"),
             cell["n"],

@@ -240,7 +240,7 @@ def _is_table(content: Any) -> bool:
         and all(
             isinstance(cell, dict)
             and all(name in cell and isinstance(cell[name], kind) for name, kind in texts.items())
-            and all(cell.get(name) is None or is_number(cell[name]) for name in ("paper", "difference"))
+            and all(cell.get(name) is None or is_number(cell[name]) for name in ("paper", "difference", "K", "n"))
             and (cell.get("ours") is None or _is_score(cell["ours"]))
             for cell in content.get("cells", [])
         )

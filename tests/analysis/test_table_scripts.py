@@ -13,6 +13,7 @@ from conftest import SENTENCES, each
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = ["table_main", "table_ablation", "table_topk", "figure_gap"]
 STAGES = ["retrieval", "draw_questions", "llm_supervision", "selector_engine", "rag_generation", "selector_quality"]
+STAGES += ["report"]
 
 
 def run_script(name: str, work: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:

@@ -41,6 +41,7 @@
   }
 
   function origin(passage) {
+    if (passage.from === "pseudo") return "pseudo-passage";
     return /^\d+$/.test(passage.from) ? `rank ${passage.from}` : passage.from;
   }
 
@@ -50,7 +51,8 @@
     line.append(foreign("span", said.right ? "right" : "wrong", said.text || "(nothing)"));
     const pick = said.pick === null ? null : one.candidates[said.pick];
     if (pick) {
-      line.append(make("span", "", `, from ${origin(pick)}: `), foreign("span", "", pick.title || "untitled"));
+      line.append(make("span", "", `, from ${origin(pick)}`));
+      if (pick.title) line.append(": ", foreign("span", "", pick.title));
       if (pick.gain !== null) line.append(make("span", "", `, gain ${number(pick.gain)}`));
     }
     return line;
@@ -81,7 +83,7 @@
       const pickers = Object.keys(one.said).filter((method) => one.said[method].pick === place);
       if (pickers.includes("gainrag")) line.className = "picked";
       const text = make("td");
-      text.append(foreign("strong", "", passage.title || "untitled"), foreign("div", "", passage.text));
+      text.append(foreign("strong", "", passage.title), foreign("div", "", passage.text));
       line.append(make("td", "", origin(passage)), text, make("td", "number", number(passage.gain)),
         make("td", "number", number(passage.score)), make("td", "", pickers.map((method) => label[method]).join("; ")));
       [...line.cells].forEach((cell, column) => { if (column !== 1 && cell.textContent) cell.dataset.name = names[column]; });
