@@ -80,6 +80,7 @@ def draw_intervals(panels: Sequence[Panel]) -> "Figure":
         axes = figure.subplots(len(panels), squeeze=False, height_ratios=heights)[:, 0]
         for axis, panel in zip(axes, panels, strict=True):
             _draw_panel(axis, panel)
+        figure.get_layout_engine().set(h_pad=0.1)
         return figure
 
 
@@ -88,7 +89,7 @@ def _draw_panel(axis: "Axes", panel: Panel) -> None:
         mean, low, high = np.clip([row.mean, row.low, row.high], -FAR, FAR)
         colour = COLOURS.get(row.method, INK)
         axis.plot([low, high], [place, place], color=colour, linewidth=2, solid_capstyle="butt")
-        axis.plot(mean, place, MARKERS.get(row.method, "o"), color=colour, markersize=6)
+        axis.plot(mean, place, MARKERS.get(row.method, "o"), color=colour, markersize=6, clip_on=False)
     axis.set_yticks(range(len(panel.rows)), [_wrap(row.label) for row in panel.rows])
     axis.set_ylim(len(panel.rows) - 0.4, -0.6)
     axis.tick_params(axis="y", length=0)
@@ -188,7 +189,7 @@ def draw_topk(panels: Mapping[str, Mapping[str, Sequence[Interval]]], names: Map
                 error = np.abs([mean - low, high - mean])
                 style = {"color": COLOURS.get(method, INK), "marker": MARKERS.get(method, "o"), "markersize": 4}
                 axis.errorbar(places, mean, error, label=names[method], linewidth=1.2, elinewidth=0.8, **style)
-            axis.set_title(textwrap.fill(title, 26), loc="left")
+            axis.set_title(textwrap.fill(title, 20), loc="left")
             axis.set_xticks(sorted({int(row.label) for rows in methods.values() for row in rows}))
             axis.set_ylim(0, 100)
             axis.grid(axis="y")

@@ -12,8 +12,8 @@ from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.results import format_interval
 
 GAP_PANELS = {
-    "wrong_of_held": "Answered wrongly, although the passage holds the answer",
-    "not_held_of_right": "Passage does not hold the answer, yet answered rightly",
+    "wrong_of_held": "Wrong, though the passage holds the answer",
+    "not_held_of_right": "Right, though the passage does not hold it",
 }
 GAP_AXES = {
     "wrong_of_held": "% of questions whose passage holds the answer",
@@ -40,7 +40,7 @@ def paper_figures(work: Path) -> list[Plot | Missing]:
 def topk_part(name: str, cells: Sequence[Record]) -> Plot:
     """Scores and hits over K passages, on one question set."""
     main = "accuracy" if any(cell["metric"] == "accuracy" for cell in cells) else "cover_em"
-    titles = {main: f"{main}: answered rightly", "hit_at_k": "hit@K: answer in the passages"}
+    titles = {main: main, "hit_at_k": "hit@K"}
     panels = {}
     for metric, title in titles.items():
         rows: dict[str, list[Interval]] = {}
@@ -54,7 +54,8 @@ def topk_part(name: str, cells: Sequence[Record]) -> Plot:
     return Plot(
         f"{name}-topk",
         f"More passages in the prompt: {printable(name)}",
-        f"Means over {asked} questions with 95 % bootstrap intervals, for K passages in the prompt.",
+        f"Means over {asked} questions with 95 % bootstrap intervals, for K passages in the prompt. hit@K: one of "
+        "them holds a gold answer.",
         partial(figures.draw_topk, panels, names),
     )
 
