@@ -20,5 +20,6 @@ for name in "$@"; do
     score trained "$SELECTOR" "$name"
   fi
 done
-python -m gainRAG.analysis.report --work "$WORK" --output "$WORK/report.html" --figures "$WORK/figures"
+python -m gainRAG.analysis.report --work "$WORK" --selector "$SELECTOR" --output "$WORK/report.html" \
+  --figures "$WORK/figures"
 say "$WORK/report.html, $WORK/figures"

@@ -55,23 +55,25 @@ class Report:
     questions: Record
 
 
-def collect(work: Path, limit: int) -> Report:
+def collect(work: Path, limit: int, selector_folder: Path | None = None) -> Report:
     """Reads a run's folder and computes what the page shows.
 
     Args:
         work: the run's folder.
         limit: questions in the table of questions.
+        selector_folder: where the trained selector is; None: `work`/selector.
 
     Raises:
         UserError: nothing was answered under `work`, or a file is not what the stages write.
     """
+    trained = selector_folder or work / "selector"
     folders = [path.parent for path in sorted((work / "answers").glob("*/results.json"))]
     sets = [QuestionSet(work, folder) for folder in folders if read_results(folder)]
     if not sets:
         raise UserError(f"{work}: no answers/NAME/results.json in it; scripts/rag_generation.sh writes them")
     sections = [Section(f"Results on {printable(found.name)}", results(found)) for found in sets]
     sections += [Section(f"The selector on {printable(found.name)}", selector(found)) for found in sets]
-    sections.append(Section("Gains and training", [*gains(sets), *training(work)]))
+    sections.append(Section("Gains and training", [*gains(sets), *training(trained)]))
     sections.append(Section("More passages, and figure 1", paper_figures(work)))
     tables = [paper_table(content) for content in read_tables(work).values()]
     if tables:
@@ -79,13 +81,13 @@ def collect(work: Path, limit: int) -> Report:
     return Report(
         title=printable(work.resolve().name),
         result=measures.result_sentence(sets),
-        facts=facts(work, sets),
+        facts=facts(trained, sets),
         sections=sections,
         questions=question_table(sets, limit),
     )
 
 
-def facts(work: Path, sets: Sequence[QuestionSet]) -> list[tuple[str, str]]:
+def facts(trained: Path, sets: Sequence[QuestionSet]) -> list[tuple[str, str]]:
     """What the run was: question sets, models and settings; where sets differ, all values."""
     results = [result for found in sets for result in found.results.values()]
     shown = [("questions", "; ".join(f"{printable(found.name)} ({len(found.questions)})" for found in sets))]
@@ -95,7 +97,7 @@ def facts(work: Path, sets: Sequence[QuestionSet]) -> list[tuple[str, str]]:
         values = dict.fromkeys(printable(str(value), longest) for value in found)
         if values:
             shown.append((meaning, ", ".join(values)))
-    flags = (read_object(work / "selector" / "training.settings.json") or {}).get("flags")
+    flags = (read_object(trained / "training.settings.json") or {}).get("flags")
     if isinstance(flags, dict):
         known = {meaning: flags[name] for name, meaning in TRAINED_WITH.items() if is_number(flags.get(name))}
         shown.append(
@@ -262,9 +264,9 @@ def origins_part(found: QuestionSet) -> Plot | Missing:
     )
 
 
-def training(work: Path) -> list[Plot | Missing]:
+def training(trained: Path) -> list[Plot | Missing]:
     """Loss and learning rate over the training's steps."""
-    steps = read_training(work / "selector")
+    steps = read_training(trained)
     if not steps:
         return [Missing("loss and learning rate of the training", "bash scripts/selector_finetune.sh")]
     return [

@@ -24,6 +24,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.add_argument("--work", required=True, type=Path, help="the run's folder")
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page, .html")
+    parser.add_argument(
+        "--selector", type=Path, default=None, help="the trained selector's folder; None: WORK/selector"
+    )
     parser.add_argument("--questions", type=non_negative_int, default=1000, help="questions in the page's table")
     parser.add_argument(
         "--figures", type=Path, default=None, metavar="DIR", help="also write every figure there, PDF and PNG"
@@ -38,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    report = collect(args.work, args.questions)
+    report = collect(args.work, args.questions, args.selector)
     text = render(report)
     with atomic_write(args.output) as file:
         file.write(text)
