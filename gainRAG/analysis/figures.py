@@ -95,7 +95,7 @@ def _draw_panel(axis: "Axes", panel: Panel) -> None:
     axis.tick_params(axis="y", length=0)
     axis.grid(axis="x")
     if panel.percent:
-        axis.set_xlim(0, 100)
+        axis.set_xlim(-2, 102)  # room for the marks at the ends
     if panel.zero:
         axis.axvline(0, color=INK, linewidth=1, linestyle="--")
     axis.set_title(panel.title, loc="left")
@@ -191,7 +191,7 @@ def draw_topk(panels: Mapping[str, Mapping[str, Sequence[Interval]]], names: Map
                 axis.errorbar(places, mean, error, label=names[method], linewidth=1.2, elinewidth=0.8, **style)
             axis.set_title(textwrap.fill(title, 20), loc="left")
             axis.set_xticks(sorted({int(row.label) for rows in methods.values() for row in rows}))
-            axis.set_ylim(0, 100)
+            axis.set_ylim(0, 103)
             axis.grid(axis="y")
         figure.supxlabel("K, passages in the prompt", fontsize=9.5)
         axes[0].set_ylabel("questions (%)")
