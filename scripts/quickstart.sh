@@ -42,6 +42,8 @@ script selector_finetune
 script selector_engine demo_test
 script rag_generation demo_test
 
+script report demo_test
+
 say "done in $((SECONDS / 60)) min $((SECONDS % 60)) s of computing"
 cat <<TEXT
 
@@ -52,5 +54,8 @@ Where everything is, under $WORK:
   selector/                        the trained selector, an ordinary cross-encoder folder
   selected/METHOD/demo_test.jsonl  what each selector picked
   answers/demo_test/               a prediction file a method, results.json and the table, results.md
+  figures/                         the report's figures, PDF and PNG
+  report.html                      the report: open it in a browser
 Next: copy scripts/demo.conf and name your own data and models there (README.md, "The paper's run").
+Look at it first: $WORK/report.html
 TEXT

@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_bad_input import GROUPS, NQ_OPEN, PASSAGES, PREDICTIONS, QUESTIONS, RESULT, RETRIEVED, SUPERVISED, lines
 
-from gainRAG.analysis.report import page
+from gainRAG.analysis.contents import collect
 from gainRAG.analysis.runs import as_prediction
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import read_records
@@ -216,8 +216,8 @@ def _shards(path: Path) -> None:
 
 
 def _report(path: Path) -> None:
-    work = path.parent.parent.parent if path.parent.name == "NQ" else path.parent
-    page(work, 3).encode()
+    work = next(folder for folder in path.parents if (folder / "answers").exists())
+    json.dumps(collect(work, 3).questions, allow_nan=False)
 
 
 def _resumed(path: Path) -> None:
@@ -277,8 +277,14 @@ YAML = (
     b"background: 'Write. {question}'\npassage: '{title}: {text}'\ntasks:\n  Mine: {instruction: Answer., label: Q, "
     b"metric: accuracy}\n"
 )
-GAINS = {"cells": [{"dataset": "NQ", "label": "GainRAG", "K": None, "metric": "EM", "paper": 41.97, "ours": None,
-                    "difference": None, "n": None}], "title": "t", "notes": ["n"]}  # fmt: skip
+SCORE = {"mean": 50.0, "low": 40.0, "high": 60.0}
+CELL = {"dataset": "NQ", "method": "gainrag", "label": "GainRAG", "K": 1, "metric": "cover_em", "paper": 41.97}
+TABLE = {"cells": [{**CELL, "ours": SCORE, "difference": None, "n": 3}], "title": "t", "notes": ["n"]}
+FIGURE = {"rows": [{"dataset": "NQ", "method": "rerank", "label": "Rerank", "gap": {"n": 3, "wrong_of_held": SCORE}}]}
+TRAINED = {"log_history": [{"step": 1, "loss": 1.5, "learning_rate": 0.0}, {"step": 1, "train_loss": 1.5}]}
+SCORED = [
+    {**record, "ctxs": [{**passage, "selector_score": 1.5} for passage in record["ctxs"]]} for record in RETRIEVED
+]
 MADE_WITH = {
     "inputs": {"model_name_or_path": "x"},
     "flags": {"passages": "d", "pooling": "mean", "normalize": False, "lowercase": False, "normalize_text": False},
@@ -350,9 +356,12 @@ READERS = {
     "settings of an unfinished output": Reader("out.json.unfinished.settings.json", dumped(SETTINGS), _resumed),
     "report: results": Reader("answers/NQ/results.json", dumped({"gainrag": RESULT}), _report),
     "report: predictions": Reader("answers/NQ/gainrag.jsonl", lines(PREDICTIONS), _report),
-    "report: picks": Reader("selected/gainrag/NQ.jsonl", lines(RETRIEVED), lambda path: page(path.parents[2], 3)),
-    "report: gains": Reader("gains/NQ.jsonl", lines(SUPERVISED), lambda path: page(path.parents[1], 3)),
-    "report: table": Reader("table_main.json", dumped(GAINS), _report),
+    "report: picks": Reader("selected/gainrag/NQ.jsonl", lines(RETRIEVED), _report),
+    "report: gains": Reader("gains/NQ.jsonl", lines(SUPERVISED), _report),
+    "report: scores": Reader("scored/trained/NQ.jsonl", lines(SCORED), _report),
+    "report: training": Reader("selector/trainer_state.json", dumped(TRAINED), _report),
+    "report: table": Reader("table_topk.json", dumped(TABLE), _report),
+    "report: figure 1": Reader("figure_gap.json", dumped(FIGURE), _report),
 }  # fmt: skip
 
 

@@ -13,9 +13,10 @@ import argparse
 import logging
 from pathlib import Path
 
-from gainRAG.analysis.plots import interval_bars
+from gainRAG.analysis.figures import as_svg, draw_intervals
+from gainRAG.analysis.paper_parts import gap_panels
 from gainRAG.analysis.runs import find_picks, read_predictions, read_results
-from gainRAG.common.cli import UserError, run_stage, stage_parser
+from gainRAG.common.cli import UserError, require, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write
 from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
@@ -33,7 +34,6 @@ SHARES = {
     "right_though_not_held": "right although it does not, % of all",
     "right_of_not_held": "right, % of questions whose passage does not",
 }
-PANELS = {"wrong_of_held": "wrong, of held", "not_held_of_right": "not held, of right"}  # the paper's figure 1
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,6 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_path", required=True, type=Path, help="the shares, .json; .md and .svg are beside it")
     args = parser.parse_args()
     results_file(args.output_path)
+    require("matplotlib")
     return args
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     if not any(row["gap"] for row in rows):
         raise UserError(f"{args.work}: no answers of {', '.join(args.datasets)}; scripts/rag_generation.sh writes them")
     with atomic_write(args.output_path.with_suffix(".svg")) as file:
-        file.write(plot(rows))
+        file.write(as_svg(draw_intervals(gap_panels(rows))))
     write_results(args.output_path, {"shares": SHARES, "unit": "percent", "rows": rows}, markdown(rows))
 
 
@@ -120,18 +121,6 @@ def markdown(rows: list[Record]) -> str:
         shown = [format_interval(shares.get(name), scale=1) for name in SHARES]
         lines.append((row["dataset"], row["label"], *shown, shares.get("n")))
     return markdown_table(("questions", "method", *SHARES.values(), "n"), lines)
-
-
-def plot(rows: list[Record]) -> str:
-    """The paper's two panels as SVG bars, one below the other."""
-    bars = [
-        (f"{row['dataset']}, {row['label']}: {what}", share["mean"], share["low"], share["high"])
-        for name, what in PANELS.items()
-        for row in rows
-        if row["gap"] and (share := row["gap"][name])
-    ]
-    title = "Answered wrongly, of passages that hold the answer; passage lacks it, of right answers (%)"
-    return interval_bars(bars, title)
 
 
 if __name__ == "__main__":

@@ -3,17 +3,22 @@
 answers/NAME/results.json      facts and means of every method (run_baselines)
 answers/NAME/METHOD.jsonl      its predictions
 selected/METHOD/NAME.jsonl     what a selector picked
+scored/WHICH/NAME.jsonl        every candidate's score by the start and the trained selector (scripts/report.sh)
 retrieved/NAME.jsonl           what the retriever found, best first
 gains/NAME.jsonl               every candidate's gain, where it was computed
+selector/trainer_state.json    loss and learning rate of the training
+table_*.json, figure_gap.json  the paper's tables and figure 1, where they were made
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gainRAG.common.cli import UserError, input_file
-from gainRAG.common.jsonl import Record, parse_json, read_records
-from gainRAG.common.schemas import LARGEST, as_prediction
-from gainRAG.rag_workflow.picks import Picks
+from gainRAG.common.jsonl import FieldError, Record, parse_json, read_records
+from gainRAG.common.schemas import LARGEST, as_prediction, as_retrieved, with_unique_ids
+from gainRAG.evaluation.answers import main_metric
+from gainRAG.rag_workflow.picks import METHODS, Picks
 
 
 def read_results(folder: Path) -> dict[str, Record]:
@@ -49,7 +54,12 @@ def _is_result(result: Any) -> bool:
 def _is_score(score: Any) -> bool:
     """A mean with its interval, of a size that can be drawn."""
     numbers = [score.get(name) for name in ("mean", "low", "high")] if isinstance(score, dict) else [None]
-    return all(isinstance(number, int | float) and abs(number) <= LARGEST for number in numbers)
+    return all(map(is_number, numbers))
+
+
+def is_number(value: Any) -> bool:
+    """A number that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
 
 
 def read_predictions(folder: Path, method: str, questions: int) -> list[Record]:
@@ -77,3 +87,184 @@ def find_picks(work: Path, name: str, k: int) -> Picks:
     retrieved, gains = work / "retrieved" / f"{name}.jsonl", work / "gains" / f"{name}.jsonl"
     selections = {path.parent.name: path for path in work.glob(f"selected/*/{name}.jsonl")}
     return Picks(k, retrieved if retrieved.exists() else None, selections, gains if gains.exists() else None)
+
+
+def as_scored(record: Record) -> Record:
+    """A selection record; every passage of it has a `selector_score`."""
+    record = as_retrieved(record)
+    for rank, passage in enumerate(record["ctxs"]):
+        if not is_number(passage.get("selector_score")):
+            raise FieldError(f"ctxs[{rank}].selector_score", "missing, or no number; selector_gainRag writes it")
+    return record
+
+
+class QuestionSet:
+    """One question set of a run: results, predictions, picks, gains and selector scores.
+
+    Args:
+        work: the run's folder.
+        folder: that of the set's results.json, below it.
+
+    Raises:
+        UserError: a file is not what the stages write, or belongs to other questions.
+    """
+
+    def __init__(self, work: Path, folder: Path) -> None:
+        self.work, self.name = work, folder.name
+        results = read_results(folder)
+        self.results = {method: results[method] for method in (*METHODS, *results) if method in results}
+        self.picks = find_picks(work, self.name, k=1)
+        self.predictions: dict[str, dict[str, Record]] = {}
+        for method, result in self.results.items():
+            predictions = read_predictions(folder, method, result["questions"])
+            self.predictions[method] = {str(record.get("id")): record for record in predictions}
+        first, *others = self.predictions.items()
+        for method, records in others:
+            if records.keys() != first[1].keys():
+                raise UserError(f"{folder}: {method} and {first[0]} answered different questions; run them on the same")
+        self.questions = list(first[1].values())
+        self.metric = main_metric(self.questions[0]) if self.questions else "cover_em"
+
+    def scores_of(self, method: str, metric: str) -> list[float] | None:
+        """A method's score for each question, from 0 to 1; None where it was not run or has no such score."""
+        records = self.predictions.get(method, {})
+        scores = [records[name].get(metric) for name in records]
+        return scores if scores and all(map(is_number, scores)) else None
+
+    def pick_of(self, method: str, question: Record) -> Record | None:
+        """The first passage that a method picked for a question; None where it has none, or its file is gone."""
+        passages = self.picks.passages_for(method, question) if method in self.picks.files else []
+        return passages[0] if passages else None
+
+    def gains_of(self, method: str) -> list[float] | None:
+        """The gain of a method's first pick for each question; None where one of them was not computed."""
+        picks = [(question, self.pick_of(method, question)) for question in self.questions]
+        gains = [pick and self.picks.gain_for(question, pick) for question, pick in picks]
+        return gains if gains and None not in gains else None
+
+    @cached_property
+    def scored(self) -> dict[str, dict[str, dict[tuple, float]]]:
+        """By selector (start, trained) and question id: every candidate's selector score, by `passage_key`."""
+        found = {}
+        for path in sorted(self.work.glob(f"scored/*/{self.name}.jsonl")):
+            records = read_records(path, with_unique_ids(as_scored))
+            found[path.parent.name] = {
+                str(record["id"]): {passage_key(one): one["selector_score"] for one in record["ctxs"]}
+                for record in records
+            }
+        return found
+
+    @cached_property
+    def ranks(self) -> dict[str, dict[tuple, int]]:
+        """By question id: the rank in retrieval, from 1, of every pick and candidate that was retrieved."""
+        path = self.picks.files.get("standard_rag")
+        wanted: dict[str, set] = {name: set() for name in map(_name, self.questions)}
+        for question in self.questions:
+            picked = [self.pick_of(method, question) for method in self.results]
+            candidates = self.picks.candidates.get(_name(question), [])
+            wanted[_name(question)].update(passage_key(one) for one in (*picked, *candidates) if one)
+        found = {}
+        for record in read_records(path, with_unique_ids(as_retrieved)) if path else ():
+            keys = wanted.get(str(record["id"]), ())
+            places = enumerate(map(passage_key, record["ctxs"]), start=1)
+            found[str(record["id"])] = {key: rank for rank, key in places if key in keys}
+        return found
+
+
+def passage_key(passage: Record) -> tuple:
+    """What makes two passages of one question the same: id and text."""
+    return str(passage.get("id")), passage["text"]
+
+
+def _name(question: Record) -> str:
+    return str(question.get("id"))
+
+
+# --- files of the whole run -------------------------------------------------------------------------------------
+
+
+def read_object(path: Path) -> Record | None:
+    """A file that holds one JSON object; None where it is not there.
+
+    Raises:
+        UserError: it holds something else.
+    """
+    if not path.exists():
+        return None
+    content = parse_json(input_file(path).read_bytes(), str(path))
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: wanted one JSON object; write it again or remove it")
+    return content
+
+
+def read_training(folder: Path) -> list[Record]:
+    """`step`, `loss` and `learning_rate` of every logged step of a training.
+
+    Raises:
+        UserError: trainer_state.json is not what the training writes.
+    """
+    path = folder / "trainer_state.json"
+    history = (read_object(path) or {"log_history": []}).get("log_history")
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise UserError(f"{path}: no list 'log_history' of objects, which the training writes")
+    names = ("step", "loss", "learning_rate")
+    steps = [{name: entry[name] for name in names} for entry in history if all(name in entry for name in names)]
+    for number, entry in enumerate(steps):
+        if not all(map(is_number, entry.values())):
+            raise UserError(f"{path}: entry {number} of 'log_history' has something that is no number: {entry}")
+    return steps
+
+
+def read_tables(work: Path) -> dict[str, Record]:
+    """The table scripts' tables, by the file's name.
+
+    Raises:
+        UserError: a file is not what gainRAG.analysis.tables writes.
+    """
+    found = {}
+    for path in sorted(work.glob("table_*.json")):
+        content = parse_json(input_file(path).read_bytes(), str(path))
+        if not _is_table(content):
+            raise UserError(f"{path}: not a table by gainRAG.analysis.tables; write it again or remove it")
+        found[path.stem] = content
+    return found
+
+
+def _is_table(content: Any) -> bool:
+    texts = {"dataset": str, "method": str, "label": str, "metric": str, "K": int | None, "n": int | None}
+    return (
+        isinstance(content, dict)
+        and isinstance(content.get("title"), str)
+        and all(isinstance(content.get(name, []), list) for name in ("cells", "notes"))
+        and all(isinstance(note, str) for note in content.get("notes", []))
+        and all(
+            isinstance(cell, dict)
+            and all(name in cell and isinstance(cell[name], kind) for name, kind in texts.items())
+            and all(cell.get(name) is None or is_number(cell[name]) for name in ("paper", "difference", "K", "n"))
+            and (cell.get("ours") is None or _is_score(cell["ours"]))
+            for cell in content.get("cells", [])
+        )
+    )
+
+
+def read_gap(work: Path) -> list[Record]:
+    """The rows of figure_gap.json that were measured; none where the file is not there.
+
+    Raises:
+        UserError: it is not what gainRAG.analysis.gap writes.
+    """
+    path = work / "figure_gap.json"
+    rows = (read_object(path) or {"rows": []}).get("rows")
+    if not isinstance(rows, list) or not all(map(_is_gap, rows)):
+        raise UserError(f"{path}: not a figure by gainRAG.analysis.gap; write it again or remove it")
+    return [row for row in rows if row["gap"]]
+
+
+def _is_gap(row: Any) -> bool:
+    if not isinstance(row, dict) or not all(isinstance(row.get(name), str) for name in ("dataset", "method", "label")):
+        return False
+    gap = row.get("gap")
+    if not isinstance(gap, dict):
+        return gap is None
+    shares = [value for name, value in gap.items() if name not in ("n", "held", "right")]
+    return all(share is None or _is_score(share) for share in shares)

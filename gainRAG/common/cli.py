@@ -84,6 +84,8 @@ OPTIONAL = {
     "gguf": "pip install -e '.[demo]'",
     "peft": "pip install -e '.[demo]'",
     "sentence_transformers": "pip install -e '.[demo]'",
+    "matplotlib": "pip install -e '.[report]'",
+    "jinja2": "pip install -e '.[report]'",
 }
 
 
@@ -122,7 +124,7 @@ def input_file(path: str | Path) -> Path:
 def start_logging() -> None:
     """Log lines of a stage's process, or of one that works for it."""
     logging.basicConfig(format="%(asctime)s %(name)s: %(message)s", datefmt="%H:%M:%S", level=logging.INFO)
-    for noisy in ("httpx", "faiss.loader", "DeepSpeed", "sentence_transformers", "torchao"):
+    for noisy in ("httpx", "faiss.loader", "DeepSpeed", "sentence_transformers", "torchao", "fontTools", "matplotlib"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 

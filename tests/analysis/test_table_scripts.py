@@ -13,6 +13,7 @@ from conftest import SENTENCES, each
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = ["table_main", "table_ablation", "table_topk", "figure_gap"]
 STAGES = ["retrieval", "draw_questions", "llm_supervision", "selector_engine", "rag_generation", "selector_quality"]
+STAGES += ["report"]
 
 
 def run_script(name: str, work: Path, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
@@ -237,3 +238,17 @@ def test_figure_1_needs_no_selector(tiny_run, tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     rows = json.loads((tmp_path / "figure_gap.json").read_text("utf-8"))["rows"]
     assert [row["method"] for row in rows if row["gap"]] == ["standard_rag"]
+
+
+def test_the_report_of_a_small_run_has_the_scores_of_both_selectors(tiny_run, tmp_path):
+    work, variables = tiny_run
+    (tmp_path / "retrieved").symlink_to(work / "retrieved")
+    for name in ("selector_engine", "rag_generation", "report"):
+        done = run_script(name, tmp_path, "NaturalQA_test", **variables, GAINS="1")
+        assert done.returncode == 0, done.stderr[-3000:]
+    for which in ("start", "trained"):
+        scored = [json.loads(line) for line in (tmp_path / f"scored/{which}/NaturalQA_test.jsonl").open("rb")]
+        assert len(scored) == 3 and all(len(record["ctxs"]) in (2, 3) for record in scored)
+    page = (tmp_path / "report.html").read_text("utf-8")
+    assert "before training" in page and "Not computed: loss and learning rate" in page
+    assert (tmp_path / "figures/NaturalQA_test-selector.pdf").exists()
