@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import partial
 
-from gainRAG.common.cli import non_negative_int, positive_float, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import non_negative_int, positive_float, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_records
 from gainRAG.common.schemas import as_supervised, passage_text
 from gainRAG.evaluation.gains import SIGNALS, gain_of
@@ -46,6 +46,8 @@ def main() -> None:
     for reason, count in counts.items():
         logger.info("%d %s", count, reason)
     logger.info("%s: %d groups", args.output_path, written)
+    command = f"torchrun --nproc_per_node 1 -m gainRAG.selector_finetune --train_data {args.output_path}"
+    say_next("training groups", args.output_path, command)
 
 
 def read_all(paths: list[str], signal: str) -> Iterator[Record]:

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from functools import partial
 
-from gainRAG.common.cli import run_stage, stage_parser
+from gainRAG.common.cli import run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import read_records, write_records
 from gainRAG.evaluation.gains import add_filter_arguments, as_answered, describe_kept, filter_options, keep_answered
 
@@ -24,6 +24,7 @@ def main() -> None:
     records = read_records(args.data_path, partial(as_answered, options=options))
     write_records(args.output_path, keep_answered(records, options, counts))
     logger.info("%s: %s", args.output_path, describe_kept(counts))
+    say_next("questions kept", args.output_path, f"python data/data2selector.py --data_path {args.output_path}")
 
 
 if __name__ == "__main__":

@@ -20,10 +20,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tqdm import tqdm
-
-from gainRAG.common.cli import UserError, input_file, non_negative_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, input_file, non_negative_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import FieldError, Record, atomic_write, parse_json, read_records, write_records
+from gainRAG.common.progress import ProgressBar
 from gainRAG.common.schemas import split_contents
 
 logger = logging.getLogger("prepare_corpus")
@@ -64,7 +63,7 @@ def main() -> None:
     tally = Tally()
     write = write_tsv if args.output_path.suffix == ".tsv" else write_records
     made = read_passages(path, tally, args.format, args.words, args.only_first, args.no_title)
-    with tqdm(made, desc="passages", unit="") as found:
+    with ProgressBar(made, desc="passages", unit="") as found:
         count = write(args.output_path, found)
     logger.info(
         "%s: %d passages of %d texts (%d longer than --words and cut; left out: %d empty, %d with a title seen before, "
@@ -77,6 +76,8 @@ def main() -> None:
         tally.repeated_titles,
         tally.differing,
     )
+    command = f"python -m gainRAG.retrieval_engine.passage_embed --passages {args.output_path} --output_dir embeddings"
+    say_next("corpus", args.output_path, command)
 
 
 def packaged_corpus() -> Path:

@@ -10,6 +10,7 @@
 if [ -n "${SETTINGS_ARE_READ:-}" ]; then return; fi # by the script that called this one
 SETTINGS_ARE_READ=1
 set -euo pipefail
+export GAINRAG_SCRIPT=1 # stages do not say what to run next: the script runs it
 
 say() { printf '\n=== %s\n' "$*" >&2; }
 fail() {

@@ -128,6 +128,12 @@ def start_logging() -> None:
         logging.getLogger(noisy).setLevel(logging.WARNING)
 
 
+def say_next(what: str, output: str | Path, command: str) -> None:
+    """Logs what is ready, where it lies, and the command that reads it; not where a script runs the stages in order."""
+    if not os.environ.get("GAINRAG_SCRIPT"):
+        logging.getLogger(PACKAGE.name).info("%s: %s; next: %s", what, output, command)
+
+
 def _under_its_own_name(main: Callable[[], None]) -> Callable[[], None]:
     """`main` of the same module, imported by its name in the package.
 

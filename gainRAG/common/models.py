@@ -10,6 +10,7 @@ import importlib.util
 import logging
 import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,6 +199,10 @@ def explain_load_errors(name: str) -> Iterator[None]:
     Raises:
         UserError: in place of the loader's exception.
     """
+    if not sys.stderr.isatty():  # a log needs no bar of a file's tensors
+        from transformers.utils.logging import disable_progress_bar
+
+        disable_progress_bar()
     try:
         yield
     except (UserError, torch.OutOfMemoryError):

@@ -11,8 +11,6 @@ from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import (
     Record,
@@ -28,6 +26,7 @@ from gainRAG.common.jsonl import (
     write_json,
     write_records,
 )
+from gainRAG.common.progress import ProgressBar
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +151,7 @@ class StageOutput:
         self.complete = False
         self.resumed = False
         self._file: Any = None
-        self._progress: tqdm | None = None
+        self._progress: ProgressBar | None = None
         self._known = 0  # records of the first chunk that an earlier run wrote already
         with explain_write_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -226,7 +225,7 @@ class StageOutput:
             return
         total = len(records) if total is None and isinstance(records, Sized) else total
         self._known = self.done % size
-        self._progress = tqdm(total=total, initial=self.done - self._known, desc=description, unit=unit)
+        self._progress = ProgressBar(total=total, initial=self.done - self._known, desc=description, unit=unit)
         iterator = iter(records)
         for _ in itertools.islice(iterator, self.done - self._known):
             pass

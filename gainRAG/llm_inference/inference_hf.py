@@ -4,7 +4,6 @@ import gc
 from collections.abc import Sequence
 
 import torch
-from tqdm import tqdm
 
 from gainRAG.common.batching import BatchBudget
 from gainRAG.common.cli import UserError
@@ -17,6 +16,7 @@ from gainRAG.common.models import (
     weights_path,
 )
 from gainRAG.common.packed_linear import pack_linear_layers
+from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.decoding import CPU_PREFILL_TOKENS, decode_greedily, share_heads, takes_masks
 from gainRAG.llm_inference.written_text import TextEngine, decode_texts
@@ -131,7 +131,7 @@ class HFEngine(TextEngine):
         def forward(batch: list[int]) -> list[str]:
             return self._continue([ids[index] for index in batch], max_new_tokens)
 
-        with tqdm(total=len(distinct), desc="generating", unit="prompt", leave=False) as progress:
+        with ProgressBar(total=len(distinct), desc="generating", unit="prompt", leave=False) as progress:
             for batch, written in self.budget.run(lengths, forward):
                 texts |= zip((distinct[index] for index in batch), written, strict=True)
                 progress.update(len(batch))

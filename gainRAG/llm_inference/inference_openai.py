@@ -16,9 +16,8 @@ from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from tqdm import tqdm
-
 from gainRAG.common.cli import UserError
+from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import PROMPT_DATE
 from gainRAG.llm_inference.written_text import EMPTY, FILTERED, LENGTH, THOUGHT, TextEngine
 
@@ -151,7 +150,9 @@ class OpenAIEngine(TextEngine):
     def _collect(self, futures: dict[Future, tuple[str, int]]) -> None:
         failure: UserError | None = None
         try:
-            for future in tqdm(as_completed(futures), "asking the server", len(futures), leave=False, unit="prompt"):
+            for future in ProgressBar(
+                as_completed(futures), "asking the server", len(futures), leave=False, unit="prompt"
+            ):
                 try:
                     answer = future.result()
                 except UserError as problem:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import input_file, non_negative_float, run_stage, stage_parser
+from gainRAG.common.cli import input_file, non_negative_float, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, map_chunks, worker_options
@@ -85,6 +85,8 @@ def main() -> None:
             for scored in map_chunks(partial(GainWorker, options, scorer, generation, args.alpha), chunks, workers):
                 output.append(scored)
     remove_output(generated)  # all of it is in the finished file
+    script = "data/data_filter.py" if options.predict else "-m gainRAG.llm_supervision.filtering"
+    say_next("gains", args.output_path, f"python {script} --data_path {args.output_path}")
 
 
 def scorer_options(engine: EngineOptions, gain_dtype: str) -> EngineOptions:

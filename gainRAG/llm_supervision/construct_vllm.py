@@ -15,7 +15,7 @@ from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from gainRAG.common.cli import input_file, run_stage, stage_parser
+from gainRAG.common.cli import input_file, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record
 from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput
@@ -63,6 +63,8 @@ def main() -> None:
         chunks = output.remaining(read_candidates(options, lengths), CHUNK, "perplexities", total)
         for records in map_chunks(partial(PerplexityWorker, options, engine, generation), chunks):
             output.append(records)
+    script = "data/data_filter.py" if options.predict else "-m gainRAG.llm_supervision.filtering"
+    say_next("perplexities", args.output_path, f"python {script} --signal retrieved_ppl --data_path {args.output_path}")
 
 
 class PerplexityWorker:

@@ -18,7 +18,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_records
 from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput, stage_settings
@@ -87,6 +87,7 @@ def main() -> None:
     counts = Counter()
     write_records(args.output_path, keep_answered(read_records(predictions), options, counts))
     logger.info("%s: %s", args.output_path, describe_kept(counts))
+    say_next("questions kept", args.output_path, f"python data/data2selector.py --data_path {args.output_path}")
 
 
 def check_keep(options: FilterOptions, generation: GenerationOptions) -> None:

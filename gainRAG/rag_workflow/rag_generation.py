@@ -13,7 +13,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import input_file, run_stage, stage_parser
+from gainRAG.common.cli import input_file, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_json
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
 from gainRAG.evaluation.results import markdown_table
@@ -80,6 +80,7 @@ def main() -> None:
     metrics = summarize_predictions(predictions, args.data_path, engine, generation, args.K_docs, too_long)
     write_json(path.with_suffix(".metrics.json"), metrics)
     print(f"{args.task}: {metrics['questions']} questions, percent\n\n{metrics_table(metrics)}", end="")
+    say_next("answers", path, f"python -m gainRAG.evaluation.compare OTHER.predictions.jsonl {path}")
 
 
 class AnswerWorker:

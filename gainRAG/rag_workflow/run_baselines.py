@@ -16,7 +16,7 @@ from collections.abc import Callable
 from functools import cached_property, partial
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, input_file, run_stage, stage_parser
+from gainRAG.common.cli import UserError, input_file, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import with_unique_ids
@@ -126,6 +126,8 @@ def main() -> None:
         "percent with 95 % intervals, gain as -log(PPL_CD + 1)"
     )
     write_results(folder / "results.json", results, f"{title}\n\n{results_table(results)}")
+    first, last = (folder / f"{method}.jsonl" for method in (args.methods[0], args.methods[-1]))
+    say_next("answers and table", folder, f"python -m gainRAG.evaluation.compare {first} {last}")
 
 
 class SharedLLM:

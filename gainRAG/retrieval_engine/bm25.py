@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import make_once
+from gainRAG.common.progress import ProgressBar
 from gainRAG.retrieval_engine.exact_search import TopK
 from gainRAG.retrieval_engine.passages import PassageStore
 
@@ -35,7 +35,7 @@ def search_bm25(questions: list[str], store: PassageStore, k: int) -> TopK:
     index = open_bm25(store)
     k = min(k, len(store))
     scores, positions = np.full((len(questions), k), -np.inf, "float32"), np.full((len(questions), k), -1)
-    for row, question in enumerate(tqdm(questions, unit="question", desc="BM25")):
+    for row, question in enumerate(ProgressBar(questions, unit="question", desc="BM25")):
         known = [word for word in words(question) if word in index.vocab_dict]
         if known:
             all_scores = index.get_scores(known)
@@ -83,5 +83,5 @@ def _make(store: PassageStore, folder: Path) -> None:
 
 
 def _passage_words(store: PassageStore) -> Iterator[list[str]]:
-    for passage in tqdm(store, unit="passage", desc="BM25 index"):
+    for passage in ProgressBar(store, unit="passage", desc="BM25 index"):
         yield words(f"{passage['title']} {passage['text']}")

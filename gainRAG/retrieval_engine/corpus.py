@@ -9,10 +9,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from tqdm import tqdm
-
 from gainRAG.common.cli import UserError, input_file
 from gainRAG.common.jsonl import Record
+from gainRAG.common.progress import ProgressBar
 from gainRAG.common.schemas import split_contents
 
 COLUMNS = ("id", "text", "title")
@@ -52,7 +51,10 @@ def read_corpus(corpus: Path, no_title: bool = False) -> Iterator[Row]:
         UserError: bad UTF-8, a truncated .gz, a missing column or field: names file and line.
     """
     is_table = corpus.name.removesuffix(".gz").endswith(".tsv")
-    with corpus.open("rb") as raw, tqdm(total=corpus.stat().st_size, unit="B", unit_scale=True, desc="passages") as bar:
+    with (
+        corpus.open("rb") as raw,
+        ProgressBar(total=corpus.stat().st_size, unit="B", unit_scale=True, desc="passages") as bar,
+    ):
         rows = (_table_rows if is_table else partial(_json_rows, no_title=no_title))(corpus, _lines(corpus, raw))
         for number, row in enumerate(rows):
             yield row

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.parallel import WorkerOptions, map_chunks
+from gainRAG.common.progress import ProgressBar
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, rows_of
 
@@ -138,7 +138,7 @@ def search_on_workers(
     groups = [shards[start : start + size] for start in range(0, len(shards), size)]
     heaps = TopKHeaps(len(queries), min(k, len(store)))
     make_worker = partial(ShardSearcher, queries, store.folder, k, max_bytes)
-    for found in tqdm(map_chunks(make_worker, groups, workers), total=len(groups), unit="group", desc="shards"):
+    for found in ProgressBar(map_chunks(make_worker, groups, workers), total=len(groups), unit="group", desc="shards"):
         heaps.add(*found)
     return heaps.finish()
 
@@ -156,7 +156,7 @@ class ShardSearcher:
 
 def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:
     """The chunks, with a bar over their passages."""
-    with tqdm(total=total, unit="passage", unit_scale=True, desc="search") as bar:
+    with ProgressBar(total=total, unit="passage", unit_scale=True, desc="search") as bar:
         for positions, vectors in chunks:
             yield positions, vectors
             bar.update(len(positions))

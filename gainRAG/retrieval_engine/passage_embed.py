@@ -13,12 +13,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
+from gainRAG.common.progress import ProgressBar
 from gainRAG.common.resume import StageOutput, remove_output, stage_settings
 from gainRAG.retrieval_engine.modeling import Encoder, EncoderOptions, add_encoder_arguments, encoder_options
 from gainRAG.retrieval_engine.passages import PassageStore, add_store_arguments, open_store
@@ -54,6 +54,8 @@ def main() -> None:
         encoded = map_chunks(partial(ShardEncoder, options, store.folder), shards, workers)
         for number, [(ids, vectors)] in enumerate(encoded, output.done):
             output.append([save_shard(folder, number, ids, vectors, store.digest, number * size)])
+    command = f"python -m gainRAG.retrieval_engine.retrieval --passages {args.passages} --passages_embeddings {folder}"
+    say_next("vectors", folder, command)
 
 
 def embed_settings(options: EncoderOptions, store: PassageStore, shard_size: int) -> Record:
@@ -102,7 +104,7 @@ class ShardEncoder:
         vectors = np.zeros(
             (len(passages), self.encoder.dim), "float16"
         )  # of an empty passage, which is never retrieved
-        with tqdm(total=len(filled), unit="passage", desc="shard", leave=False) as bar:
+        with ProgressBar(total=len(filled), unit="passage", desc="shard", leave=False) as bar:
             vectors[filled] = self.encoder.encode([texts[row] for row in filled], bar.update)
         finite = np.isfinite(vectors).all(axis=1)
         if not finite.all():

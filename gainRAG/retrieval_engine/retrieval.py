@@ -17,12 +17,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from gainRAG.common.cli import UserError, positive_float, positive_int, require, run_stage, stage_parser
+from gainRAG.common.cli import UserError, positive_float, positive_int, require, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, parse_json, read_records, write_json
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options
+from gainRAG.common.progress import ProgressBar
 from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings
 from gainRAG.common.schemas import as_question
 from gainRAG.evaluation.recall import KS, MATCH, MATCHES, AnswerMatcher, match_rule, recall_at
@@ -122,6 +122,8 @@ def main() -> None:
             found = find(questions, store, args.n_docs, encoder, search, workers)
             write_found(records, found, store, outputs)
     report({source.name: output.records() for source, output in outputs.items()}, folder, args.n_docs)
+    first = next(iter(targets.values()))
+    say_next("questions with passages", folder, f"python -m gainRAG.llm_supervision.construct_hf --data_path {first}")
 
 
 def dense_options(args: argparse.Namespace) -> tuple[EncoderOptions, SearchOptions]:
@@ -267,7 +269,7 @@ def find(
 def encode_questions(questions: list[str], options: EncoderOptions) -> np.ndarray:
     """The questions' vectors, float32, (questions, dim)."""
     encoder = Encoder(options)
-    with tqdm(total=len(questions), desc="questions", unit="question") as bar:
+    with ProgressBar(total=len(questions), desc="questions", unit="question") as bar:
         return encoder.encode(list(map(options.question_text, questions)), bar.update)
 
 

@@ -19,7 +19,7 @@ from functools import partial
 
 import numpy as np
 
-from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
@@ -136,6 +136,7 @@ def main() -> None:
     metrics = selection_metrics(before, list(read_records(path)), pseudo, args.K_docs, args.n_candidates)
     write_json(path.with_suffix(".metrics.json"), {**metrics, "too_long": too_long})
     print_report(metrics)
+    say_next("picks", path, f"python -m gainRAG.rag_workflow.rag_generation --data_path {path} --K_docs {args.K_docs}")
 
 
 def check_input(records: Iterable[Record], n_candidates: int) -> tuple[list[Record], list[Record]]:

@@ -33,7 +33,7 @@ from transformers import HfArgumentParser
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 
-from gainRAG.common.cli import OneLineErrors, UserError, stage_parser
+from gainRAG.common.cli import OneLineErrors, UserError, say_next, stage_parser
 from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
 from gainRAG.common.models import explain_load_errors, fit_tokenizer, longest_input
 from gainRAG.common.resume import require_same, stage_settings
@@ -298,6 +298,10 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
                 self.trainer.save_state()
         if self.eval_groups:
             self.trainer.save_metrics("eval", self.trainer.evaluate())
+        if self.trainer.is_world_process_zero():
+            folder = self.training_args.output_dir
+            command = f"python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path {folder}"
+            say_next("selector", folder, command)
 
     def _train(self):
         checkpoint = self.training_args.resume_from_checkpoint
