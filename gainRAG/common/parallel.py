@@ -30,6 +30,7 @@ REPORT_SECONDS = 60.0  # between two log lines on what is awaited
 CLOSE_SECONDS = 60.0
 NOTICE_SECONDS = 60.0  # a cluster calls a silent machine dead after half a minute
 CALLS_A_WORKER = 2  # one that runs and one that is ready to run
+CHUNKS_A_WORKER = 4  # at least, so that all workers are at work until near the end
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,16 @@ def worker_options(
     return options
 
 
+def chunk_size(most: int, least: int, total: int, workers: WorkerOptions) -> int:
+    """Items a chunk: `most`, or what gives every one of several workers a few chunks, but not below `least`.
+
+    One worker has `most`: a chunk's size changes the last digits of what a GPU computes for it.
+    """
+    if workers.num_workers == 1:
+        return most
+    return min(most, max(least, -(-total // (CHUNKS_A_WORKER * workers.num_workers))))
+
+
 def _check_address(address: str) -> None:
     """Ray itself would try for two minutes."""
     host, _, port = address.rpartition(":")
@@ -157,6 +168,8 @@ class _RayWorkers:
             )
         threads = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // options.num_workers)
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "TQDM_DISABLE": "1"}
+        # vLLM inside the worker: an engine in a process of its own would live on, and keep its GPU, when one is killed.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         actor = self.ray.remote(_Actor).options(
             num_gpus=int(on_gpus),
             num_cpus=int(not on_gpus),

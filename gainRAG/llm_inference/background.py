@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gainRAG.common.cli import UserError, positive_int
 from gainRAG.common.jsonl import FieldError, Record, read_records
-from gainRAG.common.parallel import WorkerOptions, map_chunks
+from gainRAG.common.parallel import WorkerOptions, chunk_size, map_chunks
 from gainRAG.common.resume import StageOutput, fingerprint, stage_settings
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import (
@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 PSEUDO_ID = "pseudo"
 NOTHING = "N/A"
 CHUNK = 512  # questions
+LEAST_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,8 @@ def write_pseudo_passage_file(
         questions=len(questions),
     )
     with StageOutput(path, settings, overwrite) as output:
-        chunks = output.remaining(questions, CHUNK, "pseudo-passages")
+        size = chunk_size(CHUNK, LEAST_CHUNK, len(questions), workers)
+        chunks = output.remaining(questions, size, "pseudo-passages")
         writer = partial(PseudoPassageWriter, engine, generation)
         for written in map_chunks(writer, chunks, writing_workers(engine, workers)):
             output.append(written)

@@ -182,7 +182,7 @@ def test_devices_that_are_there(monkeypatch):
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_auto_dtype_on_a_gpu(monkeypatch, native, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8 if native else 7, 0))
     assert pick_dtype("auto", torch.device("cuda")) is dtype
 
 

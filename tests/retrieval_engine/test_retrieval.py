@@ -265,7 +265,7 @@ def test_a_passage_that_is_empty_to_the_encoder_is_named(setting, monkeypatch):
     monkeypatch.setattr(
         Encoder,
         "tokenize",
-        lambda self, texts: (ids[: len(ids) * ("zzz" not in texts)] for ids in tokenize(self, texts)),
+        lambda self, texts: [ids[: len(ids) * ("zzz" not in texts)] for ids in tokenize(self, texts)],
     )
     with pytest.raises(UserError, match="passage 'odd': is empty to the encoder, whose tokenizer makes no token of it"):
         setting()
