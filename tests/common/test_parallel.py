@@ -20,7 +20,7 @@ from doubles import Doubler, Dying
 
 from gainRAG.common import cli, parallel
 from gainRAG.common.cli import UserError
-from gainRAG.common.parallel import WorkerOptions, map_chunks, worker_options
+from gainRAG.common.parallel import WorkerOptions, chunk_size, map_chunks, worker_options
 from gainRAG.llm_inference import background
 from gainRAG.llm_supervision import construct_hf
 from gainRAG.rag_workflow import rag_generation
@@ -73,6 +73,15 @@ def test_without_a_chunk_no_worker_is_made_and_with_some_it_is_closed():
     assert list(map_chunks(Closing, [])) == [] == made
     assert len(list(map_chunks(Closing, [1, 2]))) == 2
     assert made == ["made", "closed"]
+
+
+def test_a_few_questions_are_enough_chunks_for_all_workers():
+    assert chunk_size(128, 8, 500, WorkerOptions()) == 128
+    size = chunk_size(128, 8, 500, WorkerOptions(num_workers=8))
+    assert 500 / size > 3 * 8
+    assert chunk_size(128, 8, 30_000, WorkerOptions(num_workers=8)) == 128
+    assert chunk_size(128, 8, 20, WorkerOptions(num_workers=8)) == 8
+    assert chunk_size(2, 8, 20, WorkerOptions(num_workers=8)) == 2
 
 
 @needs_ray
