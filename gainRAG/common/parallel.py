@@ -30,7 +30,6 @@ REPORT_SECONDS = 60.0  # between two log lines on what is awaited
 CLOSE_SECONDS = 60.0
 NOTICE_SECONDS = 60.0  # a cluster calls a silent machine dead after half a minute
 CALLS_A_WORKER = 2  # one that runs and one that is ready to run
-CHUNKS_A_WORKER = 4  # at least, so that all workers are at work until near the end
 
 
 @dataclass(frozen=True)
@@ -102,16 +101,6 @@ def worker_options(
     if options.ray_address and options.ray_address != "auto":
         _check_address(options.ray_address)
     return options
-
-
-def chunk_size(most: int, least: int, total: int, workers: WorkerOptions) -> int:
-    """Items a chunk: `most`, or what gives every one of several workers a few chunks, but not below `least`.
-
-    One worker has `most`: a chunk's size changes the last digits of what a GPU computes for it.
-    """
-    if workers.num_workers == 1:
-        return most
-    return min(most, max(least, -(-total // (CHUNKS_A_WORKER * workers.num_workers))))
 
 
 def _check_address(address: str) -> None:

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from gainRAG.common.batching import chunk_size
 from gainRAG.common.cli import UserError, positive_int
 from gainRAG.common.jsonl import FieldError, Record, read_records
-from gainRAG.common.parallel import WorkerOptions, chunk_size, map_chunks
+from gainRAG.common.parallel import WorkerOptions, map_chunks
 from gainRAG.common.resume import StageOutput, fingerprint, stage_settings
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import (
@@ -145,7 +146,7 @@ def write_pseudo_passage_file(
         questions=len(questions),
     )
     with StageOutput(path, settings, overwrite) as output:
-        size = chunk_size(CHUNK, LEAST_CHUNK, len(questions), workers)
+        size = chunk_size(CHUNK, LEAST_CHUNK, len(questions), workers.num_workers)
         chunks = output.remaining(questions, size, "pseudo-passages")
         writer = partial(PseudoPassageWriter, engine, generation)
         for written in map_chunks(writer, chunks, writing_workers(engine, workers)):

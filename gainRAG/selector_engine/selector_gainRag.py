@@ -19,10 +19,11 @@ from functools import partial
 
 import numpy as np
 
+from gainRAG.common.batching import chunk_size
 from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device
-from gainRAG.common.parallel import add_worker_arguments, chunk_size, map_chunks, worker_options
+from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
 from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.common.schemas import as_retrieved, passage_text
 from gainRAG.evaluation.recall import mark_hits, match_rule, recall_at
@@ -131,7 +132,7 @@ def main() -> None:
     )
     with StageOutput(path, settings, args.overwrite) as output:
         records = with_pseudo_passages(read(), pseudo)
-        size = chunk_size(CHUNK[device.type], LEAST_CHUNK, len(questions), workers)
+        size = chunk_size(CHUNK[device.type], LEAST_CHUNK, len(questions), workers.num_workers)
         chunks = output.remaining(records, size, "selecting", len(questions))
         for selected in map_chunks(worker, chunks, workers):
             output.append(selected)

@@ -19,8 +19,9 @@ from conftest import REPOSITORY, SENTENCES, each, killed_at_record, slow
 from doubles import Doubler, Dying
 
 from gainRAG.common import cli, parallel
+from gainRAG.common.batching import chunk_size
 from gainRAG.common.cli import UserError
-from gainRAG.common.parallel import WorkerOptions, chunk_size, map_chunks, worker_options
+from gainRAG.common.parallel import WorkerOptions, map_chunks, worker_options
 from gainRAG.llm_inference import background
 from gainRAG.llm_supervision import construct_hf
 from gainRAG.rag_workflow import rag_generation
@@ -76,12 +77,12 @@ def test_without_a_chunk_no_worker_is_made_and_with_some_it_is_closed():
 
 
 def test_a_few_questions_are_enough_chunks_for_all_workers():
-    assert chunk_size(128, 8, 500, WorkerOptions()) == 128
-    size = chunk_size(128, 8, 500, WorkerOptions(num_workers=8))
+    assert chunk_size(128, 8, 500, 1) == 128
+    size = chunk_size(128, 8, 500, 8)
     assert 500 / size > 3 * 8
-    assert chunk_size(128, 8, 30_000, WorkerOptions(num_workers=8)) == 128
-    assert chunk_size(128, 8, 20, WorkerOptions(num_workers=8)) == 8
-    assert chunk_size(2, 8, 20, WorkerOptions(num_workers=8)) == 2
+    assert chunk_size(128, 8, 30_000, 8) == 128
+    assert chunk_size(128, 8, 20, 8) == 8
+    assert chunk_size(2, 8, 20, 8) == 2
 
 
 @needs_ray
