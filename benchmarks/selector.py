@@ -20,6 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from made_up import made_up_passages
 
 from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import read_records, write_json
@@ -41,6 +42,8 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--model", default=None, help=f"a folder, name or hub id; '{RANDOM}' is bge-reranker-base's shape, untrained")
     add("--question_file", default=None, help="question records; without it, those beside the demo's adapter")
+    add("--made_up", action="store_true", help="passages made by code; needs no file from elsewhere")
+    add("--tiny", action="store_true", help="with the untrained model: 2 layers, to try the benchmark")
     add("--passages", default=None, help="passage records with title and text (.jsonl or .json)")
     add("--passage_words", type=non_negative_int, default=100, help="words a passage; 0 leaves summaries as they are")
     add("--questions", type=positive_int, default=None, help="questions scored; None: 200 on a GPU, 5 on a CPU")
@@ -57,9 +60,9 @@ def read_questions(path: str | None, count: int) -> list[str]:
     return json.loads(QUESTIONS.read_text("utf-8"))["held_out"][:count]
 
 
-def read_passages(path: str | None, words: int) -> list[str]:
+def read_passages(path: str | None, words: int, made_up: bool = False) -> list[str]:
     """Texts as a cross-encoder reads them: title, line break, text."""
-    passages = list(read_records(path)) if path else demo_passages()
+    passages = list(read_records(path)) if path else made_up_passages() if made_up else demo_passages()
     if not words:
         return [passage_text(passage) for passage in passages]
     text = " ".join(passage["text"] for passage in passages).split()
@@ -86,7 +89,7 @@ def make_pairs(questions: list[str], passages: list[str], candidates: int) -> li
     ]
 
 
-def random_reranker(texts: list[str], folder: Path) -> str:
+def random_reranker(texts: list[str], folder: Path, tiny: bool = False) -> str:
     """A cross-encoder of bge-reranker-base's shape with random weights; its tokenizer is trained on the texts."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification, XLMRobertaTokenizerFast
@@ -103,17 +106,17 @@ def random_reranker(texts: list[str], folder: Path) -> str:
     config = XLMRobertaConfig(
         vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, num_labels=1, layer_norm_eps=1e-5
     )
+    if tiny:
+        config.update({"vocab_size": 8000, "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96})
     XLMRobertaForSequenceClassification(config).save_pretrained(folder)
     return str(folder)
 
 
 def ways(path: str, device: torch.device) -> dict[str, Callable[[list[list[Pair]]], np.ndarray]]:
     """Name -> from the pairs of each question to scores, one after the other."""
-    from FlagEmbedding import FlagReranker
     from sentence_transformers import CrossEncoder
 
     half = device.type == "cuda"
-    flag = FlagReranker(path, use_fp16=half, devices=str(device), batch_size=BATCH_SIZE, max_length=512)
     crossencoder = CrossEncoder(
         path,
         device=str(device),
@@ -123,14 +126,27 @@ def ways(path: str, device: torch.device) -> dict[str, Callable[[list[list[Pair]
     )
     selector = Selector(path, device=device)
     return {
-        "FlagEmbedding, a question at a time": lambda groups: np.concatenate(
-            [np.atleast_1d(flag.compute_score(group)) for group in groups]
-        ),
-        "FlagEmbedding, all at once": lambda groups: np.array(flag.compute_score(sum(groups, []))),
+        **flag_embedding_ways(path, device),
         "CrossEncoder.predict": lambda groups: crossencoder.predict(
             sum(groups, []), batch_size=BATCH_SIZE, show_progress_bar=False
         ),
         "Selector": lambda groups: selector.score(sum(groups, [])),
+    }
+
+
+def flag_embedding_ways(path: str, device: torch.device) -> dict[str, Callable]:
+    """FlagEmbedding's, where it is installed."""
+    if importlib.util.find_spec("FlagEmbedding") is None:
+        return {}
+    from FlagEmbedding import FlagReranker
+
+    half = device.type == "cuda"
+    flag = FlagReranker(path, use_fp16=half, devices=str(device), batch_size=BATCH_SIZE, max_length=512)
+    return {
+        "FlagEmbedding, a question at a time": lambda groups: np.concatenate(
+            [np.atleast_1d(flag.compute_score(group)) for group in groups]
+        ),
+        "FlagEmbedding, all at once": lambda groups: np.array(flag.compute_score(sum(groups, []))),
     }
 
 
@@ -177,11 +193,11 @@ def main() -> None:
     device = pick_device(args.device)
     on_gpu = device.type == "cuda"
     model = args.model or (RANDOM if on_gpu else "MiniLM-selector-start")
-    passages = read_passages(args.passages, args.passage_words)
+    passages = read_passages(args.passages, args.passage_words, args.made_up)
     questions = read_questions(args.question_file, args.questions or (200 if on_gpu else 5))
     groups = make_pairs(questions, passages, args.candidates)
     with tempfile.TemporaryDirectory() as folder:
-        path = random_reranker(passages[:2000], Path(folder)) if model == RANDOM else check_selector(model)
+        path = random_reranker(passages[:2000], Path(folder), args.tiny) if model == RANDOM else check_selector(model)
         tokens = token_lengths(path, groups)
         rows = measure(path, device, groups, args.repeats)
     about = {

@@ -13,6 +13,29 @@ logger = logging.getLogger(__name__)
 
 Output = TypeVar("Output")
 LEAST_FILL = 8  # with `even`, a batch that is 1/8 full ends where the length changes: no padding, no attention mask
+CHUNKS_A_WORKER = 4  # at least, so that all workers are at work until near the end
+GPU_DECODING_TOKENS = 131072  # 16 GiB of an 8B LLM's keys and values in bfloat16, about 470 rows of its prompts
+LARGE_GPU = 40 << 30  # bytes; a smaller GPU decodes as many tokens at once as a CPU
+DECODING_TOKENS = 16384
+
+
+def decoding_tokens(asked: int | None, device: torch.device) -> int:
+    """Tokens of a batch (prompts and what is written) while an LLM writes: as asked, or by the device. A GPU's steps
+    are bound by reading the weights, which more rows share."""
+    if asked is not None:
+        return asked
+    large = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory >= LARGE_GPU
+    return GPU_DECODING_TOKENS if large else DECODING_TOKENS
+
+
+def chunk_size(most: int, least: int, total: int, num_workers: int) -> int:
+    """Items a chunk: `most`, or what gives every one of several workers a few chunks, but not below `least`.
+
+    One worker has `most`: a chunk's size changes the last digits of what a GPU computes for it.
+    """
+    if num_workers == 1:
+        return most
+    return min(most, max(least, -(-total // (CHUNKS_A_WORKER * num_workers))))
 
 
 class BatchBudget:

@@ -76,6 +76,7 @@ def stage_parser(doc: str) -> argparse.ArgumentParser:
 OPTIONAL = {
     "FlagEmbedding": "pip install -e '.[train]'",
     "deepspeed": "pip install -e '.[train]'",
+    "accelerate": "pip install -e '.[train]'",
     "faiss": "pip install faiss-cpu (or faiss-gpu)",
     "bm25s": "pip install bm25s",
     "vllm": "pip install -e '.[vllm]'",

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from gainRAG.common.cli import UserError
+from gainRAG.common.cli import UserError, require
 from gainRAG.common.jsonl import cache_folder, make_once
 from gainRAG.common.resume import fingerprint
 
@@ -231,7 +231,43 @@ def pick_device(name: str | None = None) -> torch.device:
     return device
 
 
+def straight_to(device: torch.device) -> dict:
+    """What `from_pretrained` takes to read weights straight into a GPU, where 8 processes would else fill the host's
+    memory with as many copies. transformers needs accelerate for it; without it, or for a CPU, nothing."""
+    if device.type != "cuda" or importlib.util.find_spec("accelerate") is None:
+        return {}
+    return {"device_map": {"": f"cuda:{device.index or 0}"}}
+
+
+def placement(device: torch.device, weight_bytes: int) -> dict:
+    """As `straight_to`; weights that the GPU named has no room for are shared among all visible ones.
+
+    Args:
+        device: a GPU without a number may be any; one with a number is meant alone.
+        weight_bytes: of the whole model.
+
+    Raises:
+        UserError: sharing needs accelerate, which is not installed.
+    """
+    if device.type != "cuda" or device.index is not None or torch.cuda.device_count() < 2:
+        return straight_to(device)
+    if weight_bytes <= WEIGHTS_SHARE * torch.cuda.get_device_properties(0).total_memory:
+        return straight_to(device)
+    require("accelerate")
+    logger.info("weights of %.0f GiB are shared among %d GPUs", weight_bytes / 2**30, torch.cuda.device_count())
+    return {"device_map": "auto"}
+
+
+def input_device(model) -> torch.device:
+    """Where a model takes its tokens: its embedding's device, also where accelerate keeps the weights elsewhere."""
+    embedding = model.get_input_embeddings()
+    place = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)
+    return embedding.weight.device if place is None else torch.device(place)
+
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+NATIVE_BFLOAT16 = (8, 0)  # CUDA's compute capability of Ampere
+WEIGHTS_SHARE = 0.8  # of a GPU's memory: the rest is for what the model computes
 
 
 def pick_dtype(name: str, device: torch.device) -> torch.dtype:
@@ -239,7 +275,8 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return DTYPES[name]
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        # Its properties alone: torch.cuda.is_bf16_supported asks the current device, which may be another one.
+        return torch.bfloat16 if torch.cuda.get_device_capability(device) >= NATIVE_BFLOAT16 else torch.float16
     return torch.bfloat16 if torch.cpu.get_capabilities().get("avx512_bf16") else torch.float32
 
 

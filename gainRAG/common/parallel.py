@@ -157,6 +157,8 @@ class _RayWorkers:
             )
         threads = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // options.num_workers)
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "TQDM_DISABLE": "1"}
+        # vLLM inside the worker: an engine in a process of its own would live on, and keep its GPU, when one is killed.
+        environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         actor = self.ray.remote(_Actor).options(
             num_gpus=int(on_gpus),
             num_cpus=int(not on_gpus),

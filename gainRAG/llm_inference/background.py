@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+from gainRAG.common.batching import chunk_size
 from gainRAG.common.cli import UserError, positive_int
 from gainRAG.common.jsonl import FieldError, Record, read_records
 from gainRAG.common.parallel import WorkerOptions, map_chunks
@@ -30,6 +31,7 @@ logger = logging.getLogger(__name__)
 PSEUDO_ID = "pseudo"
 NOTHING = "N/A"
 CHUNK = 512  # questions
+LEAST_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def write_pseudo_passage_file(
         questions=len(questions),
     )
     with StageOutput(path, settings, overwrite) as output:
-        chunks = output.remaining(questions, CHUNK, "pseudo-passages")
+        size = chunk_size(CHUNK, LEAST_CHUNK, len(questions), workers.num_workers)
+        chunks = output.remaining(questions, size, "pseudo-passages")
         writer = partial(PseudoPassageWriter, engine, generation)
         for written in map_chunks(writer, chunks, writing_workers(engine, workers)):
             output.append(written)

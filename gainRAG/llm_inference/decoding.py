@@ -10,13 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
+from gainRAG.common.models import input_device
+
 # Architectures known to add a 4D mask and given positions as they are, to read logits off one linear layer without
 # scale or cap, and to keep plain keys and values in their cache; each is held to the definition by a test.
 MASKED_MODEL_TYPES = {"gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "qwen2", "qwen3"}
 GROUPED = "grouped_sdpa"  # this file's attention, by the name that transformers is given
 MASKED_ATTENTION = {"eager", "sdpa", GROUPED}
 SHORTEST_PREFIX = 16  # tokens; a shorter common start costs more in bookkeeping than it saves
-CPU_PREFILL_TOKENS = 2048  # prompts read at once; more leave a CPU's caches
+PREFILL_TOKENS = 16384  # of prompts read at once
+CPU_PREFILL_TOKENS = 2048  # more leave a CPU's caches
 
 
 def takes_masks(model) -> bool:
@@ -89,7 +92,7 @@ class _Batch:
         from transformers import DynamicCache
 
         self.model, self.decoder, self.rows = model, model.get_decoder(), rows
-        self.device = model.get_input_embeddings().weight.device
+        self.device = input_device(model)
         self.prefix = common_start(rows)
         self.filled = max(map(len, rows))
         room = self.filled + max_new_tokens

@@ -45,7 +45,7 @@ class EngineOptions:
     backend: str = "hf"
     dtype: str = "auto"
     device: str | None = None
-    max_batch_tokens: int = 16384
+    max_batch_tokens: int | None = None
     temperature: float = 0.0
     seed: int = 42
     max_model_len: int = 16384
@@ -117,13 +117,17 @@ def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str
         help="number format of the LLM's weights; auto: bfloat16 if native, else float32",
     )
     group.add_argument(
-        "--device", default=None, help="cpu, cuda or cuda:N (vLLM: the visible GPUs); None: the first GPU, else the CPU"
+        "--device",
+        default=None,
+        help="cpu, cuda or cuda:N (vLLM: the visible GPUs); None: the first GPU, else the CPU. An LLM that it "
+        "has no room for is shared among all visible GPUs, unless cuda:N is named",
     )
     group.add_argument(
         "--max_batch_tokens",
         type=positive_int,
-        default=16384,
-        help="tokens (prompts and answers, padding included) in one batch of the hf engine",
+        default=None,
+        help="tokens (prompts and answers, padding included) in one batch of the hf engine; None: 16384, and 131072 "
+        "while a GPU of 40 GiB or more writes",
     )
     group.add_argument("--temperature", type=non_negative_float, default=0.0, help="0 decodes greedily, as the paper")
     group.add_argument("--seed", type=non_negative_int, default=42, help="seed of sampling (temperature above 0)")

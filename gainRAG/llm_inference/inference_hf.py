@@ -5,20 +5,22 @@ from collections.abc import Sequence
 
 import torch
 
-from gainRAG.common.batching import BatchBudget
+from gainRAG.common.batching import BatchBudget, decoding_tokens
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import (
     explain_load_errors,
     generation_dtype,
+    input_device,
     longest_input,
     pick_device,
     pick_dtype,
+    placement,
     weights_path,
 )
 from gainRAG.common.packed_linear import pack_linear_layers
 from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import encode_prompts
-from gainRAG.llm_inference.decoding import CPU_PREFILL_TOKENS, decode_greedily, share_heads, takes_masks
+from gainRAG.llm_inference.decoding import CPU_PREFILL_TOKENS, PREFILL_TOKENS, decode_greedily, share_heads, takes_masks
 from gainRAG.llm_inference.written_text import TextEngine, decode_texts
 
 
@@ -54,18 +56,30 @@ def load_config(lm_type: str):
 
 
 def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
-    """The LLM on its device, in evaluation mode.
+    """The LLM on its device, or shared among the GPUs where one has no room for it, in evaluation mode.
 
     Raises:
         UserError: unknown name, or weights that cannot be had.
     """
     from transformers import AutoModelForCausalLM
 
+    number_format = pick_dtype(dtype, device)
     with explain_load_errors(lm_type):
+        placed = placement(device, weight_bytes(lm_type, number_format)) if device.type == "cuda" else {}
         model = AutoModelForCausalLM.from_pretrained(
-            weights_path(lm_type), dtype=pick_dtype(dtype, device), trust_remote_code=False
+            weights_path(lm_type), dtype=number_format, trust_remote_code=False, **placed
         )
-    return pack_linear_layers(model.to(device).eval())
+    shared = len(set(getattr(model, "hf_device_map", {}).values())) > 1
+    return model.eval() if shared else pack_linear_layers(model.to(device).eval())
+
+
+def weight_bytes(lm_type: str, dtype: torch.dtype) -> int:
+    """What the LLM's weights take, by its configuration."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(load_config(lm_type), dtype=dtype, trust_remote_code=False)
+    return sum(weight.numel() * weight.element_size() for weight in model.parameters())
 
 
 def end_tokens(generation_config, tokenizer) -> list[int] | None:
@@ -87,25 +101,26 @@ class HFEngine(TextEngine):
         chat: bool = True,
         device: str | None = None,
         dtype: str = "auto",
-        max_batch_tokens: int = 16384,
+        max_batch_tokens: int | None = None,
         temperature: float = 0.0,
         seed: int = 42,
     ) -> None:
         super().__init__(chat)
         from transformers import GenerationConfig
 
-        self.device = pick_device(device)
+        chosen = pick_device(device)
         self.tokenizer = load_tokenizer(lm_type)
         self.tokenizer.padding_side = "left"
-        self.model = load_causal_lm(lm_type, self.device, generation_dtype(dtype, self.device))
+        self.model = load_causal_lm(lm_type, chosen, generation_dtype(dtype, chosen))
+        self.device = input_device(self.model)
         self.context_length = longest_input(self.model.config)
         ends = end_tokens(self.model.generation_config, self.tokenizer)
         # A checkpoint's own settings may also advise sampling, penalties or tokens to suppress, which change the texts.
         self.model.generation_config = GenerationConfig(
             eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id, use_cache=True
         )
-        self.budget = BatchBudget(max_batch_tokens)
-        self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else max_batch_tokens
+        self.budget = BatchBudget(decoding_tokens(max_batch_tokens, self.device))
+        self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else PREFILL_TOKENS
         self.decodes_greedily = not temperature and takes_masks(self.model)
         if self.decodes_greedily:
             share_heads(self.model)

@@ -169,8 +169,7 @@ class VLLMEngine(TextEngine):
         super().close()
         if self._llm is None:
             return
-        self._llm.llm_engine.engine_core.shutdown()
         self._llm = None
-        gc.collect()
+        gc.collect()  # the engine ends with its last reference: vLLM has no public call for it
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.models import longest_input
+from gainRAG.common.models import input_device, longest_input
 from gainRAG.llm_inference.decoding import takes_masks
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ class BranchedModel:
         self.model = model.eval()
         self.config = model.config.get_text_config(decoder=True)
         self.decoder = model.get_decoder()
-        self.device = model.get_input_embeddings().weight.device
+        self.device = self.states_device = input_device(model)  # of tokens; of hidden states: see _check
         self.window = getattr(self.config, "sliding_window", None)
         self.max_positions = longest_input(model.config)
         self.supports_tree_mask = takes_masks(model)
@@ -156,7 +156,9 @@ class BranchedModel:
         hidden = getattr(self.decoder(input_ids=ids, use_cache=False), "last_hidden_state", None)
         if hidden is not None:
             tolerance = 1e-3 if self.model.dtype == torch.float32 else 1e-1
-            if (self.logits(hidden[0, :8]) - expected).norm() <= tolerance * expected.norm():
+            found = self.logits(hidden[0, :8])
+            self.states_device = found.device  # GPUs that share the model have the head elsewhere than the embedding
+            if (found.to(expected.device) - expected).norm() <= tolerance * expected.norm():
                 return
         raise UserError(f"{kind}: not a causal LM whose body and head can be run apart; use a model such as llama")
 
@@ -187,7 +189,7 @@ class BranchedModel:
         firsts = [index * length + len(row.prompt) - 1 - start for index, row in enumerate(rows)]
         reads = torch.tensor([first + step for first, size in zip(firsts, sizes, strict=True) for step in range(size)])
         states = output.last_hidden_state.flatten(0, 1)
-        return list(states[reads.to(states.device)].split(sizes))
+        return list(states[reads.to(states.device)].to(self.states_device).split(sizes))
 
     def _padded(self, rows: list[list[int]], length: int) -> torch.Tensor:
         return torch.tensor([row + [0] * (length - len(row)) for row in rows]).to(self.device)

@@ -21,6 +21,7 @@ from gainRAG.llm_inference.build_prompts import encode_answers, encode_prompts
 from gainRAG.llm_inference.decoding import common_start
 from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
 
+BATCH_TOKENS = 16384
 CPU_BATCH_TOKENS = 2048  # larger batches leave a CPU's caches: 16384 tokens at once take 1.6 x as long a token
 WINDOW_BATCHES = 8  # batches' worth of tokens that are sorted by length together
 SLICE_LOGITS = 4096  # float32 logits held at once for each token of the budget: 256 MiB at 16384 tokens
@@ -64,11 +65,15 @@ class GainScorer:
         model: a decoder-only causal LM of transformers.
         tokenizer: its tokenizer.
         alpha: weight of the contrast; 0 makes `ppl_cd` equal `ppl`.
-        max_batch_tokens: padded tokens in a batch, on a CPU at most CPU_BATCH_TOKENS; memory that runs out halves it.
+        max_batch_tokens: padded tokens in a batch (None: BATCH_TOKENS), on a CPU at most CPU_BATCH_TOKENS; memory that
+            runs out halves it.
         chat: whether the prompts have a chat template; see `build_prompts.encode_answers`.
     """
 
-    def __init__(self, model, tokenizer, alpha: float = 0.5, max_batch_tokens: int = 16384, chat: bool = True) -> None:
+    def __init__(
+        self, model, tokenizer, alpha: float = 0.5, max_batch_tokens: int | None = None, chat: bool = True
+    ) -> None:
+        max_batch_tokens = max_batch_tokens or BATCH_TOKENS
         self.model = BranchedModel(model)
         self.tokenizer = tokenizer
         self.alpha = alpha

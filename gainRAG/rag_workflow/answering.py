@@ -26,6 +26,7 @@ from gainRAG.prompts import Task, load_prompts
 logger = logging.getLogger(__name__)
 
 CHUNK = 256  # questions
+LEAST_CHUNK = 64
 OWN_FIELDS = ("ctxs", "accuracy", "trouble")  # a question's fields of these names are not taken for an output's
 
 Answer = tuple[str, str]  # its text, and what went wrong with it (llm_inference.written_text) or ""

@@ -13,6 +13,7 @@ import logging
 from functools import partial
 from pathlib import Path
 
+from gainRAG.common.batching import chunk_size
 from gainRAG.common.cli import input_file, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_json
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
@@ -29,6 +30,7 @@ from gainRAG.llm_inference.engine import (
 from gainRAG.llm_inference.lengths import LengthCheck
 from gainRAG.rag_workflow.answering import (
     CHUNK,
+    LEAST_CHUNK,
     Answer,
     add_generation_arguments,
     answer_chunk,
@@ -71,7 +73,9 @@ def main() -> None:
     flags = args.K_docs, args.limit, args.skip_too_long, args.overwrite
 
     with open_predictions(path, {"data_path": args.data_path}, engine, generation, *flags) as output:
-        chunks = output.remaining(read(), CHUNK, "answering", total)
+        chunks = output.remaining(
+            read(), chunk_size(CHUNK, LEAST_CHUNK, total, workers.num_workers), "answering", total
+        )
         worker = partial(AnswerWorker, engine, generation, args.K_docs)
         for answered in map_chunks(worker, chunks, writing_workers(engine, workers)):
             output.append(answered)

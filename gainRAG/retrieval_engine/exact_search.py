@@ -137,10 +137,15 @@ def search_on_workers(
     size = -(-len(shards) // (GROUPS_A_WORKER * workers.num_workers))
     groups = [shards[start : start + size] for start in range(0, len(shards), size)]
     heaps = TopKHeaps(len(queries), min(k, len(store)))
-    make_worker = partial(ShardSearcher, queries, store.folder, k, max_bytes)
+    make_worker = partial(ShardSearcher, queries, store.folder, k, bytes_a_worker(max_bytes, workers))
     for found in ProgressBar(map_chunks(make_worker, groups, workers), total=len(groups), unit="group", desc="shards"):
         heaps.add(*found)
     return heaps.finish()
+
+
+def bytes_a_worker(max_bytes: float, workers: WorkerOptions) -> float:
+    """Workers of one machine share its memory; those of a cluster may each be on a machine of their own."""
+    return max_bytes if workers.ray_address else max_bytes / workers.num_workers
 
 
 class ShardSearcher:

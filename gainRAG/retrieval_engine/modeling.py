@@ -6,8 +6,11 @@ token and normalises; E5 and MiniLM average and normalise.
 
 import argparse
 import logging
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,6 +26,7 @@ from gainRAG.common.models import (
     longest_input,
     pick_device,
     pick_dtype,
+    straight_to,
     weights_path,
 )
 from gainRAG.retrieval_engine.normalize import normalize_text
@@ -30,7 +34,9 @@ from gainRAG.retrieval_engine.normalize import normalize_text
 logger = logging.getLogger(__name__)
 
 POOLINGS = ("mean", "cls")
-TOKENISED_AT_ONCE = 4096  # texts; token ids are packed after each such group, as Python lists they take 10 x the room
+TOKENISED_AT_ONCE = 4096  # texts: many enough to find some of equal length, few enough to start soon
+GROUPS_AHEAD = 2  # of them, tokenised while the device computes
+READ_BEHIND = 8  # batches on their way from a GPU, whose end is not waited for
 CPU_BATCH_TOKENS = 1024  # what a core's cache holds: 3500 tokens at once take 1.3 x as long, 7000 1.7 x
 GPU_BATCH = 256
 
@@ -164,39 +170,78 @@ class Encoder:
             texts: as they are given to the tokenizer: see `EncoderOptions.passage_text` and `question_text`.
             progress: called with the number of texts just done.
         """
-        tokens = list(self.tokenize(texts))
         vectors = np.empty((len(texts), self.dim), "float32")
-        for batch, output in self.budget.run(list(map(len, tokens)), lambda b: self._forward([tokens[i] for i in b])):
-            vectors[batch] = output
-            if progress:
-                progress(len(batch))
+        waiting: deque[tuple[list[int], torch.Tensor, torch.cuda.Event | None]] = deque()
+
+        def read(left: int) -> None:
+            while len(waiting) > left:
+                rows, output, copied = waiting.popleft()
+                if copied:
+                    copied.synchronize()
+                vectors[rows] = output.numpy()
+                if progress:
+                    progress(len(rows))
+
+        for rows, tokens in self._tokenise_ahead(texts):
+            lengths = list(map(len, tokens))
+            for batch, (output, copied) in self.budget.run(lengths, partial(self._forward, tokens)):
+                waiting.append(([rows[item] for item in batch], output, copied))
+                read(READ_BEHIND if self.device.type == "cuda" else 0)
+        read(0)
         return vectors
 
-    def tokenize(self, texts: Sequence[str]) -> Iterator[np.ndarray]:
+    def _tokenise_ahead(self, texts: Sequence[str]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+        """Positions of texts of like length, and their token ids; those to come are made in a thread."""
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
+        groups = [order[start : start + TOKENISED_AT_ONCE] for start in range(0, len(order), TOKENISED_AT_ONCE)]
+        with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as pool:
+            coming: deque = deque()
+            for group in groups:
+                coming.append((group, pool.submit(self.tokenize, [texts[row] for row in group])))
+                if len(coming) > GROUPS_AHEAD:
+                    rows, tokens = coming.popleft()
+                    yield rows, tokens.result()
+            while coming:
+                rows, tokens = coming.popleft()
+                yield rows, tokens.result()
+
+    def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The texts' token ids, int32 (tokens,), cut to `max_length`."""
-        for start in range(0, len(texts), TOKENISED_AT_ONCE):
-            ids = self.tokenizer(
-                list(texts[start : start + TOKENISED_AT_ONCE]),
-                truncation=True,
-                max_length=self.max_length,
-                return_attention_mask=False,
-                return_token_type_ids=False,
-            )["input_ids"]
-            yield from (np.asarray(text, "int32") for text in ids)
+        ids = self.tokenizer(
+            list(texts),
+            truncation=True,
+            max_length=self.max_length,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+        )["input_ids"]
+        return [np.asarray(text, "int32") for text in ids]
 
     @torch.inference_mode()
-    def _forward(self, tokens: list[np.ndarray]) -> np.ndarray:
-        lengths = torch.tensor([len(text) for text in tokens])
-        ids = torch.full((len(tokens), max(1, int(lengths.max()))), self.tokenizer.pad_token_id or 0)
-        for row, text in enumerate(tokens):
-            ids[row, : len(text)] = torch.from_numpy(text)
-        mask = (torch.arange(ids.shape[1]) < lengths[:, None]).to(self.device)
-        hidden = self.model(input_ids=ids.to(self.device), attention_mask=mask.long()).last_hidden_state
+    def _forward(self, tokens: list[np.ndarray], batch: list[int]) -> tuple[torch.Tensor, torch.cuda.Event | None]:
+        """Vectors (texts, dim) on their way to the host, and what says that they are there."""
+        ids, mask = self._padded([tokens[item] for item in batch])
+        hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         pooled = self._pool(hidden, mask)
         if self.options.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
-        pooled[~mask.any(dim=1)] = torch.nan
-        return pooled.cpu().numpy()
+        pooled = pooled.masked_fill(~mask.any(dim=1, keepdim=True), torch.nan)
+        if self.device.type != "cuda":
+            return pooled.cpu(), None
+        on_host = pooled.to("cpu", non_blocking=True)
+        copied = torch.cuda.Event()
+        copied.record(torch.cuda.current_stream(self.device))
+        return on_host, copied
+
+    def _padded(self, tokens: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Token ids and the mask of real tokens, both (texts, longest), on the device."""
+        lengths = np.array([len(text) for text in tokens])
+        filled = np.arange(max(1, lengths.max())) < lengths[:, None]
+        ids = np.full(filled.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
+        ids[filled] = np.concatenate(tokens)
+        both = torch.from_numpy(ids), torch.from_numpy(filled)
+        if self.device.type == "cuda":  # from pinned memory the copy does not wait for the device
+            both = tuple(tensor.pin_memory().to(self.device, non_blocking=True) for tensor in both)
+        return both
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(texts, tokens, dim) and the mask of real tokens -> (texts, dim), float32."""
@@ -220,5 +265,5 @@ def _load(name: str, device: torch.device, dtype: torch.dtype):
     path = weights_path(name)
     with explain_load_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-        model = AutoModel.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+        model = AutoModel.from_pretrained(path, dtype=dtype, trust_remote_code=False, **straight_to(device))
     return tokenizer, model.to(device).eval()

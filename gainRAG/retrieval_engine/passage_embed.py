@@ -110,7 +110,7 @@ class ShardEncoder:
         if not finite.all():
             row = int(np.argmin(finite))
             reason = "its vector overflows; try --dtype float32 or --normalize"
-            if not len(next(self.encoder.tokenize([texts[row]]))):
+            if not len(self.encoder.tokenize([texts[row]])[0]):
                 reason = "is empty to the encoder, whose tokenizer makes no token of it; leave it out of the corpus"
             raise UserError(f"passage {passages[row]['id']!r}: {reason}")
         return [passage["id"] for passage in passages], vectors

@@ -30,6 +30,7 @@ from gainRAG.retrieval_engine.exact_search import (
     GIB,
     GPU_K,
     TopK,
+    bytes_a_worker,
     chunk_rows,
     gpu_count,
     search_on_workers,
@@ -75,7 +76,13 @@ def parse_arguments() -> argparse.Namespace:
     add("--index_type", default="Flat", help="Flat: exact; else a FAISS factory string, for example IVF4096,PQ64")
     add("--index_path", help="FAISS index to use, or to make; default: beside the embeddings")
     add("--search_params", default="", help="parameters of the FAISS index, for example nprobe=64")
-    add("--max_memory", type=positive_float, default=8.0, help="GiB that exact search and index training may take")
+    add(
+        "--max_memory",
+        type=positive_float,
+        default=8.0,
+        help="GiB that exact search and index training may take; "
+        "of a machine (its workers share it), with --ray_address of each worker",
+    )
     add("--plan", action="store_true", help="print passages, vectors, memory and disk for these settings, and stop")
     add("--query_prefix", default="", help='put before every question, for example "query: " for E5')
     add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
@@ -258,8 +265,9 @@ def find(
         return search_index(encode_questions(questions, encoder), index, k, store.empty)
     if gpu_count() and k >= GPU_K:
         raise UserError(f"--n_docs {k}: FAISS finds fewer than {GPU_K} on a GPU")
-    devices = max(1, gpu_count())
-    chunk_rows(len(questions), dim, min(k, len(store)), search.max_bytes, devices)  # refuses before the encoder loads
+    devices = max(1, gpu_count()) if workers.num_workers == 1 else 1
+    share = bytes_a_worker(search.max_bytes, workers)
+    chunk_rows(len(questions), dim, min(k, len(store)), share, devices)  # refuses before the encoder loads
     queries = encode_questions(questions, encoder)
     if workers.num_workers > 1:
         return search_on_workers(queries, shards, store, k, search.max_bytes, workers)

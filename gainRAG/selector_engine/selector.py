@@ -23,6 +23,7 @@ from gainRAG.common.models import (
     longest_input,
     pick_device,
     pick_dtype,
+    straight_to,
     weights_path,
 )
 from gainRAG.common.schemas import passage_text
@@ -233,7 +234,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype):
     path = check_selector(name)
     with explain_load_errors(name):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, trust_remote_code=False
+            path, dtype=dtype, output_loading_info=True, trust_remote_code=False, **straight_to(device)
         )
     missing = ", ".join(sorted(report["missing_keys"]))
     if missing:

@@ -19,6 +19,7 @@ from functools import partial
 
 import numpy as np
 
+from gainRAG.common.batching import chunk_size
 from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device
@@ -43,6 +44,7 @@ logger = logging.getLogger(__name__)
 
 FLAGS = ("K_docs", "n_candidates", "no_pseudo", "keep_na", "max_length", "limit", "skip_too_long")  # of the settings
 CHUNK = {"cuda": 128, "cpu": 8}  # questions scored together, and what an interruption can cost
+LEAST_CHUNK = 8  # questions: 808 pairs, which still fill a GPU
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -130,7 +132,8 @@ def main() -> None:
     )
     with StageOutput(path, settings, args.overwrite) as output:
         records = with_pseudo_passages(read(), pseudo)
-        chunks = output.remaining(records, CHUNK[device.type], "selecting", len(questions))
+        size = chunk_size(CHUNK[device.type], LEAST_CHUNK, len(questions), workers.num_workers)
+        chunks = output.remaining(records, size, "selecting", len(questions))
         for selected in map_chunks(worker, chunks, workers):
             output.append(selected)
     metrics = selection_metrics(before, list(read_records(path)), pseudo, args.K_docs, args.n_candidates)

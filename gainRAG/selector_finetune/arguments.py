@@ -121,8 +121,17 @@ class TrainingArguments(transformers.TrainingArguments):
             self.ddp_find_unused_parameters = False
         if self.metric_for_best_model and self.greater_is_better is None:
             self.greater_is_better = self.metric_for_best_model.removeprefix("eval_") not in LOWER_IS_BETTER
+        if torch.cuda.device_count() > 1 and "LOCAL_RANK" not in os.environ:
+            logger.warning(
+                "training on one of %d GPUs; torchrun --nproc_per_node N trains on N", torch.cuda.device_count()
+            )
         self.do_train = False  # FlagEmbedding's own check of the output folder does not know --overwrite_output_dir
         super().__post_init__()
+
+    @property
+    def n_gpu(self) -> int:
+        """At most 1: with more, transformers' DataParallel would cut groups of unequal size apart."""
+        return min(1, super().n_gpu)
 
     def _check(self) -> None:
         if not self.output_dir:

@@ -10,6 +10,7 @@ import torch
 from conftest import REPOSITORY, each
 
 from gainRAG.common import models
+from gainRAG.common.batching import decoding_tokens
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import MODELS, is_chat_model, longest_input, pick_device, pick_dtype, weights_path
 
@@ -182,7 +183,7 @@ def test_devices_that_are_there(monkeypatch):
 
 @pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float16)])
 def test_auto_dtype_on_a_gpu(monkeypatch, native, dtype):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8 if native else 7, 0))
     assert pick_dtype("auto", torch.device("cuda")) is dtype
 
 
@@ -222,3 +223,38 @@ class Config(SimpleNamespace):
 )
 def test_the_longest_input_of_a_model(config, declared, longest):
     assert longest_input(config, SimpleNamespace(model_max_length=declared)) == longest
+
+
+def fake_gpus(monkeypatch, count: int, gib: int) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    properties = SimpleNamespace(total_memory=gib << 30)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+
+
+@each(
+    ("device", "gpus", "weights_gib", "placed"),
+    [
+        ("cpu", 8, 140, {}),
+        ("cuda", 8, 16, {"device_map": {"": "cuda:0"}}),
+        ("cuda:3", 8, 140, {"device_map": {"": "cuda:3"}}),
+        ("cuda", 1, 140, {"device_map": {"": "cuda:0"}}),
+        ("cuda", 8, 140, {"device_map": "auto"}),
+    ],
+)
+def test_weights_go_to_one_gpu_and_only_too_large_ones_to_all(monkeypatch, device, gpus, weights_gib, placed):
+    fake_gpus(monkeypatch, gpus, 80)
+    assert models.placement(torch.device(device), weights_gib << 30) == placed
+
+
+def test_without_accelerate_weights_go_through_the_host_and_are_not_shared(monkeypatch):
+    fake_gpus(monkeypatch, 8, 80)
+    monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
+    assert models.placement(torch.device("cuda"), 16 << 30) == {}
+    with pytest.raises(UserError, match="accelerate is not installed"):
+        models.placement(torch.device("cuda"), 140 << 30)
+
+
+@each(("gib", "asked", "tokens"), [(80, None, 131072), (24, None, 16384), (80, 512, 512)])
+def test_a_large_gpu_decodes_more_rows(monkeypatch, gib, asked, tokens):
+    fake_gpus(monkeypatch, 1, gib)
+    assert decoding_tokens(asked, torch.device("cuda")) == tokens

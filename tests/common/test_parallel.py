@@ -19,6 +19,7 @@ from conftest import REPOSITORY, SENTENCES, each, killed_at_record, slow
 from doubles import Doubler, Dying
 
 from gainRAG.common import cli, parallel
+from gainRAG.common.batching import chunk_size
 from gainRAG.common.cli import UserError
 from gainRAG.common.parallel import WorkerOptions, map_chunks, worker_options
 from gainRAG.llm_inference import background
@@ -73,6 +74,15 @@ def test_without_a_chunk_no_worker_is_made_and_with_some_it_is_closed():
     assert list(map_chunks(Closing, [])) == [] == made
     assert len(list(map_chunks(Closing, [1, 2]))) == 2
     assert made == ["made", "closed"]
+
+
+def test_a_few_questions_are_enough_chunks_for_all_workers():
+    assert chunk_size(128, 8, 500, 1) == 128
+    size = chunk_size(128, 8, 500, 8)
+    assert 500 / size > 3 * 8
+    assert chunk_size(128, 8, 30_000, 8) == 128
+    assert chunk_size(128, 8, 20, 8) == 8
+    assert chunk_size(2, 8, 20, 8) == 2
 
 
 @needs_ray

@@ -160,3 +160,12 @@ def test_closing_ends_the_process(engine):
     engine.close()
     assert not engine_processes()
     engine.close()
+
+
+@needs_vllm
+def test_inside_a_ray_worker_there_is_no_process_that_could_be_left_behind(vllm_llama, reference, monkeypatch):
+    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # as common.parallel sets it for its workers
+    engine = VLLMEngine(str(vllm_llama), dtype="float32")
+    assert engine.generate(PROMPTS, 12) == reference.generate(PROMPTS, 12)
+    assert not engine_processes()
+    engine.close()

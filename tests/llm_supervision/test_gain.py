@@ -314,3 +314,16 @@ def test_small_real_model_equals_the_definition():
     assert helpful.ppl_cd < unrelated.ppl_cd
     [[helpful, unrelated]] = GainScorer(model.bfloat16(), tokenizer).score([request])
     assert helpful.ppl_cd < unrelated.ppl_cd
+
+
+@each("kind", ["llama", "granite"])
+def test_weights_kept_elsewhere_give_the_same_gains(make_model, tokenizer, kind):
+    """Weights that accelerate's hooks bring where they are needed, as when GPUs share a large model."""
+    from accelerate import cpu_offload
+
+    requests = make_requests(3)
+    model = make_model(kind)
+    expected = list(GainScorer(model, tokenizer).score(requests))
+    cpu_offload(model, execution_device=torch.device("cpu"))
+    assert model.get_input_embeddings().weight.is_meta
+    assert list(GainScorer(model, tokenizer).score(requests)) == expected

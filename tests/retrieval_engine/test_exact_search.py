@@ -9,7 +9,8 @@ import pytest
 from conftest import each
 
 from gainRAG.common.cli import UserError
-from gainRAG.retrieval_engine.exact_search import TopKHeaps, chunk_rows, faiss_knns, search_shards
+from gainRAG.common.parallel import WorkerOptions
+from gainRAG.retrieval_engine.exact_search import TopKHeaps, bytes_a_worker, chunk_rows, faiss_knns, search_shards
 from gainRAG.retrieval_engine.faiss_index import SearchOptions, load_or_build_index, open_index, search_index
 from gainRAG.retrieval_engine.passages import open_store
 from gainRAG.retrieval_engine.plan import vector_bytes
@@ -339,3 +340,9 @@ def test_the_planned_size_of_an_index_is_its_size(tmp_path, factory):
     index.add(vectors)
     size = (faiss.serialize_index(index).nbytes - empty) / len(vectors)
     assert vector_bytes(factory, 64) == pytest.approx(size, rel=0.15, abs=9)
+
+
+def test_workers_of_one_machine_share_its_memory():
+    assert bytes_a_worker(8.0, WorkerOptions()) == 8.0
+    assert bytes_a_worker(8.0, WorkerOptions(num_workers=4)) == 2.0
+    assert bytes_a_worker(8.0, WorkerOptions(num_workers=4, ray_address="node1:6379")) == 8.0

@@ -10,7 +10,7 @@ from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation.recall import has_answer
-from gainRAG.retrieval_engine import passage_embed, retrieval
+from gainRAG.retrieval_engine import modeling, passage_embed, retrieval
 from gainRAG.retrieval_engine.modeling import Encoder, EncoderOptions
 from gainRAG.retrieval_engine.normalize import normalize_text
 
@@ -119,6 +119,15 @@ def test_vectors_against_one_text_at_a_time(tiny_encoder, pooling, normalize):
             hidden = encoder.model(**encoder.tokenizer(text, return_tensors="pt")).last_hidden_state[0].numpy()
         wanted = hidden.mean(0) if pooling == "mean" else hidden[0]
         np.testing.assert_allclose(vector, wanted / np.linalg.norm(wanted) if normalize else wanted, atol=1e-5)
+
+
+def test_vectors_keep_the_order_of_texts_tokenised_in_groups(tiny_encoder, monkeypatch):
+    monkeypatch.setattr(modeling, "TOKENISED_AT_ONCE", 2)
+    encoder = Encoder(EncoderOptions(str(tiny_encoder), batch_size=3, device="cpu", dtype="float32"))
+    texts, done = [passage["text"] * (1 + i % 3) for i, passage in enumerate(PASSAGES)], []
+    vectors = encoder.encode(texts, done.append)
+    assert sum(done) == len(texts)
+    np.testing.assert_allclose(vectors, np.concatenate([encoder.encode([text]) for text in texts]), atol=1e-5)
 
 
 @pytest.mark.parametrize("normalize", [[], ["--normalize"]])
@@ -265,7 +274,7 @@ def test_a_passage_that_is_empty_to_the_encoder_is_named(setting, monkeypatch):
     monkeypatch.setattr(
         Encoder,
         "tokenize",
-        lambda self, texts: (ids[: len(ids) * ("zzz" not in texts)] for ids in tokenize(self, texts)),
+        lambda self, texts: [ids[: len(ids) * ("zzz" not in texts)] for ids in tokenize(self, texts)],
     )
     with pytest.raises(UserError, match="passage 'odd': is empty to the encoder, whose tokenizer makes no token of it"):
         setting()

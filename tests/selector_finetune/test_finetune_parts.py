@@ -8,9 +8,11 @@ import torch
 from conftest import each
 from torch.utils.data import DataLoader
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers.training_args import ParallelMode
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import longest_input
+from gainRAG.selector_finetune.arguments import TrainingArguments
 from gainRAG.selector_finetune.dataset import EpochOrder, GroupCollator, GroupDataset, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder, distillation_loss
 from gainRAG.selector_finetune.trainer import METRICS, ranking_metrics
@@ -241,3 +243,12 @@ def test_evaluation_shows_every_passage_and_does_not_favour_a_constant_score(tok
     assert len(data.passages(0)) == 5
     first = [data.passages(i)[0][0] == data.groups[i]["pos"][0] for i in range(300)]
     assert 0.1 < np.mean(first) < 0.3
+
+
+def test_one_process_trains_on_one_gpu(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path))
+    assert args.device.type == "cpu" or args.n_gpu == 1
+    args._n_gpu = 4  # what transformers finds where 4 GPUs are visible and no torchrun
+    assert args.n_gpu == 1
+    assert args.parallel_mode == ParallelMode.NOT_PARALLEL
+    assert args.train_batch_size == args.per_device_train_batch_size
