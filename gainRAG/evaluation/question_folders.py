@@ -1,4 +1,4 @@
-"""The question sets of a whole folder: FlashRAG's (a file for each split) or BEIR's (queries, and each split's qrels)."""
+"""The question sets of a whole folder: FlashRAG's (a file for each split) or BEIR's (queries, and qrels by split)."""
 
 from collections.abc import Iterator
 from pathlib import Path
