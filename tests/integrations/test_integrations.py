@@ -58,7 +58,7 @@ def test_every_snippet_is_run():
 @pytest.mark.parametrize("tool", MODULES)
 def test_same_picks_as_the_selector(tool, selector):
     if not installed(MODULES[tool]):
-        pytest.skip(f"{MODULES[tool]} is not installed; scripts/test_integrations.sh installs it")
+        pytest.skip(f"{MODULES[tool]} is not installed; see scripts/test_integrations.sh")
     own = Selector(str(selector), device="cpu")
     assert max(len(own.tokenizer(p["text"])["input_ids"]) for p in PASSAGES) > 512  # some are cut
     for question in QUESTIONS[:1] if tool == "vLLM" else QUESTIONS:
