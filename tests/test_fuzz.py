@@ -289,6 +289,8 @@ MADE_WITH = {
     "inputs": {"model_name_or_path": "x"},
     "flags": {"passages": "d", "pooling": "mean", "normalize": False, "lowercase": False, "normalize_text": False},
 }
+DOCUMENTS = [{"page_content": "One. Two.", "metadata": {"source": "a/b.txt"}}]
+BEIR = [{"_id": "1", "text": "Q?", "metadata": {"answer": "a"}}]
 BACKGROUNDS = [{"id": "q0", "question": "Which, 0?", "background": "N/A"}]
 
 
@@ -309,6 +311,8 @@ READERS = {
     "corpus with contents": Reader("d.jsonl", lines(CONTENTS), _store),
     "prepare_corpus contents": Reader("d.jsonl", lines(CONTENTS), _corpus),
     "corpus .jsonl.gz": Reader("d.jsonl.gz", gzip.compress(lines(PASSAGES), mtime=0), _store),
+    "prepare_corpus documents": Reader("d.jsonl", lines(DOCUMENTS), _corpus),
+    "prepare_questions beir": Reader("d.jsonl", lines(BEIR), _questions),
     "prepare_questions nq_open": Reader("d.jsonl", lines(NQ_OPEN), _questions),
     "prepare_questions squad": Reader("d.json", dumped(SQUAD), _questions),
     "prepare_questions triviaqa": Reader("d.json", dumped(TRIVIA), _questions),

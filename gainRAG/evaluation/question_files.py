@@ -163,7 +163,8 @@ def read_questions(
         except FieldError as problem:
             raise UserError(f"{where}: {problem}") from None
         if not answers and not drop_unanswered:
-            raise UserError(f"{where}: no usable answer; --drop_unanswered leaves such questions out")
+            hint = f"; {kind.unanswered}" if kind.unanswered else ""
+            raise UserError(f"{where}: no usable answer; --drop_unanswered leaves such questions out{hint}")
         if not answers:
             tally.unanswered += 1
             continue

@@ -37,12 +37,14 @@ class Format:
         detect: whether a record is of this format.
         read: the question in a record.
         dataset: the only data set published in it, if so.
+        unanswered: what to do about questions without answers, for the message.
     """
 
     looks: str
     detect: Callable[[Record], bool]
     read: Callable[[Record], Question]
     dataset: str | None = None
+    unanswered: str = ""
 
 
 def _has(*fields: str, without: str = "") -> Callable[[Record], bool]:
@@ -71,6 +73,15 @@ def _flashrag(record: Record) -> Question:
     return _with_choices(
         _fields("id", "question", "golden_answers")(record), record, "id", "question", "golden_answers"
     )
+
+
+def _beir(record: Record) -> Question:
+    """A query; gold answers, which few sets have, lie in the record or its `metadata`."""
+    metadata = record.get("metadata") or {}
+    places = [record, metadata] if isinstance(metadata, dict) else [record]
+    found = [place[name] for place in places for name in ("answers", "answer", "golden_answers") if place.get(name)]
+    extra = {field: value for field, value in record.items() if field not in ("_id", "text", "answer", "answers")}
+    return Question(record["_id"], record["text"], found[0] if found else [], extra)
 
 
 def _nq_open(record: Record) -> Question:
@@ -235,6 +246,13 @@ FORMATS = {
         "SQuAD",
     ),
     "flashrag": Format("JSON lines with 'question', 'golden_answers' ('choices')", _has("golden_answers"), _flashrag),
+    "beir": Format(
+        "BEIR's queries.jsonl with '_id', 'text', and gold answers in 'answers' or 'metadata'",
+        _has("_id", "text", without="title"),
+        _beir,
+        unanswered="BEIR judges passages, and few of its sets have gold answers, which gains need: put 'answers' into "
+        "each query, or take the questions from the data set's own file",
+    ),
     "nq_open": Format(
         "JSON lines with 'question', 'answer' ('answer_aliases': MuSiQue)",
         _has("question", "answer", without="_id"),

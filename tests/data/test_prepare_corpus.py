@@ -60,6 +60,20 @@ SAMPLES = {
             {"id": 1, "contents": '"Nile"\nA river.\nIt is long.'}, {"id": 2, "contents": "Seine\nA river in France."}
         ),
     ),
+    "langchain": (
+        "corpus.jsonl",
+        lines(
+            {"page_content": "A river.\nIt is long.", "metadata": {"source": "files/Nile.pdf", "page": 1}},
+            {"lc": 1, "kwargs": {"page_content": "A river in France.", "metadata": {"title": "Seine"}}},
+        ),
+    ),
+    "llamaindex": (
+        "corpus.jsonl",
+        lines(
+            {"id_": None, "text": "A river. It is long.", "metadata": {"file_name": "Nile.md"}},
+            {"id_": None, "text_resource": {"text": "A river in France."}, "metadata": {"title": "Seine"}},
+        ),
+    ),
     "title_text": ("corpus.jsonl", lines({"title": "Nile", "text": " A river. It is long.\n"}, SEINE)),
 }
 
@@ -68,7 +82,9 @@ SAMPLES = {
 @each("named", [True, False], ids=["named", "detected"])
 def test_format(corpus, name, named):
     file, content = SAMPLES[name]
-    assert corpus(content, file, format_name=name if named else None)[0] == [NILE, SEINE]
+    found = corpus(content, file, format_name=name if named else None)[0]
+    assert [{field: passage[field] for field in NILE} for passage in found] == [NILE, SEINE]
+    assert name in ("langchain", "llamaindex") or found == [NILE, SEINE]
 
 
 def test_every_format_has_a_sample():

@@ -117,6 +117,16 @@ SAMPLES = {
         ),
         [NILE],
     ),
+    "beir": (
+        lines(
+            {"_id": "q1", "text": NILE["question"], "metadata": {"answers": NILE["answers"]}},
+            {"_id": "q2", "text": "When?", "answer": "today", "metadata": {}},
+        ),
+        [
+            {**NILE, "metadata": {"answers": NILE["answers"]}},
+            {"id": "q2", "question": "When?", "answers": ["today"], "metadata": {}},
+        ],
+    ),
     "flashrag": (
         lines({"id": "q1", "question": NILE["question"], "golden_answers": ["Africa", "Egypt"], "metadata": {"a": 1}}),
         [{**NILE, "metadata": {"a": 1}}],
