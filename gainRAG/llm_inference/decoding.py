@@ -124,7 +124,9 @@ class _Batch:
         ids = [[0] * (self.filled - len(row)) + row[self.prefix :] for row in rows]
         causal = torch.ones(new, self.filled, dtype=torch.bool, device=self.device).tril(self.prefix)
         visible = causal & self.visible[part, None, : self.filled]
-        visible[:, range(new), range(self.prefix, self.filled)] = True  # padding sees itself: a row of none gives NaN
+        visible[:, :, self.prefix :].diagonal(dim1=1, dim2=2).fill_(
+            True
+        )  # padding sees itself: a row of none gives NaN
         ends = self.positions[part]
         positions = torch.arange(self.prefix, self.filled, device=self.device) - (self.filled - ends)
         cache = _reserved_cache([k[part] for k in self.keys], [v[part] for v in self.values], self.prefix)
@@ -155,9 +157,8 @@ class _Batch:
         places = [place for place in ended if place < left]
 
         def close_gaps(kept: torch.Tensor) -> torch.Tensor:
-            if places:
-                kept[places] = kept[moved]
-            return kept[:left]
+            to, source = (torch.tensor(rows, dtype=torch.long, device=kept.device) for rows in (places, moved))
+            return kept.index_copy_(0, to, kept[source])[:left]
 
         self.numbers, self.positions, self.visible = map(close_gaps, (self.numbers, self.positions, self.visible))
         self.keys, self.values = list(map(close_gaps, self.keys)), list(map(close_gaps, self.values))

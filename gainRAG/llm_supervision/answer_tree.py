@@ -88,6 +88,10 @@ def _read_only_layer(keys: torch.Tensor, values: torch.Tensor):
     return layer
 
 
+def _are_alike(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool((found - expected).norm() <= tolerance * expected.norm())
+
+
 @dataclass(frozen=True)
 class Prefix:
     """Tokens that start several prompts and what the model's cache holds of them (None: no tokens)."""
@@ -158,7 +162,7 @@ class BranchedModel:
             tolerance = 1e-3 if self.model.dtype == torch.float32 else 1e-1
             found = self.logits(hidden[0, :8])
             self.states_device = found.device  # GPUs that share the model have the head elsewhere than the embedding
-            if (found.to(expected.device) - expected).norm() <= tolerance * expected.norm():
+            if _are_alike(found.to(expected.device), expected, tolerance):
                 return
         raise UserError(f"{kind}: not a causal LM whose body and head can be run apart; use a model such as llama")
 

@@ -181,13 +181,14 @@ class GainScorer:
             without: states after the question alone (1 + nodes, hidden size).
             given: states after each passage and the question (passages, 1 + nodes, hidden size).
         """
-        nodes = torch.tensor([node for reads in tree.reads for node in reads], device=given.device)
+        read = [node for reads in tree.reads for node in reads]
+        nodes = torch.tensor(read, device=given.device)
         targets = torch.tensor([token for answer in tree.answers for token in answer], device=given.device)
         found = torch.empty(2, len(given), len(nodes), device=given.device)
         step = max(1, self.budget.tokens * SLICE_LOGITS // self.model.config.vocab_size)
         for low in range(0, len(without), step):
             high = min(low + step, len(without))
-            here = ((nodes >= low) & (nodes < high)).nonzero()[:, 0]
+            here = torch.tensor([place for place, node in enumerate(read) if low <= node < high], device=given.device)
             z_0 = self.model.logits(without[low:high])
             passages = max(1, step // (high - low))
             for first in range(0, len(given), passages):
