@@ -135,7 +135,8 @@ class VLLMEngine(TextEngine):
         from vllm import SamplingParams
 
         parameters = SamplingParams(max_tokens=max_tokens, detokenize=False, **sampling)
-        return self._llm.generate([{"prompt_token_ids": row} for row in rows], parameters)
+        shows_progress = "TQDM_DISABLE" not in os.environ  # by a disabled bar's time, which is 0, vLLM would divide
+        return self._llm.generate([{"prompt_token_ids": row} for row in rows], parameters, use_tqdm=shows_progress)
 
     def _check_lengths(self, longest: int) -> None:
         if longest > self.context_length:
