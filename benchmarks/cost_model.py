@@ -3,10 +3,10 @@
     python benchmarks/cost_model.py
     python benchmarks/cost_model.py --share 0.54 --json cost.json
 
-This project's own tensor code runs on the meta device, which computes shapes alone, at one batch of the default budget:
-torch.utils.flop_counter counts its FLOPs, and `LiveMemory` the bytes alive at once. A stage is so many of these batches.
-Every hour is predicted, none is measured. Peaks are upper bounds of a sort: attention's scores count as if they were
-kept, which fused kernels do not. Lengths (`Lengths`) are assumed, not counted.
+This project's own tensor code runs on the meta device, which computes shapes alone, at one batch of the default
+budget: torch.utils.flop_counter counts its FLOPs, `LiveMemory` the bytes alive at once. A stage is so many of these
+batches. Every hour is predicted, none is measured. Attention's scores count in the peaks, which fused kernels never
+hold; CUDA's own memory does not. `Lengths` are assumed, not counted.
 """
 
 import argparse
@@ -57,7 +57,7 @@ class Device:
 
 
 DEVICES = {
-    "H100": Device(750e12, 67e12, 3.0e12, 80 * GB, "16-bit rate and bandwidth measured; float32: NVIDIA's data sheet, SXM"),
+    "H100": Device(750e12, 67e12, 3.0e12, 80 * GB, "measured; float32: NVIDIA's data sheet, SXM"),
     "A100": Device(312e12, 19.5e12, 2.039e12, 80 * GB, "NVIDIA's data sheet, 80 GB SXM"),
     "RTX 4090": Device(165.2e12, 82.6e12, 1.008e12, 24 * GB, "NVIDIA's Ada architecture paper, float32 accumulation"),
 }  # fmt: skip
@@ -258,12 +258,18 @@ def count_search() -> Cost:
     return Cost("exact search", f"{questions:,} questions, {PASSAGES:,} vectors", "float32", flops, moved, peak)
 
 
+class Encoding(list):
+    """Token ids, as the tokenizers library gives them."""
+
+    ids = property(list)
+
+
 def count_selection(lengths: Lengths) -> Cost:
     selector = Selector.__new__(Selector)
     selector.device, selector.model = torch.device("meta"), make_reranker(torch.float16).eval()
     selector.tokenizer = SimpleNamespace(pad_token_id=1, model_input_names=["input_ids", "attention_mask"])
     rows = BATCH_TOKENS["cuda"] // lengths.pair
-    pair = SimpleNamespace(ids=[5] * lengths.pair)
+    pair = Encoding([5] * lengths.pair)
     found = count(lambda: selector._forward([pair] * rows, list(range(rows))))
     pairs, weights = EVALUATION * 101, weight_bytes(selector.model)
     batches = pairs / rows
@@ -334,7 +340,7 @@ def table(share: float) -> str:
     """The table of docs/cluster.md."""
     full, small = model_costs(), model_costs(small=True)
     lines = [
-        "| stage | size | PFLOP | TB moved | peak GB | H100 hours | A100 hours | peak GB, RTX 4090 | hours | its flags | |",
+        "| stage | size | PFLOP | TB moved | peak GB | H100 hours | A100 hours | RTX 4090: GB | hours | flags | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cost, less in zip(full, small, strict=True):
