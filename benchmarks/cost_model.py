@@ -15,6 +15,7 @@ import json
 import weakref
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -89,19 +90,35 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Cost:
-    """Of a stage: FLOPs, bytes moved, most bytes held at once (weights included), the number format of the products."""
+    """What a stage takes.
+
+    Attributes:
+        dtype: of the products.
+        parts: (FLOPs, bytes moved) of what runs one after the other: reading prompts, writing texts.
+        peak: most bytes held at once, weights included.
+        flags: that make it so small; none for the defaults.
+    """
 
     stage: str
     size: str
     dtype: str
-    flops: float
-    moved: float
+    parts: tuple[tuple[float, float], ...]
     peak: float
     flags: str = ""
 
+    @property
+    def flops(self) -> float:
+        return sum(flops for flops, _ in self.parts)
+
+    @property
+    def moved(self) -> float:
+        return sum(moved for _, moved in self.parts)
+
     def hours(self, device: Device, share: float) -> float:
+        """Each part is bound by what takes longer, computing or moving, at this share of the device's rates."""
         rate = device.single if self.dtype == "float32" else device.half
-        return max(self.flops / rate, self.moved / device.bandwidth) / share / 3600
+        seconds = sum(max(flops / rate, moved / device.bandwidth) for flops, moved in self.parts)
+        return seconds / share / 3600
 
 
 class LiveMemory(TorchDispatchMode):
@@ -143,8 +160,10 @@ class Count:
 
 
 def count(run: Callable[[], object], kind: str = "meta") -> Count:
-    """Runs it, counting."""
-    with FlopCounterMode(display=False) as flops, LiveMemory(kind) as memory:
+    """Runs it twice: while it counts FLOPs, torch's counter keeps tensors that the run itself lets go."""
+    with FlopCounterMode(display=False) as flops:
+        run()
+    with LiveMemory(kind) as memory:
         run()
     return Count(flops.get_total_flops(), memory.peak)
 
@@ -153,11 +172,15 @@ def weight_bytes(model) -> int:
     return sum(weight.nbytes for weight in model.parameters())
 
 
-def make_llm(dtype: torch.dtype, **shape):
+@cache
+def make_llm(dtype: torch.dtype, decodes: bool = False):
     from transformers import AutoModelForCausalLM, LlamaConfig
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(LlamaConfig(**(shape or LLAMA3_8B)), dtype=dtype).eval()
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**LLAMA3_8B), dtype=dtype).eval()
+    if decodes:
+        share_heads(model)
+    return model
 
 
 def make_reranker(dtype: torch.dtype):
@@ -184,44 +207,57 @@ def gain_batch(branched: BranchedModel, rows: int, lengths: Lengths) -> None:
         branched.logits(torch.stack(states[first : first + 16]))
 
 
+@cache
+def measure_gain(dtype: torch.dtype, rows: int, lengths: Lengths) -> Count:
+    return count(lambda: gain_batch(UncheckedModel(make_llm(dtype)), rows, lengths))
+
+
 def count_gain(stage: str, questions: int, passages: int, dtype: str, tokens: int, lengths: Lengths, flags="") -> Cost:
     """The questions alone are a further row each, taken as long as the others."""
     model = make_llm(getattr(torch, dtype))
     rows = tokens // (lengths.prompt + lengths.answer - 1 - lengths.start)
-    found = count(lambda: gain_batch(UncheckedModel(model), rows, lengths))
+    found, weights = measure_gain(model.dtype, rows, lengths), weight_bytes(model)
     batches = questions * (passages + 1) / rows
-    weights = weight_bytes(model)
-    size = f"{questions:,} questions x {passages} passages"
-    return Cost(stage, size, dtype, batches * found.flops, batches * weights, weights + found.peak, flags)
+    parts = ((batches * found.flops, batches * weights),)
+    return Cost(stage, f"{questions:,} questions x {passages} passages", dtype, parts, weights + found.peak, flags)
 
 
+class Decoding:
+    """A batch of texts: its prompts are read when it is made; `step` writes one token a row."""
+
+    def __init__(self, model, rows: int, prompt: int, tokens: int, lengths: Lengths) -> None:
+        start, own = [1] * lengths.start, prompt - lengths.start
+        self.batch = _Batch(model, [start + [2 + row] * own for row in range(rows)], lengths.limit)
+        size = max(1, tokens // (self.batch.filled - self.batch.prefix))
+        parts = [slice(first, first + size) for first in range(0, rows, size)]
+        self.tokens = torch.cat([self.batch.read_prompts(part) for part in parts])
+
+    def step(self, filled: int) -> None:
+        self.batch.filled = filled
+        self.batch.step(self.tokens)
+
+
+@cache
 @torch.inference_mode()
+def measure_texts(rows: int, prompt: int, new: int, tokens: int, lengths: Lengths) -> tuple[Count, Count]:
+    """Reading the prompts, and the middle one of the steps, whose peak counts no keys and values."""
+    model = make_llm(torch.bfloat16, decodes=True)
+    reading = count(lambda: Decoding(model, rows, prompt, tokens, lengths))
+    decoding = Decoding(model, rows, prompt, tokens, lengths)
+    return reading, count(lambda: decoding.step(prompt + new // 2))
+
+
 def count_texts(stage: str, texts: int, prompt: int, new: int, tokens: int, lengths: Lengths, flags="") -> Cost:
-    """Prefill, and `new` steps of the mean of the first and the last one's FLOPs."""
-    model = make_llm(torch.bfloat16)
-    share_heads(model)
+    """The rows of a batch end together."""
+    model = make_llm(torch.bfloat16, decodes=True)
     rows = max(1, tokens // (prompt + lengths.limit))
-    weights, made = weight_bytes(model), {}
-
-    def prefill() -> None:
-        made["batch"] = batch = _Batch(model, [[1] * prompt for _ in range(rows)], lengths.limit)
-        size = max(1, tokens // (batch.filled - batch.prefix))
-        made["tokens"] = [batch.read_prompts(slice(first, first + size)) for first in range(0, rows, size)][0]
-
-    with LiveMemory() as memory:
-        with FlopCounterMode(display=False) as reading:
-            prefill()
-        with FlopCounterMode(display=False) as first:
-            made["batch"].step(made["tokens"])
-        made["batch"].filled = prompt + new - 1
-        with FlopCounterMode(display=False) as last:
-            made["batch"].step(made["tokens"])
-    a_step = (first.get_total_flops() + last.get_total_flops()) / 2
-    kept = rows * (prompt + new / 2) * cache_bytes(model)
+    reading, step = measure_texts(rows, prompt, new, tokens, lengths)
+    weights, a_position = weight_bytes(model), rows * cache_bytes(model)
     batches = texts / rows
-    flops = batches * (reading.get_total_flops() + new * a_step)
-    moved = batches * (weights + new * (weights + kept))
-    return Cost(stage, f"{texts:,} texts of {new} tokens", "bfloat16", flops, moved, weights + memory.peak, flags)
+    moved = weights + a_position * (prompt + new / 2)
+    parts = ((batches * reading.flops, batches * weights), (batches * new * step.flops, batches * new * moved))
+    peak = weights + max(reading.peak, a_position * (prompt + lengths.limit) + step.peak)
+    return Cost(stage, f"{texts:,} texts of {new} tokens", "bfloat16", parts, peak, flags)
 
 
 def cache_bytes(model) -> int:
@@ -231,6 +267,7 @@ def cache_bytes(model) -> int:
     return 2 * config.num_hidden_layers * config.num_key_value_heads * size * model.dtype.itemsize
 
 
+@cache
 def count_embedding(lengths: Lengths) -> Cost:
     from transformers import AutoModel, BertConfig
 
@@ -246,7 +283,9 @@ def count_embedding(lengths: Lengths) -> Cost:
 
     found, batches, weights = count(run), PASSAGES / GPU_BATCH, weight_bytes(model)
     moved = batches * weights + 4 * DIM * PASSAGES
-    return Cost("embedding", f"{PASSAGES:,} passages", "bfloat16", batches * found.flops, moved, weights + found.peak)
+    return Cost(
+        "embedding", f"{PASSAGES:,} passages", "bfloat16", ((batches * found.flops, moved),), weights + found.peak
+    )
 
 
 def count_search() -> Cost:
@@ -255,7 +294,7 @@ def count_search() -> Cost:
     flops = 2 * questions * PASSAGES * DIM
     moved = 4 * PASSAGES * DIM + 8 * questions * PASSAGES
     peak = 4 * DIM * (SEARCH_ROWS + questions) + 12 * questions * SEARCH_RESULTS + 1.5 * GB  # FAISS's own workspace
-    return Cost("exact search", f"{questions:,} questions, {PASSAGES:,} vectors", "float32", flops, moved, peak)
+    return Cost("exact search", f"{questions:,} questions, {PASSAGES:,} vectors", "float32", ((flops, moved),), peak)
 
 
 class Encoding(list):
@@ -264,6 +303,7 @@ class Encoding(list):
     ids = property(list)
 
 
+@cache
 def count_selection(lengths: Lengths) -> Cost:
     selector = Selector.__new__(Selector)
     selector.device, selector.model = torch.device("meta"), make_reranker(torch.float16).eval()
@@ -274,9 +314,10 @@ def count_selection(lengths: Lengths) -> Cost:
     pairs, weights = EVALUATION * 101, weight_bytes(selector.model)
     batches = pairs / rows
     size = f"{EVALUATION:,} questions x 101 pairs"
-    return Cost("selection", size, "float16", batches * found.flops, batches * weights, weights + found.peak)
+    return Cost("selection", size, "float16", ((batches * found.flops, batches * weights),), weights + found.peak)
 
 
+@cache
 def count_training(lengths: Lengths) -> Cost:
     """The published flags: 8 groups of 16 pairs, float16, recomputation, 2 epochs."""
     from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
@@ -297,7 +338,7 @@ def count_training(lengths: Lengths) -> Cost:
     moved = updates * 2 * TRAINING_STATE * weights
     size = f"{GROUPS:,} groups x 16 pairs x 2 epochs"
     peak = (TRAINING_STATE - 2) * weights + found.peak  # the gradients are in the peak already
-    return Cost("training", size, "float16", updates * found.flops, moved, peak)
+    return Cost("training", size, "float16", ((updates * found.flops, moved),), peak)
 
 
 def model_costs(lengths: Lengths = Lengths(), small: bool = False) -> list[Cost]:  # noqa: B008 (frozen)
