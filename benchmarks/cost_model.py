@@ -57,10 +57,10 @@ class Device:
     source: str
 
 
-DEVICES = {
-    "H100": Device(750e12, 67e12, 3.0e12, 80 * GB, "measured; float32: NVIDIA's data sheet, SXM"),
-    "A100": Device(312e12, 19.5e12, 2.039e12, 80 * GB, "NVIDIA's data sheet, 80 GB SXM"),
-    "RTX 4090": Device(165.2e12, 82.6e12, 1.008e12, 24 * GB, "NVIDIA's Ada architecture paper, float32 accumulation"),
+DEVICES = {  # data sheets: NVIDIA's, as published pages repeat them; dense, with float32 sums
+    "H100": Device(750e12, 67e12, 3.0e12, 80 * GB, "measured; float32: data sheet of the SXM"),
+    "A100": Device(312e12, 19.5e12, 2.039e12, 80 * GB, "data sheet of the SXM with 80 GB"),
+    "RTX 4090": Device(165.2e12, 82.6e12, 1.008e12, 24 * GB, "data sheet"),
 }  # fmt: skip
 
 
@@ -247,7 +247,7 @@ def measure_texts(rows: int, prompt: int, new: int, tokens: int, lengths: Length
     return reading, count(lambda: decoding.step(prompt + new // 2))
 
 
-def count_texts(stage: str, texts: int, prompt: int, new: int, tokens: int, lengths: Lengths, flags="") -> Cost:
+def count_texts(stage: str, texts: int, prompt: int, new: int, tokens: int, lengths: Lengths) -> Cost:
     """The rows of a batch end together."""
     model = make_llm(torch.bfloat16, decodes=True)
     rows = max(1, tokens // (prompt + lengths.limit))
@@ -257,7 +257,7 @@ def count_texts(stage: str, texts: int, prompt: int, new: int, tokens: int, leng
     moved = weights + a_position * (prompt + new / 2)
     parts = ((batches * reading.flops, batches * weights), (batches * new * step.flops, batches * new * moved))
     peak = weights + max(reading.peak, a_position * (prompt + lengths.limit) + step.peak)
-    return Cost(stage, f"{texts:,} texts of {new} tokens", "bfloat16", parts, peak, flags)
+    return Cost(stage, f"{texts:,} texts of {new} tokens", "bfloat16", parts, peak)
 
 
 def cache_bytes(model) -> int:
@@ -348,15 +348,13 @@ def model_costs(lengths: Lengths = Lengths(), small: bool = False) -> list[Cost]
         lengths: what texts are taken to have.
         small: with the flags that a device of 24 GB needs.
     """
-    dtype, gain_tokens, text_tokens = ("bfloat16", 4096, 8192) if small else ("float32", GAIN_TOKENS, DECODE_TOKENS)
-    gain_flags = "--gain_dtype bfloat16 --max_batch_tokens 4096" if small else ""
-    text_flags = "--max_batch_tokens 8192" if small else ""
+    dtype, gain_flags = ("bfloat16", "--gain_dtype bfloat16") if small else ("float32", "")
 
     def texts(stage: str, number: int, prompt: int, new: int) -> Cost:
-        return count_texts(stage, number, prompt, new, text_tokens, lengths, text_flags)
+        return count_texts(stage, number, prompt, new, DECODE_TOKENS, lengths)
 
     def gain(stage: str, questions: int, passages: int) -> Cost:
-        return count_gain(stage, questions, passages, dtype, gain_tokens, lengths, gain_flags)
+        return count_gain(stage, questions, passages, dtype, GAIN_TOKENS, lengths, gain_flags)
 
     return [
         count_embedding(lengths),
