@@ -10,7 +10,6 @@ hold; CUDA's own memory does not. `Lengths` are assumed, not counted.
 """
 
 import argparse
-import inspect
 import json
 import weakref
 from collections.abc import Callable
@@ -24,10 +23,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from gainRAG.common.batching import DECODING_TOKENS, GPU_DECODING_TOKENS
 from gainRAG.common.cli import UserError, run_stage, stage_parser
-from gainRAG.llm_inference.decoding import _Batch, share_heads
+from gainRAG.llm_inference.decoding import PREFILL_TOKENS, _Batch, share_heads
 from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
-from gainRAG.llm_supervision.gain import GainScorer
+from gainRAG.llm_supervision.gain import BATCH_TOKENS as GAIN_TOKENS
 from gainRAG.retrieval_engine.modeling import GPU_BATCH, Encoder
 from gainRAG.selector_engine.selector import BATCH_TOKENS, Selector
 
@@ -35,8 +35,6 @@ GB = 10**9
 PASSAGES, TRAINING, EVALUATION, GROUPS = 21_015_324, 23_778, 28_525, 10_000
 METHODS = 5  # of the main table
 DIM = 768
-DECODE_TOKENS = 16384
-GAIN_TOKENS = inspect.signature(GainScorer).parameters["max_batch_tokens"].default
 TRAINING_STATE = 16  # bytes a parameter in fp16 under DeepSpeed: weight, gradient 2 each; master weight, two moments 4
 SEARCH_ROWS, SEARCH_RESULTS = 1 << 18, 101
 LLAMA3_8B = {
@@ -225,10 +223,10 @@ def count_gain(stage: str, questions: int, passages: int, dtype: str, tokens: in
 class Decoding:
     """A batch of texts: its prompts are read when it is made; `step` writes one token a row."""
 
-    def __init__(self, model, rows: int, prompt: int, tokens: int, lengths: Lengths) -> None:
+    def __init__(self, model, rows: int, prompt: int, lengths: Lengths) -> None:
         start, own = [1] * lengths.start, prompt - lengths.start
         self.batch = _Batch(model, [start + [2 + row] * own for row in range(rows)], lengths.limit)
-        size = max(1, tokens // (self.batch.filled - self.batch.prefix))
+        size = max(1, PREFILL_TOKENS // (self.batch.filled - self.batch.prefix))
         parts = [slice(first, first + size) for first in range(0, rows, size)]
         self.tokens = torch.cat([self.batch.read_prompts(part) for part in parts])
 
@@ -239,11 +237,11 @@ class Decoding:
 
 @cache
 @torch.inference_mode()
-def measure_texts(rows: int, prompt: int, new: int, tokens: int, lengths: Lengths) -> tuple[Count, Count]:
+def measure_texts(rows: int, prompt: int, new: int, lengths: Lengths) -> tuple[Count, Count]:
     """Reading the prompts, and the middle one of the steps, whose peak counts no keys and values."""
     model = make_llm(torch.bfloat16, decodes=True)
-    reading = count(lambda: Decoding(model, rows, prompt, tokens, lengths))
-    decoding = Decoding(model, rows, prompt, tokens, lengths)
+    reading = count(lambda: Decoding(model, rows, prompt, lengths))
+    decoding = Decoding(model, rows, prompt, lengths)
     return reading, count(lambda: decoding.step(prompt + new // 2))
 
 
@@ -251,7 +249,7 @@ def count_texts(stage: str, texts: int, prompt: int, new: int, tokens: int, leng
     """The rows of a batch end together."""
     model = make_llm(torch.bfloat16, decodes=True)
     rows = max(1, tokens // (prompt + lengths.limit))
-    reading, step = measure_texts(rows, prompt, new, tokens, lengths)
+    reading, step = measure_texts(rows, prompt, new, lengths)
     weights, a_position = weight_bytes(model), rows * cache_bytes(model)
     batches = texts / rows
     moved = weights + a_position * (prompt + new / 2)
@@ -351,7 +349,8 @@ def model_costs(lengths: Lengths = Lengths(), small: bool = False) -> list[Cost]
     dtype, gain_flags = ("bfloat16", "--gain_dtype bfloat16") if small else ("float32", "")
 
     def texts(stage: str, number: int, prompt: int, new: int) -> Cost:
-        return count_texts(stage, number, prompt, new, DECODE_TOKENS, lengths)
+        tokens = DECODING_TOKENS if small else GPU_DECODING_TOKENS
+        return count_texts(stage, number, prompt, new, tokens, lengths)
 
     def gain(stage: str, questions: int, passages: int) -> Cost:
         return count_gain(stage, questions, passages, dtype, GAIN_TOKENS, lengths, gain_flags)
