@@ -40,7 +40,8 @@ def test_the_pages_show_its_numbers_and_the_defaults_fit(cost_model):
     assert int(shown[1]) == round(hours)
     assert max(cost.peak for cost in full) < 80 * GB
     assert max(cost.peak for cost in small) < 24 * GB
-    assert all((cost.peak < 24 * GB) == (not less.flags) for cost, less in zip(full, small, strict=True))
+    needed = [cost.stage for cost in full if cost.dtype == "float32" and cost.peak >= 24 * GB]
+    assert [cost.stage for cost in small if cost.flags] == needed  # budgets of texts go by the device themselves
 
 
 def test_flops_are_those_counted_by_hand(cost_model):
