@@ -1,4 +1,4 @@
-"""docs/integrations.md: each tool's snippet picks what `Selector.select` picks, with the same scores or their sigmoids."""
+"""docs/integrations.md: each snippet picks what `Selector.select` picks, with the same scores or their sigmoids."""
 
 import importlib.util
 import re
