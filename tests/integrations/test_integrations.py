@@ -25,6 +25,9 @@ MODULES = {
     "vLLM": "vllm",
 }
 SIGMOIDS = ("LlamaIndex",)
+heavy = pytest.mark.skipif(
+    "INTEGRATIONS" not in os.environ, reason="heavy imports; scripts/test_integrations.sh runs it"
+)
 QUESTIONS = ["Who wrote the play Hamlet?", "Which river flows through Egypt to the sea?", "What is the capital?"]
 PASSAGES = [  # every third is longer than 512 tokens, the last has no title
     {"id": f"p{number}", "title": sentence.split()[0], "text": " ".join([sentence] * (60 if number % 3 == 0 else 1))}
@@ -62,6 +65,7 @@ def test_every_snippet_is_run():
     assert SNIPPETS.keys() == MODULES.keys()
 
 
+@heavy
 def test_another_text_or_length_has_other_picks(tiny_selector):
     """Else the comparison below would pass whatever a tool does."""
     own = Selector(str(tiny_selector), device="cpu")
@@ -77,6 +81,7 @@ def test_another_text_or_length_has_other_picks(tiny_selector):
         assert any(order(own.score(right)) != order(selector.score(other)) for right, other in pairs), what
 
 
+@heavy
 @pytest.mark.parametrize("tool", MODULES)
 def test_same_picks_as_the_selector(tool, tiny_selector):
     if not installed(MODULES[tool]):
