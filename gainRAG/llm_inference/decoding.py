@@ -79,8 +79,9 @@ def _reserved_cache(keys: list[torch.Tensor], values: list[torch.Tensor], filled
     return Cache(layers=[ReservedLayer(*pair) for pair in zip(keys, values, strict=True)])
 
 
-class _Batch:
-    """Rows in decoding: left-padded between the common start and their own tokens, those at work first.
+class DecodingBatch:
+    """Rows in decoding: left-padded between the common start and their own tokens, those at work first. It computes and
+    reads no value of a tensor: `decode_greedily` does.
 
     Attributes:
         numbers: which of the caller's rows each place holds.
@@ -118,8 +119,13 @@ class _Batch:
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
-    def read_prompts(self, part: slice) -> torch.Tensor:
-        """The first new token of these rows, whose keys and values are kept."""
+    def read_prompts(self, tokens: int) -> torch.Tensor:
+        """The first new token of each row (rows,); the prompts' keys and values are kept. `tokens` are read at once."""
+        size = max(1, tokens // (self.filled - self.prefix))
+        parts = [slice(first, first + size) for first in range(0, len(self.rows), size)]
+        return torch.cat([self._read_part(part) for part in parts])
+
+    def _read_part(self, part: slice) -> torch.Tensor:
         rows, new = self.rows[part], self.filled - self.prefix
         ids = [[0] * (self.filled - len(row)) + row[self.prefix :] for row in rows]
         causal = torch.ones(new, self.filled, dtype=torch.bool, device=self.device).tril(self.prefix)
@@ -180,10 +186,8 @@ def decode_greedily(
     Raises:
         torch.OutOfMemoryError: the rows do not fit into memory together.
     """
-    batch = _Batch(model, rows, max_new_tokens)
-    size = max(1, prefill_tokens // (batch.filled - batch.prefix))
-    parts = [slice(first, first + size) for first in range(0, len(rows), size)]
-    tokens = torch.cat([batch.read_prompts(part) for part in parts])
+    batch = DecodingBatch(model, rows, max_new_tokens)
+    tokens = batch.read_prompts(prefill_tokens)
     written: list[list[int]] = [[] for _ in rows]
     for left in reversed(range(max_new_tokens)):
         ended = []

@@ -126,19 +126,26 @@ class GainScorer:
         return _Encoded(trees, questions, [Row(prompt, tree) for tree in trees for prompt in prompts[1:]])
 
     def _score_window(self, window: Sequence[_Encoded]) -> Iterator[list[PassageGain]]:
+        for lowest in self._lowest_nll(window):
+            contrasts, plains = lowest.tolist()
+            yield [
+                PassageGain(_perplexity(contrast), _perplexity(plain))
+                for contrast, plain in zip(contrasts, plains, strict=True)
+            ]
+
+    def _lowest_nll(self, window: Sequence[_Encoded]) -> Iterator[torch.Tensor]:
+        """Of each request the best answer's mean negative log-likelihood, float64 (contrastive and plain, passages), on
+        the device."""
         without = iter(self._hidden_states([row for encoded in window for row in encoded.questions]))
         given = iter(self._hidden_states([row for encoded in window for row in encoded.passages]))
         for encoded in window:
             if not encoded.trees:
-                yield []
+                yield torch.empty(2, 0)
                 continue
             count = len(encoded.passages) // len(encoded.trees)
             states = [(next(without), torch.stack([*islice(given, count)])) for _ in encoded.trees]
             nll = [self._fitting_nll(tree, *pair) for tree, pair in zip(encoded.trees, states, strict=True)]
-            lowest = torch.cat(nll, dim=2).amin(dim=2).tolist()
-            yield [
-                PassageGain(_perplexity(contrast), _perplexity(plain)) for contrast, plain in zip(*lowest, strict=True)
-            ]
+            yield torch.cat(nll, dim=2).amin(dim=2)
 
     def _hidden_states(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """States of each row, from batches of like length, longest first, rows without forks apart from the others."""
@@ -181,21 +188,23 @@ class GainScorer:
             without: states after the question alone (1 + nodes, hidden size).
             given: states after each passage and the question (passages, 1 + nodes, hidden size).
         """
-        nodes = torch.tensor([node for reads in tree.reads for node in reads], device=given.device)
-        targets = torch.tensor([token for answer in tree.answers for token in answer], device=given.device)
+        nodes = [node for reads in tree.reads for node in reads]
+        targets = [token for answer in tree.answers for token in answer]
         found = torch.empty(2, len(given), len(nodes), device=given.device)
         step = max(1, self.budget.tokens * SLICE_LOGITS // self.model.config.vocab_size)
         for low in range(0, len(without), step):
             high = min(low + step, len(without))
-            here = ((nodes >= low) & (nodes < high)).nonzero()[:, 0]
+            places = [place for place, node in enumerate(nodes) if low <= node < high]
+            read = [[place, nodes[place] - low, targets[place]] for place in places]
+            here, columns, tokens = torch.tensor(read, device=given.device).unbind(1)
             z_0 = self.model.logits(without[low:high])
             passages = max(1, step // (high - low))
             for first in range(0, len(given), passages):
                 part = slice(first, first + passages)
                 z = self.model.logits(given[part, low:high])
-                found[1, part, here] = _log_likelihood(z, nodes[here] - low, targets[here])
+                found[1, part, here] = _log_likelihood(z, columns, tokens)
                 z.mul_(1 + self.alpha).sub_(z_0, alpha=self.alpha)
-                found[0, part, here] = _log_likelihood(z, nodes[here] - low, targets[here])
+                found[0, part, here] = _log_likelihood(z, columns, tokens)
         lengths = [len(answer) for answer in tree.answers]
         return torch.stack([-part.double().mean(dim=2) for part in found.split(lengths, dim=2)], dim=2)
 
