@@ -1,11 +1,12 @@
 """What runs on a GPU, rehearsed at full size without one: models on torch's meta device, which holds no values.
 
-Meta tensors refuse most operands of another device; `Watch` refuses the others, and holds number formats and the size of
-what has a vocabulary's length to what is allowed. All layers are computed, in their real width and number, except
-for the 70B LLM's: 4 of its 80, which are alike.
+Meta tensors refuse most operands of another device; `Watch` refuses the others, and holds number formats, and the size
+of what has a vocabulary's length, to what is allowed. Widths and numbers of layers are the real ones, but for the 70B
+LLM: 4 of its 80 layers, which are alike.
 """
 
 import random
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -14,8 +15,15 @@ from conftest import causal_tokenizer, each, pair_tokenizer
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSequenceClassification, BertConfig, LlamaConfig
-from transformers import XLMRobertaConfig, masking_utils
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    BertConfig,
+    LlamaConfig,
+    XLMRobertaConfig,
+    masking_utils,
+)
 
 from gainRAG.llm_inference.decoding import PREFILL_TOKENS, DecodingBatch, share_heads
 from gainRAG.llm_supervision.gain import BATCH_TOKENS, SLICE_LOGITS, GainRequest, GainScorer
@@ -257,16 +265,21 @@ def make_trainer() -> SelectorTrainer:
 def test_training_step(dtype, checkpointing, weights):
     """With float32 weights under autocast, as transformers trains, and with weights in half, as DeepSpeed does."""
     tokenizer = pair_tokenizer()
-    base = make_meta(AutoModelForSequenceClassification, BASE, dtype if weights == "half" else torch.float32)
+    autocast, stored = (dtype, torch.float32) if weights == "float32" else (None, dtype)
+    base = make_meta(AutoModelForSequenceClassification, BASE, stored)
     model = DistilledCrossEncoder(base, tokenizer).train()
     if checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        again = {
+            "use_reentrant": False,
+            "context_fn": lambda: (nullcontext(), Gpu(autocast)),
+        }
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs=again)
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-5)
     trainer = make_trainer()
     inputs = trainer._prepare_inputs(make_batch(tokenizer))
     words = BASE.vocab_size * BASE.hidden_size  # of the embedding's gradient and the optimiser's two moments
     with Watch(dtype, BASE.vocab_size, words) as watch:
-        with Gpu(dtype if weights == "float32" else None):
+        with Gpu(autocast):
             loss, outputs = trainer.compute_loss(model, inputs, return_outputs=True)
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
