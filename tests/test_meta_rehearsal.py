@@ -143,8 +143,17 @@ def attend(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, sc
 
 
 def make_meta(kind, config, dtype: torch.dtype):
+    """The model on meta, refusing inputs from elsewhere: transformers moves a mask itself, waiting for the device."""
     with META:
-        return kind.from_config(config, dtype=dtype).eval()
+        model = kind.from_config(config, dtype=dtype).eval()
+    for module in {model, model.base_model}:
+        module.register_forward_pre_hook(check_inputs, with_kwargs=True)
+    return model
+
+
+def check_inputs(module, args, kwargs) -> None:
+    places = {name: value.device for name, value in kwargs.items() if isinstance(value, torch.Tensor)}
+    assert set(places.values()) <= {META}, f"inputs of {type(module).__name__}: {places}"
 
 
 def make_words(tokens: int, seed: int = 0) -> str:
