@@ -25,7 +25,8 @@ from transformers import (
     masking_utils,
 )
 
-from gainRAG.llm_inference.decoding import PREFILL_TOKENS, DecodingBatch, share_heads
+from gainRAG.llm_inference.decoding import _Batch, share_heads
+from gainRAG.llm_supervision import answer_tree
 from gainRAG.llm_supervision.gain import BATCH_TOKENS, SLICE_LOGITS, GainRequest, GainScorer
 from gainRAG.retrieval_engine import modeling
 from gainRAG.selector_engine import selector
@@ -162,10 +163,11 @@ def make_words(tokens: int, seed: int = 0) -> str:
 
 
 @pytest.fixture(autouse=True)
-def unread_masks(monkeypatch):
+def unread_values(monkeypatch):
     """transformers reads two values of its inputs: whether anything is padded, and whether a row holds several texts.
-    Here the answers are yes and no."""
+    Here the answers are yes and no; and the scorer takes its own comparison of values for passed."""
     monkeypatch.setattr(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *_, **__: False)
+    monkeypatch.setattr(answer_tree, "_are_alike", lambda *_: True)
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *_, **__: None)
 
 
@@ -204,8 +206,8 @@ def test_decoding(start):
     model = make_meta(AutoModelForCausalLM, config, torch.bfloat16)
     share_heads(model)
     with torch.inference_mode(), Gpu(), Watch(torch.bfloat16, config.vocab_size, rows * config.vocab_size) as watch:
-        batch = DecodingBatch(model, prompts, 32)
-        first = batch.read_prompts(PREFILL_TOKENS)
+        batch = _Batch(model, prompts, 32)
+        first = torch.cat([batch.read_prompts(slice(start, start + 30)) for start in range(0, rows, 30)])
         second = batch.step(first)
         third = batch.step(batch.drop([0, 3, 57], second))
     assert [(len(tokens), tokens.dtype, tokens.device) for tokens in (first, second, third)] == [
@@ -239,8 +241,8 @@ def test_encoder(pooling, dtype, monkeypatch):
     encoder = modeling.Encoder(modeling.EncoderOptions("rehearsed", pooling, normalize=True, device="cpu"))
     encoder.device = META
     tokens = [torch.full((512 - row,), 5).int().numpy() for row in range(modeling.GPU_BATCH)]
-    with Gpu(), Watch(dtype, CONTRIEVER.vocab_size) as watch:
-        vectors = encoder._compute(tokens, list(range(len(tokens))))
+    with torch.inference_mode(), Gpu(), Watch(dtype, CONTRIEVER.vocab_size) as watch:
+        vectors = encoder._vectors(*encoder._padded(tokens))
     assert (tuple(vectors.shape), vectors.dtype, vectors.device) == ((256, 768), torch.float32, META)
     assert watch.products > 6 * CONTRIEVER.num_hidden_layers
 

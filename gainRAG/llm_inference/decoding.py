@@ -79,9 +79,8 @@ def _reserved_cache(keys: list[torch.Tensor], values: list[torch.Tensor], filled
     return Cache(layers=[ReservedLayer(*pair) for pair in zip(keys, values, strict=True)])
 
 
-class DecodingBatch:
-    """Rows in decoding: left-padded between the common start and their own tokens, those at work first. It computes and
-    reads no value of a tensor: `decode_greedily` does.
+class _Batch:
+    """Rows in decoding: left-padded between the common start and their own tokens, those at work first.
 
     Attributes:
         numbers: which of the caller's rows each place holds.
@@ -119,18 +118,15 @@ class DecodingBatch:
         mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
         return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
-    def read_prompts(self, tokens: int) -> torch.Tensor:
-        """The first new token of each row (rows,); the prompts' keys and values are kept. `tokens` are read at once."""
-        size = max(1, tokens // (self.filled - self.prefix))
-        parts = [slice(first, first + size) for first in range(0, len(self.rows), size)]
-        return torch.cat([self._read_part(part) for part in parts])
-
-    def _read_part(self, part: slice) -> torch.Tensor:
+    def read_prompts(self, part: slice) -> torch.Tensor:
+        """The first new token of these rows, whose keys and values are kept."""
         rows, new = self.rows[part], self.filled - self.prefix
         ids = [[0] * (self.filled - len(row)) + row[self.prefix :] for row in rows]
         causal = torch.ones(new, self.filled, dtype=torch.bool, device=self.device).tril(self.prefix)
         visible = causal & self.visible[part, None, : self.filled]
-        visible[:, range(new), range(self.prefix, self.filled)] = True  # padding sees itself: a row of none gives NaN
+        visible[:, :, self.prefix :].diagonal(dim1=1, dim2=2).fill_(
+            True
+        )  # padding sees itself: a row of none gives NaN
         ends = self.positions[part]
         positions = torch.arange(self.prefix, self.filled, device=self.device) - (self.filled - ends)
         cache = _reserved_cache([k[part] for k in self.keys], [v[part] for v in self.values], self.prefix)
@@ -161,9 +157,8 @@ class DecodingBatch:
         places = [place for place in ended if place < left]
 
         def close_gaps(kept: torch.Tensor) -> torch.Tensor:
-            if places:
-                kept[places] = kept[moved]
-            return kept[:left]
+            to, source = (torch.tensor(rows, dtype=torch.long, device=kept.device) for rows in (places, moved))
+            return kept.index_copy_(0, to, kept[source])[:left]
 
         self.numbers, self.positions, self.visible = map(close_gaps, (self.numbers, self.positions, self.visible))
         self.keys, self.values = list(map(close_gaps, self.keys)), list(map(close_gaps, self.values))
@@ -186,8 +181,10 @@ def decode_greedily(
     Raises:
         torch.OutOfMemoryError: the rows do not fit into memory together.
     """
-    batch = DecodingBatch(model, rows, max_new_tokens)
-    tokens = batch.read_prompts(prefill_tokens)
+    batch = _Batch(model, rows, max_new_tokens)
+    size = max(1, prefill_tokens // (batch.filled - batch.prefix))
+    parts = [slice(first, first + size) for first in range(0, len(rows), size)]
+    tokens = torch.cat([batch.read_prompts(part) for part in parts])
     written: list[list[int]] = [[] for _ in rows]
     for left in reversed(range(max_new_tokens)):
         ended = []

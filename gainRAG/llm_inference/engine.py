@@ -49,7 +49,7 @@ class EngineOptions:
     temperature: float = 0.0
     seed: int = 42
     max_model_len: int = 16384
-    tensor_parallel_size: int = 1
+    tensor_parallel_size: int | None = None
     gpu_memory_utilization: float | None = None
     base_url: str | None = None
     server_model: str | None = None
@@ -152,7 +152,12 @@ def _add_vllm_arguments(parser: argparse.ArgumentParser) -> None:
         default=16384,
         help="longest prompt and answer in tokens, where the LLM's context is longer",
     )
-    group.add_argument("--tensor_parallel_size", type=positive_int, default=1, help="GPUs that share the LLM")
+    group.add_argument(
+        "--tensor_parallel_size",
+        type=positive_int,
+        default=None,
+        help="GPUs that share the LLM; None: 1, or as many as its weights need (workers are quicker)",
+    )
     group.add_argument(
         "--gpu_memory_utilization",
         type=fraction,

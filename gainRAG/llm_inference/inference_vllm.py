@@ -14,9 +14,9 @@ from collections.abc import Sequence
 import torch
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.models import dtype_name, longest_input, pick_dtype, weights_path
+from gainRAG.common.models import WEIGHTS_SHARE, dtype_name, longest_input, pick_dtype, weights_path
 from gainRAG.llm_inference.build_prompts import encode_prompts
-from gainRAG.llm_inference.inference_hf import load_config, load_tokenizer
+from gainRAG.llm_inference.inference_hf import load_config, load_tokenizer, weight_bytes
 from gainRAG.llm_inference.written_text import TextEngine, decode_texts
 
 logger = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class VLLMEngine(TextEngine):
         seed: each prompt's own draw, whatever is generated beside it.
         max_model_len: the most tokens of prompt and answer together that vLLM makes room for, where the model's own
             context is longer.
-        tensor_parallel_size: GPUs that share the model.
+        tensor_parallel_size: GPUs that share the model; None: 1, or as many as its weights need.
         gpu_memory_utilization: fraction of each GPU's memory (without a GPU: of the RAM) for weights and cache; None:
             0.9 (without a GPU: 0.2).
 
@@ -66,7 +66,7 @@ class VLLMEngine(TextEngine):
         temperature: float = 0.0,
         seed: int = 42,
         max_model_len: int = 16384,
-        tensor_parallel_size: int = 1,
+        tensor_parallel_size: int | None = None,
         gpu_memory_utilization: float | None = None,
     ) -> None:
         require_vllm()
@@ -78,10 +78,19 @@ class VLLMEngine(TextEngine):
         self.dtype = dtype
         self.temperature = temperature
         self.seed = seed
-        self.tensor_parallel_size = tensor_parallel_size
+        heads = config.get_text_config().num_attention_heads
+        self.tensor_parallel_size = tensor_parallel_size or self._needed_shares(heads)
         self.gpu_memory_utilization = gpu_memory_utilization
         self._llm = None
-        self._check_shares(config.get_text_config().num_attention_heads)
+        self._check_shares(heads)
+
+    def _needed_shares(self, heads: int) -> int:
+        """The fewest GPUs that hold the weights and divide the heads."""
+        if torch.cuda.device_count() < 2:
+            return 1
+        weights = weight_bytes(self.lm_type, pick_dtype(self.dtype, torch.device("cuda")))
+        least = -(-weights // int(WEIGHTS_SHARE * torch.cuda.get_device_properties(0).total_memory))
+        return next(size for size in range(max(1, least), heads + 1) if heads % size == 0)
 
     def _check_shares(self, heads: int) -> None:
         size, visible = self.tensor_parallel_size, torch.cuda.device_count()
@@ -135,7 +144,8 @@ class VLLMEngine(TextEngine):
         from vllm import SamplingParams
 
         parameters = SamplingParams(max_tokens=max_tokens, detokenize=False, **sampling)
-        return self._llm.generate([{"prompt_token_ids": row} for row in rows], parameters)
+        shows_progress = "TQDM_DISABLE" not in os.environ  # by a disabled bar's time, which is 0, vLLM would divide
+        return self._llm.generate([{"prompt_token_ids": row} for row in rows], parameters, use_tqdm=shows_progress)
 
     def _check_lengths(self, longest: int) -> None:
         if longest > self.context_length:

@@ -88,6 +88,10 @@ def _read_only_layer(keys: torch.Tensor, values: torch.Tensor):
     return layer
 
 
+def _are_alike(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
+    return bool((found - expected).norm() <= tolerance * expected.norm())
+
+
 @dataclass(frozen=True)
 class Prefix:
     """Tokens that start several prompts and what the model's cache holds of them (None: no tokens)."""
@@ -146,25 +150,21 @@ class BranchedModel:
 
     @torch.inference_mode()
     def _check(self) -> None:
+        """A row with more tokens after it must give the logits that the model gives for the row alone."""
         kind = self.model.config.model_type
         if self.model.config.is_encoder_decoder:
             raise UserError(f"{kind}: an encoder-decoder; the gain is defined for a decoder-only causal LM")
-        agree = self._compare_logits()
-        if agree is None or not (agree.is_meta or agree):  # a rehearsal's tensors have no values
-            raise UserError(f"{kind}: not a causal LM whose body and head can be run apart; use a model such as llama")
-
-    def _compare_logits(self) -> torch.Tensor | None:
-        """Whether a row with more tokens after it gives the logits that the model gives for the row alone: a bool."""
         # Tokens from all over the vocabulary: on a row of control tokens alone a bfloat16 model amplifies its rounding.
         ids = torch.linspace(1, self.config.vocab_size - 2, 12, device=self.device).long()[None]
         expected = self.model(input_ids=ids[:, :8], use_cache=False).logits[0].float()
         hidden = getattr(self.decoder(input_ids=ids, use_cache=False), "last_hidden_state", None)
-        if hidden is None:
-            return None
-        tolerance = 1e-3 if self.model.dtype == torch.float32 else 1e-1
-        found = self.logits(hidden[0, :8])
-        self.states_device = found.device  # GPUs that share the model have the head elsewhere than the embedding
-        return (found.to(expected.device) - expected).norm() <= tolerance * expected.norm()
+        if hidden is not None:
+            tolerance = 1e-3 if self.model.dtype == torch.float32 else 1e-1
+            found = self.logits(hidden[0, :8])
+            self.states_device = found.device  # GPUs that share the model have the head elsewhere than the embedding
+            if _are_alike(found.to(expected.device), expected, tolerance):
+                return
+        raise UserError(f"{kind}: not a causal LM whose body and head can be run apart; use a model such as llama")
 
     @torch.inference_mode()
     def prefix(self, tokens: list[int]) -> Prefix:

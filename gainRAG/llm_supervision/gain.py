@@ -188,23 +188,22 @@ class GainScorer:
             without: states after the question alone (1 + nodes, hidden size).
             given: states after each passage and the question (passages, 1 + nodes, hidden size).
         """
-        nodes = [node for reads in tree.reads for node in reads]
-        targets = [token for answer in tree.answers for token in answer]
+        read = [node for reads in tree.reads for node in reads]
+        nodes = torch.tensor(read, device=given.device)
+        targets = torch.tensor([token for answer in tree.answers for token in answer], device=given.device)
         found = torch.empty(2, len(given), len(nodes), device=given.device)
         step = max(1, self.budget.tokens * SLICE_LOGITS // self.model.config.vocab_size)
         for low in range(0, len(without), step):
             high = min(low + step, len(without))
-            places = [place for place, node in enumerate(nodes) if low <= node < high]
-            read = [[place, nodes[place] - low, targets[place]] for place in places]
-            here, columns, tokens = torch.tensor(read, device=given.device).unbind(1)
+            here = torch.tensor([place for place, node in enumerate(read) if low <= node < high], device=given.device)
             z_0 = self.model.logits(without[low:high])
             passages = max(1, step // (high - low))
             for first in range(0, len(given), passages):
                 part = slice(first, first + passages)
                 z = self.model.logits(given[part, low:high])
-                found[1, part, here] = _log_likelihood(z, columns, tokens)
+                found[1, part, here] = _log_likelihood(z, nodes[here] - low, targets[here])
                 z.mul_(1 + self.alpha).sub_(z_0, alpha=self.alpha)
-                found[0, part, here] = _log_likelihood(z, columns, tokens)
+                found[0, part, here] = _log_likelihood(z, nodes[here] - low, targets[here])
         lengths = [len(answer) for answer in tree.answers]
         return torch.stack([-part.double().mean(dim=2) for part in found.split(lengths, dim=2)], dim=2)
 

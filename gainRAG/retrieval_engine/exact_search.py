@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
+from gainRAG.common.batching import BatchBudget
 from gainRAG.common.cli import UserError
 from gainRAG.common.parallel import WorkerOptions, map_chunks
 from gainRAG.common.progress import ProgressBar
@@ -267,9 +269,36 @@ def faiss_knns() -> list[Knn]:
 
     def on_gpu(device: int) -> Knn:
         resources = faiss.StandardGpuResources()
-        return lambda queries, vectors, k: faiss.knn_gpu(resources, queries, vectors, k, metric=metric, device=device)
+        return in_fitting_parts(
+            lambda queries, vectors, k: faiss.knn_gpu(resources, queries, vectors, k, metric=metric, device=device)
+        )
 
     return [on_gpu(device) for device in range(gpu_count())]
+
+
+def in_fitting_parts(search: Knn) -> Knn:
+    """`search` for as many queries at once as its memory holds; what was too many is remembered.
+
+    Raises:
+        torch.OutOfMemoryError: one query alone does not fit.
+    """
+    budget = BatchBudget(None)
+
+    def in_parts(queries: np.ndarray, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        def forward(rows: list[int]) -> tuple[np.ndarray, np.ndarray]:
+            try:
+                return search(queries[rows[0] : rows[-1] + 1], vectors, k)
+            except RuntimeError as problem:  # FAISS has no class of its own for it
+                if "out of memory" in str(problem):
+                    raise torch.OutOfMemoryError(str(problem)) from None
+                raise
+
+        if not len(queries):
+            return search(queries, vectors, k)
+        parts = [found for _, found in budget.run([1] * len(queries), forward)]
+        return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
+
+    return in_parts
 
 
 def gpu_count() -> int:

@@ -219,7 +219,7 @@ class Encoder:
     @torch.inference_mode()
     def _forward(self, tokens: list[np.ndarray], batch: list[int]) -> tuple[torch.Tensor, torch.cuda.Event | None]:
         """Vectors (texts, dim) on their way to the host, and what says that they are there."""
-        pooled = self._compute(tokens, batch)
+        pooled = self._vectors(*self._padded([tokens[item] for item in batch]))
         if self.device.type != "cuda":
             return pooled.cpu(), None
         on_host = pooled.to("cpu", non_blocking=True)
@@ -227,9 +227,8 @@ class Encoder:
         copied.record(torch.cuda.current_stream(self.device))
         return on_host, copied
 
-    def _compute(self, tokens: list[np.ndarray], batch: list[int]) -> torch.Tensor:
-        """Vectors (texts, dim), float32, on the device; NaN for a text without tokens."""
-        ids, mask = self._padded([tokens[item] for item in batch])
+    def _vectors(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        """Token ids and the mask of real tokens, both (texts, longest) -> (texts, dim), float32, on the device."""
         hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
         pooled = self._pool(hidden, mask)
         if self.options.normalize:
@@ -244,8 +243,8 @@ class Encoder:
         ids[filled] = np.concatenate(tokens)
         both = torch.from_numpy(ids), torch.from_numpy(filled)
         if self.device.type == "cuda":  # from pinned memory the copy does not wait for the device
-            both = tuple(tensor.pin_memory() for tensor in both)
-        return tuple(tensor.to(self.device, non_blocking=True) for tensor in both)
+            both = both[0].pin_memory(), both[1].pin_memory()
+        return both[0].to(self.device, non_blocking=True), both[1].to(self.device, non_blocking=True)
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(texts, tokens, dim) and the mask of real tokens -> (texts, dim), float32."""

@@ -307,6 +307,13 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
         checkpoint = self.training_args.resume_from_checkpoint
         try:
             return self.trainer.train(resume_from_checkpoint=checkpoint)
+        except torch.OutOfMemoryError as problem:
+            size, steps = self.training_args.per_device_train_batch_size, self.training_args.gradient_accumulation_steps
+            raise UserError(
+                f"{self.training_args.device}: its memory does not hold a batch of {size} groups; an update sees as many "
+                f"with --per_device_train_batch_size {max(1, size // 2)} --gradient_accumulation_steps {2 * steps}, and "
+                "--gradient_checkpointing saves memory too"
+            ) from problem
         except pickle.UnpicklingError as problem:  # transformers reads a checkpoint's tensors, and runs nothing of it
             if not checkpoint:
                 raise

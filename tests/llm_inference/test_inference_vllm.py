@@ -128,6 +128,15 @@ def test_heads_that_cannot_be_shared_are_refused(vllm_llama):
         VLLMEngine(str(vllm_llama), tensor_parallel_size=3)
 
 
+def test_an_llm_is_shared_only_where_one_gpu_does_not_hold_it(monkeypatch):
+    model = SimpleNamespace(lm_type="any", dtype="bfloat16")
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 10**9))
+    for weights, shares in ((16 * 10**9, 1), (141 * 10**9, 4)):  # 8B, and 70B: three would hold it, 64 heads want four
+        monkeypatch.setattr(inference_vllm, "weight_bytes", lambda *_, weights=weights: weights)
+        assert VLLMEngine._needed_shares(model, heads=64) == shares
+
+
 @needs_vllm
 def test_answer_log_probabilities_equal_log_softmax(engine, reference):
     tokenizer = engine.tokenizer

@@ -10,7 +10,14 @@ from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.parallel import WorkerOptions
-from gainRAG.retrieval_engine.exact_search import TopKHeaps, bytes_a_worker, chunk_rows, faiss_knns, search_shards
+from gainRAG.retrieval_engine.exact_search import (
+    TopKHeaps,
+    bytes_a_worker,
+    chunk_rows,
+    faiss_knns,
+    in_fitting_parts,
+    search_shards,
+)
 from gainRAG.retrieval_engine.faiss_index import SearchOptions, load_or_build_index, open_index, search_index
 from gainRAG.retrieval_engine.passages import open_store
 from gainRAG.retrieval_engine.plan import vector_bytes
@@ -346,3 +353,23 @@ def test_workers_of_one_machine_share_its_memory():
     assert bytes_a_worker(8.0, WorkerOptions()) == 8.0
     assert bytes_a_worker(8.0, WorkerOptions(num_workers=4)) == 2.0
     assert bytes_a_worker(8.0, WorkerOptions(num_workers=4, ray_address="node1:6379")) == 8.0
+
+
+def test_queries_that_memory_does_not_hold_are_searched_for_in_parts():
+    random = np.random.default_rng(0)
+    queries, vectors = random.standard_normal((11, 4), "float32"), random.standard_normal((30, 4), "float32")
+    [knn], tried = faiss_knns(), []
+
+    def small_memory(part, vectors, k):
+        tried.append(len(part))
+        if len(part) > 3:
+            raise RuntimeError("Error in ... StandardGpuResources: CUDA error 2 out of memory")
+        return knn(part, vectors, k)
+
+    search = in_fitting_parts(small_memory)
+    for _ in range(2):
+        for found, expected in zip(search(queries, vectors, 5), knn(queries, vectors, 5), strict=True):
+            np.testing.assert_array_equal(found, expected)
+    assert tried == [11, 5, 2, 2, 2, 2, 2, 1, 2, 2, 2, 2, 2, 1], "what was too many is not tried again"
+    with pytest.raises(RuntimeError, match="broken"):
+        in_fitting_parts(lambda *_: (_ for _ in ()).throw(RuntimeError("broken")))(queries, vectors, 5)

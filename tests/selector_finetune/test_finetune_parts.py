@@ -1,6 +1,7 @@
 """Loss, sampling, tokenising and measures of the selector's training, each against an independent computation."""
 
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from gainRAG.common.models import longest_input
 from gainRAG.selector_finetune.arguments import TrainingArguments
 from gainRAG.selector_finetune.dataset import EpochOrder, GroupCollator, GroupDataset, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder, distillation_loss
+from gainRAG.selector_finetune.runner import SelectorRunner
 from gainRAG.selector_finetune.trainer import METRICS, ranking_metrics
 
 ABSENT = -torch.inf
@@ -252,3 +254,16 @@ def test_one_process_trains_on_one_gpu(tmp_path):
     assert args.n_gpu == 1
     assert args.parallel_mode == ParallelMode.NOT_PARALLEL
     assert args.train_batch_size == args.per_device_train_batch_size
+
+
+def test_memory_that_runs_out_names_flags_that_keep_the_update():
+    def train(**_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    runner = SelectorRunner.__new__(SelectorRunner)
+    runner.trainer = SimpleNamespace(train=train)
+    runner.training_args = SimpleNamespace(
+        resume_from_checkpoint=None, per_device_train_batch_size=8, gradient_accumulation_steps=2, device="cuda:0"
+    )
+    with pytest.raises(UserError, match="--per_device_train_batch_size 4 --gradient_accumulation_steps 4"):
+        runner._train()
