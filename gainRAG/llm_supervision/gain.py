@@ -126,19 +126,26 @@ class GainScorer:
         return _Encoded(trees, questions, [Row(prompt, tree) for tree in trees for prompt in prompts[1:]])
 
     def _score_window(self, window: Sequence[_Encoded]) -> Iterator[list[PassageGain]]:
+        for lowest in self._lowest_nll(window):
+            contrasts, plains = lowest.tolist()
+            yield [
+                PassageGain(_perplexity(contrast), _perplexity(plain))
+                for contrast, plain in zip(contrasts, plains, strict=True)
+            ]
+
+    def _lowest_nll(self, window: Sequence[_Encoded]) -> Iterator[torch.Tensor]:
+        """Of each request the best answer's mean negative log-likelihood, float64 (contrastive and plain, passages), on
+        the device."""
         without = iter(self._hidden_states([row for encoded in window for row in encoded.questions]))
         given = iter(self._hidden_states([row for encoded in window for row in encoded.passages]))
         for encoded in window:
             if not encoded.trees:
-                yield []
+                yield torch.empty(2, 0)
                 continue
             count = len(encoded.passages) // len(encoded.trees)
             states = [(next(without), torch.stack([*islice(given, count)])) for _ in encoded.trees]
             nll = [self._fitting_nll(tree, *pair) for tree, pair in zip(encoded.trees, states, strict=True)]
-            lowest = torch.cat(nll, dim=2).amin(dim=2).tolist()
-            yield [
-                PassageGain(_perplexity(contrast), _perplexity(plain)) for contrast, plain in zip(*lowest, strict=True)
-            ]
+            yield torch.cat(nll, dim=2).amin(dim=2)
 
     def _hidden_states(self, rows: Sequence[Row]) -> list[torch.Tensor]:
         """States of each row, from batches of like length, longest first, rows without forks apart from the others."""

@@ -148,14 +148,17 @@ class Selector:
 
     def _score_chunk(self, encodings: list) -> np.ndarray:
         scores = np.empty(len(encodings), np.float32)
-        lengths = [len(encoding) for encoding in encodings]
-        try:
-            waiting = list(self.budget.run(lengths, partial(self._forward, encodings), even=True))
-        except torch.OutOfMemoryError:
-            raise UserError(f"{self.device}: its memory does not hold one pair beside the model") from None
-        for rows, logits in waiting:  # read last, since reading waits for the device
+        for rows, logits in self._compute_chunk(encodings):  # read last, since reading waits for the device
             scores[rows] = logits.float().cpu().numpy()
         return scores
+
+    def _compute_chunk(self, encodings: list) -> list[tuple[list[int], torch.Tensor]]:
+        """Of each batch its rows and their logits, still on the device."""
+        lengths = [len(encoding) for encoding in encodings]
+        try:
+            return list(self.budget.run(lengths, partial(self._forward, encodings), even=True))
+        except torch.OutOfMemoryError:
+            raise UserError(f"{self.device}: its memory does not hold one pair beside the model") from None
 
     @torch.inference_mode()
     def _forward(self, encodings: list, rows: list[int]) -> torch.Tensor:
