@@ -18,6 +18,7 @@ import argparse
 import csv
 import importlib.util
 import logging
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -155,12 +156,14 @@ def read_texts(path: Path, format_name: str | None, no_title: bool) -> Iterator[
 
 def _folder_texts(folder: Path, format_name: str | None, no_title: bool) -> Iterator[tuple[str, Format, Text]]:
     """BEIR's corpus.jsonl, or every document; a text without an id has its file's path inside the folder as one."""
-    if (folder / "corpus.jsonl").exists():
+    if (folder / "corpus.jsonl").exists() and ((folder / "queries.jsonl").exists() or (folder / "qrels").is_dir()):
         yield from read_texts(folder / "corpus.jsonl", format_name, no_title)
         return
     files, others = document_files(folder)
     if others:
-        logger.warning("%s: %d files of other kinds are left out, %s first", folder, len(others), others[0])
+        kinds = Counter(file.suffix or file.name for file in others)
+        named = ", ".join(f"{count} {kind}" for kind, count in sorted(kinds.items()))
+        logger.warning("%s: %d files of other kinds are left out: %.200s", folder, len(others), named)
     for file in files:
         name = file.relative_to(folder).as_posix()
         if file.suffix.lower() in TEXT_ENDINGS:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from pathlib import Path
 
-from gainRAG.common.cli import UserError
+from gainRAG.common.cli import UserError, input_file
 from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.question_files import Tally, read_questions
 
@@ -46,7 +46,7 @@ def _beir_splits(folder: Path, *options) -> Iterator[tuple[str, list[Record], Ta
 def _query_ids(path: Path) -> set[str]:
     """The first column of BEIR's judgements (query-id, corpus-id, score; a header)."""
     try:
-        header, *lines = path.read_text("utf-8-sig").splitlines()
+        header, *lines = input_file(path).read_text("utf-8-sig").splitlines()
     except (ValueError, UnicodeDecodeError):
         raise UserError(f"{path}: is empty, or not UTF-8 text") from None
     if header.split("\t")[0] != "query-id":
@@ -55,5 +55,5 @@ def _query_ids(path: Path) -> set[str]:
 
 
 def _read(path: Path, *options) -> tuple[list[Record], Tally]:
-    with path.open("rb") as file:
+    with input_file(path).open("rb") as file:
         return read_questions(str(path), file, *options)[1:]

@@ -90,7 +90,11 @@ def _llamaindex(entry: Record) -> Iterator[Text]:
 
 def _is_llamaindex(entry: Record) -> bool:
     resource = isinstance(entry.get("text_resource"), dict)
-    return "title" not in entry and isinstance(entry.get("metadata"), dict) and ("text" in entry or resource)
+    return (
+        not {"title", "_id"} & entry.keys()
+        and isinstance(entry.get("metadata"), dict)
+        and ("text" in entry or resource)
+    )
 
 
 def _document(entry: Record, text: Any, field: str, identity: Any) -> Text:
@@ -105,8 +109,13 @@ def _document(entry: Record, text: Any, field: str, identity: Any) -> Text:
     return Text(name, _text(title, "metadata.title"), _text(text, field), extra)
 
 
+def _is_title_text(entry: Record) -> bool:
+    """A text with a title or an id; BEIR has texts without a title."""
+    return "text" in entry and not {"title", "_id", "id"}.isdisjoint(entry)
+
+
 def _title(entry: Record) -> str:
-    return _text(entry["title"] or "", "title")
+    return _text(entry.get("title") or "", "title")
 
 
 def _identity(entry: Record) -> str | None:
@@ -154,7 +163,7 @@ FORMATS = {
     "llamaindex": Format(
         "JSON lines with 'text', 'metadata' (LlamaIndex's documents)", _is_llamaindex, _llamaindex, 100, prose=True
     ),
-    "title_text": Format("JSON lines with 'title', 'text'", lambda e: "title" in e and "text" in e, _title_text),
+    "title_text": Format("JSON lines with 'text', and 'title' or 'id'", _is_title_text, _title_text),
 }
 
 

@@ -1,13 +1,15 @@
 """A user's own documents as texts: the files of a folder, their titles, and the cutting into passages."""
 
+import codecs
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from gainRAG.common.cli import UserError
+from gainRAG.common.cli import UserError, input_file
 
 TEXT_ENDINGS, RECORD_ENDINGS = (".txt", ".md"), (".jsonl",)
-HEADING = re.compile(r"#{1,6}\s+(.*?)[\s#]*")
+HEADING = re.compile(r"#{1,6}\s+(.*)")
+UNDERLINE = re.compile(r"=+\s*")
 SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’)\]]*$""")
 FENCE = ("```", "~~~")
 
@@ -16,7 +18,7 @@ def document_files(folder: Path) -> tuple[list[Path], list[Path]]:
     """The files of a folder and of those in it, by name: those that are read, and the others. Hidden ones are neither.
 
     Raises:
-        UserError: it has no file that is read.
+        UserError: it has no file that is read, or one whose name is not UTF-8.
     """
     files = sorted(
         path
@@ -27,35 +29,58 @@ def document_files(folder: Path) -> tuple[list[Path], list[Path]]:
     if not read:
         found = ", ".join(sorted({path.suffix or path.name for path in files})) or "no file"
         raise UserError(f"{folder}: holds no .txt, .md or .jsonl file (found {found:.200}); save the documents as such")
-    return read, [path for path in files if path not in set(read)]
+    for path in read:
+        _check_name(path)
+    return read, [path for path in files if path.suffix.lower() not in TEXT_ENDINGS + RECORD_ENDINGS]
+
+
+def _check_name(path: Path) -> None:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        raise UserError(
+            f"{path}: the file's name is not UTF-8, and passages get their ids from it; rename it"
+        ) from None
 
 
 def read_document(path: Path) -> tuple[str, str]:
     """Title and text of a .txt or .md file: a Markdown file's first heading, else the file's name without ending.
 
     Raises:
-        UserError: it is not UTF-8 text.
+        UserError: it is not UTF-8 text, or cannot be read.
     """
+    data = input_file(path).read_bytes().removeprefix(codecs.BOM_UTF8)
     try:
-        text = path.read_text("utf-8-sig")
+        text = data.decode("utf-8")
     except UnicodeDecodeError as problem:
-        raise UserError(f"{path}: is not UTF-8 text (byte {problem.start}); save the file as UTF-8") from None
+        line = data.count(b"\n", 0, problem.start) + 1
+        raise UserError(f"{path}:{line}: is not UTF-8 text; save the file as UTF-8") from None
     if path.suffix.lower() == ".md":
         lines = text.splitlines()
-        for number, title in _headings(lines):
-            return title, "\n".join(lines[:number] + lines[number + 1 :])
+        for start, end, title in _headings(lines):
+            return title, "\n".join(lines[:start] + lines[end:])
     return path.stem, text
 
 
-def _headings(lines: list[str]) -> Iterator[tuple[int, str]]:
-    """Line number (from 0) and text of each heading `# ...`; a comment inside a block of code is none."""
+def _headings(lines: list[str]) -> Iterator[tuple[int, int, str]]:
+    """The lines [start, end) and the text of each heading, `# ...` or underlined with `===`; a comment inside a block
+    of code is none."""
     fenced = False
     for number, line in enumerate(lines):
         if line.lstrip().startswith(FENCE):
             fenced = not fenced
-        found = HEADING.fullmatch(line)
-        if found and found[1] and not fenced:
-            yield number, found[1]
+        if fenced:
+            continue
+        if (found := HEADING.fullmatch(line)) and (title := _without_closing(found[1])):
+            yield number, number + 1, title
+        elif line.strip() and number + 1 < len(lines) and UNDERLINE.fullmatch(lines[number + 1]):
+            yield number, number + 2, line.strip()
+
+
+def _without_closing(title: str) -> str:
+    """`Title ##` is `Title`; the sharp of `C#` belongs to the word."""
+    bare = title.rstrip().rstrip("#")
+    return bare.rstrip() if not bare or bare[-1].isspace() else title.strip()
 
 
 def cut_blocks(text: str, words: int) -> list[str]:

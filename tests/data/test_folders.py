@@ -1,6 +1,7 @@
 """Whole folders as data: FlashRAG's, BEIR's, and a user's own documents; and where documents are cut."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -49,6 +50,8 @@ DOCUMENTS = {
     "empty.txt": " ",
     ".git/x.txt": "hidden",
     "scan.pdf": "x",
+    "old/scan.pdf": "x",
+    "Makefile": "x",
 }
 
 
@@ -63,8 +66,23 @@ def test_own_documents(folder, caplog):
         ("n1#1", "z", "A node."),
         ("7", "T", "A passage."),
     ]
-    assert "1 files of other kinds are left out" in caplog.text and "scan.pdf" in caplog.text
+    assert "3 files of other kinds are left out: 2 .pdf, 1 Makefile" in caplog.text
     assert found == passages(folder({}))
+
+
+@each(
+    ("text", "title", "body"),
+    [
+        ("# About C#\nx", "About C#", "x"),
+        ("# Closed ##  \nx", "Closed", "x"),
+        ("#\n# ##\nx", "a", "# # ## x"),
+        ("Underlined\r\n===\r\n\r\nx", "Underlined", "x"),
+        ("====\nx", "a", "==== x"),
+    ],
+)
+def test_the_title_of_markdown(tmp_path, text, title, body):
+    (tmp_path / "a.md").write_bytes(text.encode())
+    assert [(p["title"], p["text"]) for p in passages(tmp_path)] == [(title, body)]
 
 
 def test_long_documents_are_cut_at_a_hundred_words_or_as_told(folder):
@@ -100,8 +118,15 @@ def test_cut_near_ends(text, words, blocks):
 def test_corpus_of_beir_and_of_flashrag(folder):
     path = folder({"corpus.jsonl": [{"_id": "d1", "title": "T", "text": "x", "metadata": {}}], "queries.jsonl": [{}]})
     assert passages(path) == [{"id": "d1", "title": "T", "text": "x", "metadata": {}}]
+    folder({"corpus.jsonl": [{"_id": "d1", "text": "x", "metadata": {}}, {"_id": "d2", "title": "T", "text": "y"}]})
+    assert [(p["id"], p["title"]) for p in passages(path)] == [("d1", ""), ("d2", "T")]  # BEIR's titles are optional
     path = folder({"wiki.jsonl": [{"id": "0", "contents": "T\nx y"}]}) / "wiki.jsonl"
     assert passages(path) == [{"id": "0", "title": "T", "text": "x y"}]
+
+
+def test_a_corpus_among_own_documents_hides_none_of_them(folder):
+    path = folder({"a.txt": "x", "corpus.jsonl": [{"id": 1, "text": "y"}]})
+    assert [(p["id"], p["text"]) for p in passages(path)] == [("a.txt#1", "x"), ("1", "y")]
 
 
 def test_bad_document_folders(folder):
@@ -109,8 +134,11 @@ def test_bad_document_folders(folder):
         passages(folder({}))
     with pytest.raises(UserError, match=r"\(found .pdf\); save the documents as such"):
         passages(folder({"a.pdf": "x"}))
-    with pytest.raises(UserError, match=r"bad.txt: is not UTF-8 text \(byte 1\)"):
-        passages(folder({"bad.txt": b"a\xff"}))
+    with pytest.raises(UserError, match=r"bad.txt:2: is not UTF-8 text; save the file as UTF-8"):
+        passages(folder({"bad.txt": b"a\n\xff"}))
+    with pytest.raises(UserError, match=r"n\\udcff.txt: the file's name is not UTF-8, .* rename it"):
+        passages(folder({"bad.txt": "a", os.fsdecode(b"n\xff.txt"): "x"}))
+    (folder({}) / os.fsdecode(b"n\xff.txt")).unlink()
     path = folder({"bad.txt": "a", "test.jsonl": [{"id": "1", "question": "Q?", "golden_answers": ["a"]}]})
     with pytest.raises(
         UserError, match=r"test.jsonl: record 1: .* these are questions, which prepare_questions.py reads"
