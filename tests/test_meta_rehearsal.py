@@ -30,9 +30,6 @@ from gainRAG.llm_supervision import answer_tree
 from gainRAG.llm_supervision.gain import BATCH_TOKENS, SLICE_LOGITS, GainRequest, GainScorer
 from gainRAG.retrieval_engine import modeling
 from gainRAG.selector_engine import selector
-from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset
-from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
-from gainRAG.selector_finetune.trainer import SelectorTrainer, ranking_metrics
 
 META = torch.device("meta")
 GIVEN_TO_DEVICE = {"_to_copy", "copy_"}  # what brings a tensor to the device
@@ -252,6 +249,8 @@ def test_encoder(pooling, dtype, monkeypatch):
 
 def make_batch(tokenizer) -> dict:
     """8 groups of 16 pairs, one group smaller, the longest pair of 512 tokens, as the collator gives them."""
+    from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset
+
     texts = [make_words(100 + 30 * place, place) for place in range(16)]
     groups = [
         {"query": make_words(20, question), "pos": texts[:1], "neg": texts[1:], "pos_scores": [-1.0],
@@ -262,8 +261,10 @@ def make_batch(tokenizer) -> dict:
     return GroupCollator(tokenizer, padding="longest", pad_to_multiple_of=8)([dataset[row] for row in range(8)])
 
 
-def make_trainer() -> SelectorTrainer:
+def make_trainer():
     """A trainer that has only what its steps read: transformers' own would place the model on a real device."""
+    from gainRAG.selector_finetune.trainer import SelectorTrainer
+
     trainer = object.__new__(SelectorTrainer)
     trainer.args = SimpleNamespace(device=META, teacher_temperature=1.0)
     trainer.is_deepspeed_enabled = False
@@ -275,6 +276,10 @@ def make_trainer() -> SelectorTrainer:
 @each("weights", ["float32", "half"])
 def test_training_step(dtype, checkpointing, weights):
     """With float32 weights under autocast, as transformers trains, and with weights in half, as DeepSpeed does."""
+    pytest.importorskip("FlagEmbedding")
+    from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
+    from gainRAG.selector_finetune.trainer import ranking_metrics
+
     tokenizer = pair_tokenizer()
     autocast, stored = (dtype, torch.float32) if weights == "float32" else (None, dtype)
     base = make_meta(AutoModelForSequenceClassification, BASE, stored)
