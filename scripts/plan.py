@@ -2,7 +2,7 @@
 
 Reads the settings of scripts/paths.sh from the environment. Standard library only, so that it runs in a fresh clone.
 Exit code 0 where nothing is missing, else 2. Sizes of downloads and memory are rounded up; hours are predicted from
-rates measured on one H100 where there are some (docs/reproduction.md), for one GPU.
+rates of a first sketch on one H100 where there are some (docs/cluster.md), for one GPU.
 """
 
 import ast

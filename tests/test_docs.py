@@ -148,7 +148,7 @@ def test_the_readmes_selector_runs(tiny_reranker):
     names = {}
     exec(re.sub(r'Selector\("[^"]+"\)', f"Selector({str(tiny_reranker)!r})", example), names)
     assert isinstance(names["selector"], Selector)
-    assert {"title", "text", "selector_score"} == set(names["best"][0])
+    assert {"title", "text", "selector_score"} == set(names["best"])
 
 
 def test_the_task_of_the_docs_loads(tmp_path):

@@ -75,6 +75,10 @@ def _flashrag(record: Record) -> Question:
     )
 
 
+def _own(record: Record) -> Question:
+    return _with_choices(_fields("id", "question", "answers")(record), record, "id", "question", "answers")
+
+
 def _beir(record: Record) -> Question:
     """A query; gold answers, which few sets have, lie in the record or its `metadata`."""
     metadata = record.get("metadata") or {}
@@ -252,6 +256,11 @@ FORMATS = {
         _beir,
         unanswered="BEIR judges passages, and few of its sets have gold answers, which gains need: put 'answers' into "
         "each query, or take the questions from the data set's own file",
+    ),
+    "own": Format(
+        "JSON lines with 'question', 'answers' (a list of texts), as the stages read them",
+        lambda record: "question" in record and all(isinstance(a, str) for a in record.get("answers") or [None]),
+        _own,
     ),
     "nq_open": Format(
         "JSON lines with 'question', 'answer' ('answer_aliases': MuSiQue)",

@@ -131,6 +131,10 @@ SAMPLES = {
         lines({"id": "q1", "question": NILE["question"], "golden_answers": ["Africa", "Egypt"], "metadata": {"a": 1}}),
         [{**NILE, "metadata": {"a": 1}}],
     ),
+    "own": (
+        lines({"id": "a", "question": "Who?", "answers": ["Marie Curie", "Curie"], "level": "easy"}),
+        [{"id": "a", "question": "Who?", "answers": ["Marie Curie", "Curie"], "level": "easy"}],
+    ),
     "nq_open": (
         lines({"question": NILE["question"], "answer": ["Africa", "Egypt"]}, {"question": "Who?", "answer": ["Me"]}),
         [{**NILE, "id": "sample-1"}, {"id": "sample-2", "question": "Who?", "answers": ["Me"]}],
