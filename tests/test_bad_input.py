@@ -404,7 +404,11 @@ RECORD_CASES = [  # stage, its records, what is said
         for stage in ("construct_hf", "data_filter")
     ),
     ("prepare_questions", changed(NQ_OPEN, 1, "answer", value=[]), ":2: no usable answer; --drop_unanswered leaves"),
-    ("prepare_questions", QUESTIONS, ":1: found 'id', 'question', 'answers': no known format; --help lists them"),
+    (
+        "prepare_questions",
+        [{"id": "q0", "asked": "Who?"}],
+        ":1: found 'id', 'asked': no known format; --help lists them",
+    ),
     *(
         (stage, changed(RETRIEVED, 1, "ctxs", 2, "score", value=NAN), ":2: field 'ctxs[2].score': nan is not a finite")
         for stage in ("selector_gainRag", "prepare_selector_start")
