@@ -406,7 +406,7 @@ RECORD_CASES = [  # stage, its records, what is said
     ("prepare_questions", changed(NQ_OPEN, 1, "answer", value=[]), ":2: no usable answer; --drop_unanswered leaves"),
     (
         "prepare_questions",
-        [{"id": "q0", "asked": "Who?"}],
+        [{"id": "q0", "asked": "Who?"}] * 2,
         ":1: found 'id', 'asked': no known format; --help lists them",
     ),
     *(
