@@ -19,15 +19,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from gain import LLAMA3_8B
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
-from gainRAG.common.batching import DECODING_TOKENS, GPU_DECODING_TOKENS
+from gainRAG.common.batching import GPU_DECODING_TOKENS, LLM_TOKENS
 from gainRAG.common.cli import UserError, run_stage, stage_parser
-from gainRAG.llm_inference.decoding import PREFILL_TOKENS, _Batch, share_heads
+from gainRAG.llm_inference.decoding import _Batch, share_heads
 from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
-from gainRAG.llm_supervision.gain import BATCH_TOKENS as GAIN_TOKENS
 from gainRAG.retrieval_engine.modeling import GPU_BATCH, Encoder
 from gainRAG.selector_engine.selector import BATCH_TOKENS, Selector
 
@@ -37,10 +37,6 @@ METHODS = 5  # of the main table
 DIM = 768
 TRAINING_STATE = 16  # bytes a parameter in fp16 under DeepSpeed: weight, gradient 2 each; master weight, two moments 4
 SEARCH_ROWS, SEARCH_RESULTS = 1 << 18, 101
-LLAMA3_8B = {
-    "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
-}  # fmt: skip
 RERANKER_BASE = {"vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1, "num_labels": 1}
 
 
@@ -226,7 +222,7 @@ class Decoding:
     def __init__(self, model, rows: int, prompt: int, lengths: Lengths) -> None:
         start, own = [1] * lengths.start, prompt - lengths.start
         self.batch = _Batch(model, [start + [2 + row] * own for row in range(rows)], lengths.limit)
-        size = max(1, PREFILL_TOKENS // (self.batch.filled - self.batch.prefix))
+        size = max(1, LLM_TOKENS // (self.batch.filled - self.batch.prefix))
         parts = [slice(first, first + size) for first in range(0, rows, size)]
         self.tokens = torch.cat([self.batch.read_prompts(part) for part in parts])
 
@@ -349,11 +345,11 @@ def model_costs(lengths: Lengths = Lengths(), small: bool = False) -> list[Cost]
     dtype, gain_flags = ("bfloat16", "--gain_dtype bfloat16") if small else ("float32", "")
 
     def texts(stage: str, number: int, prompt: int, new: int) -> Cost:
-        tokens = DECODING_TOKENS if small else GPU_DECODING_TOKENS
+        tokens = LLM_TOKENS if small else GPU_DECODING_TOKENS
         return count_texts(stage, number, prompt, new, tokens, lengths)
 
     def gain(stage: str, questions: int, passages: int) -> Cost:
-        return count_gain(stage, questions, passages, dtype, GAIN_TOKENS, lengths, gain_flags)
+        return count_gain(stage, questions, passages, dtype, LLM_TOKENS, lengths, gain_flags)
 
     return [
         count_embedding(lengths),

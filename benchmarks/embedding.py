@@ -74,9 +74,8 @@ def in_order(encoder: Encoder, texts: list[str]) -> np.ndarray:
     rows = encoder.budget.rows or GPU_BATCH
     vectors = []
     for start in range(0, len(texts), rows):
-        ids, mask = encoder._padded(encoder.tokenize(texts[start : start + rows]))
-        hidden = encoder.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        vectors.append(encoder._pool(hidden, mask).cpu().numpy())
+        padded = encoder._padded(encoder.tokenize(texts[start : start + rows]))
+        vectors.append(encoder._vectors(*padded).cpu().numpy())
     return np.concatenate(vectors)
 
 

@@ -34,8 +34,9 @@ PACKAGES = (
     "deepspeed",
     "accelerate",
     "vllm",
+    "faiss-gpu",
+    "faiss-cpu",
 )
-PACKAGES += ("faiss-gpu", "faiss-cpu")
 # name: (most seconds, package it cannot do without, output flag, arguments at full size, arguments when tiny)
 PARTS = {
     "gain": (
@@ -129,14 +130,15 @@ def about(tiny: bool) -> dict:
     """The machine and its packages, and what the figures stand for."""
     on_gpu = torch.cuda.is_available()
     properties = torch.cuda.get_device_properties(0) if on_gpu else None
+    there = versions(PACKAGES)
     return {
         "device": torch.cuda.get_device_name(0) if on_gpu else "cpu",
         "gpu_gib": properties.total_memory / 2**30 if on_gpu else None,
         "gpus": torch.cuda.device_count(),
         "cuda": torch.version.cuda,
         "python": platform.python_version(),
-        "versions": versions(PACKAGES),
-        "absent": [name for name in PACKAGES if name not in versions(PACKAGES)],
+        "versions": there,
+        "absent": [name for name in PACKAGES if name not in there],
         "weights": "random, in the shapes of Llama-3-8B, bge-reranker-base, Contriever; texts and tokenizers made up",
         "tiny": tiny,
     }

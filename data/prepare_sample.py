@@ -18,9 +18,10 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gainRAG.common.cli import UserError, input_file, non_negative_int, positive_int, run_stage, stage_parser
-from gainRAG.common.jsonl import Record, parse_json, read_records, write_records
+from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, read_records, write_records
 from gainRAG.common.schemas import as_question, as_retrieved
+from gainRAG.evaluation.question_files import read_wordings
 from gainRAG.evaluation.recall import mark_hits, match_rule
 
 logger = logging.getLogger("prepare_sample")
@@ -83,19 +84,6 @@ def main() -> None:
         raise UserError(f"no question is left ({reasons})")
     write_records(args.output_path, records)
     logger.info("%s: %d questions (%s)", args.output_path, len(records), reasons)
-
-
-def read_wordings(path: str, key: str) -> set[str]:
-    """The questions (by wording) listed under a key of a JSON file.
-
-    Raises:
-        UserError: the file is not JSON, or has no such list.
-    """
-    content = parse_json(input_file(path).read_bytes(), path)
-    questions = content.get(key) if isinstance(content, dict) else None
-    if not isinstance(questions, list) or not all(isinstance(question, str) for question in questions):
-        raise UserError(f"{path}: wanted JSON with a list of questions under '{key}'")
-    return set(questions)
 
 
 def keep_usable(paths: list[str], conditions: Conditions, counts: Counter) -> Iterator[Record]:

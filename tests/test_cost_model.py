@@ -1,8 +1,7 @@
 """benchmarks/cost_model.py: the page shows its numbers, the defaults fit, its counters count."""
 
-import importlib.util
+import importlib
 import re
-import sys
 
 import pytest
 import torch
@@ -19,12 +18,9 @@ SHAPE = {
 
 @pytest.fixture(scope="module")
 def cost_model():
-    spec = importlib.util.spec_from_file_location("cost_model", REPOSITORY / "benchmarks" / "cost_model.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["cost_model"] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["cost_model"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(REPOSITORY / "benchmarks")  # benchmarks import one another by their bare names
+        yield importlib.import_module("cost_model")
 
 
 def small_llm(device: str):

@@ -32,6 +32,7 @@ from gainRAG.common.jsonl import read_records
 from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.common.schemas import as_question, as_retrieved, as_supervised, as_training_group
 from gainRAG.evaluation.compare import compare, paired_scores
+from gainRAG.evaluation.question_files import read_wordings
 from gainRAG.llm_inference.background import pseudo_passage_lookup
 from gainRAG.prompts import load_prompts
 from gainRAG.retrieval_engine.bm25 import search_bm25
@@ -57,8 +58,8 @@ def script(name: str):
     return module
 
 
-prepare_questions, prepare_corpus, prepare_sample, prepare_start = map(
-    script, ("prepare_questions", "prepare_corpus", "prepare_sample", "prepare_selector_start")
+prepare_questions, prepare_corpus, prepare_start = map(
+    script, ("prepare_questions", "prepare_corpus", "prepare_selector_start")
 )
 
 # --- watching ---------------------------------------------------------------------------------------------------
@@ -336,7 +337,7 @@ READERS = {
     "prepare_corpus hotpotqa": Reader("d.json", dumped(HOTPOT), _corpus),
     "prepare_corpus summaries": Reader("d.json", dumped({"T": {"extract": "One two."}}), _corpus),
     "prepare_sample --only_questions": Reader(
-        "d.json", dumped({"k": ["Q?"]}), lambda path: prepare_sample.read_wordings(str(path), "k")
+        "d.json", dumped({"k": ["Q?"]}), lambda path: read_wordings(str(path), "k")
     ),
     "prepare_selector_start --corpus": Reader(
         "d.jsonl", lines(PASSAGES), lambda path: prepare_start.read_corpus(path, group_size=2)

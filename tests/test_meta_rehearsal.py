@@ -25,9 +25,10 @@ from transformers import (
     masking_utils,
 )
 
+from gainRAG.common.batching import LLM_TOKENS
 from gainRAG.llm_inference.decoding import _Batch, share_heads
 from gainRAG.llm_supervision import answer_tree
-from gainRAG.llm_supervision.gain import BATCH_TOKENS, SLICE_LOGITS, GainRequest, GainScorer
+from gainRAG.llm_supervision.gain import SLICE_LOGITS, GainRequest, GainScorer
 from gainRAG.retrieval_engine import modeling
 from gainRAG.selector_engine import selector
 
@@ -181,7 +182,7 @@ def make_requests(answers: int) -> list[GainRequest]:
 
 @each(("config", "answers"), [(LLAMA_8B, 1), (LLAMA_8B, 8), (LLAMA_70B, 8)])
 def test_gain(config, answers):
-    allowed = BATCH_TOKENS * SLICE_LOGITS
+    allowed = LLM_TOKENS * SLICE_LOGITS
     model = make_meta(AutoModelForCausalLM, config, torch.bfloat16)
     with Gpu(), Watch(torch.bfloat16, config.vocab_size, allowed) as watch:
         scorer = GainScorer(model, causal_tokenizer())

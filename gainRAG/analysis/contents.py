@@ -11,7 +11,15 @@ from gainRAG.analysis.measures import BOUND, SELECTORS, best_first, label
 from gainRAG.analysis.paper_parts import paper_figures, paper_table
 from gainRAG.analysis.parts import Grid, Missing, Plot, interval
 from gainRAG.analysis.questions import question_table
-from gainRAG.analysis.runs import QuestionSet, is_number, read_object, read_results, read_tables, read_training
+from gainRAG.analysis.runs import (
+    QuestionSet,
+    is_number,
+    read_gap,
+    read_object,
+    read_results,
+    read_tables,
+    read_training,
+)
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.results import format_interval
@@ -74,10 +82,10 @@ def collect(work: Path, limit: int, selector_folder: Path | None = None) -> Repo
     sections = [Section(f"Results on {printable(found.name)}", results(found)) for found in sets]
     sections += [Section(f"The selector on {printable(found.name)}", selector(found)) for found in sets]
     sections.append(Section("Gains and training", [*gains(sets), *training(trained)]))
-    sections.append(Section("More passages, and figure 1", paper_figures(work)))
-    tables = [paper_table(content) for content in read_tables(work).values()]
+    tables = read_tables(work)
+    sections.append(Section("More passages, and figure 1", paper_figures(tables.get("table_topk", {}), read_gap(work))))
     if tables:
-        sections.append(Section("The paper's tables beside this run", tables))
+        sections.append(Section("The paper's tables beside this run", list(map(paper_table, tables.values()))))
     return Report(
         title=printable(work.resolve().name),
         result=measures.result_sentence(sets),

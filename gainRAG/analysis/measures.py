@@ -12,7 +12,6 @@ from gainRAG.evaluation.significance import paired_bootstrap, paired_permutation
 from gainRAG.rag_workflow.picks import METHODS, explained
 
 BASE, OURS, BOUND = "standard_rag", "gainrag", "best_by_gain"
-METRIC_LABELS = {"accuracy": "accuracy", "cover_em": "cover_em", "f1": "F1"}
 LEVEL = 0.05
 RANKS = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 10), (11, 20), (21, 50), (51, 100), (101, None))
 SELECTORS = {"start": "before training", "trained": "after training"}

@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from functools import partial
-from pathlib import Path
 
 from gainRAG.analysis import figures
 from gainRAG.analysis.figures import Interval, Panel, printable
 from gainRAG.analysis.parts import Grid, Missing, Plot, interval
-from gainRAG.analysis.runs import read_gap, read_tables
 from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.results import format_interval
 
@@ -21,11 +19,9 @@ GAP_AXES = {
 }
 
 
-def paper_figures(work: Path) -> list[Plot | Missing]:
-    """The scores over K passages, and figure 1."""
-    rows = read_gap(work)
-    cells = read_tables(work).get("table_topk", {}).get("cells", [])
-    measured = [cell for cell in cells if cell.get("ours") and cell["K"]]
+def paper_figures(topk: Record, rows: Sequence[Record]) -> list[Plot | Missing]:
+    """The scores over K passages, and figure 1, from the top-k table and the rows of figure 1 (both may be empty)."""
+    measured = [cell for cell in topk.get("cells", []) if cell.get("ours") and cell["K"]]
     names = dict.fromkeys(cell["dataset"] for cell in measured)
     parts = [topk_part(name, [cell for cell in measured if cell["dataset"] == name]) for name in names]
     if not parts:

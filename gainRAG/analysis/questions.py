@@ -6,7 +6,6 @@ from gainRAG.analysis.figures import printable
 from gainRAG.analysis.measures import BASE, OURS, best_first, label, origin
 from gainRAG.analysis.runs import QuestionSet, is_number, passage_key
 from gainRAG.common.jsonl import Record
-from gainRAG.evaluation.gains import gain_of
 
 LONGEST = 600  # characters shown of a text
 CANDIDATES = 30  # shown of a question; picks are always among them
@@ -82,7 +81,6 @@ def _order(found: QuestionSet, name: str, key: tuple) -> float:
 
 def _candidate(found: QuestionSet, question: Record, passage: Record) -> Record:
     name, key = str(question.get("id")), passage_key(passage)
-    known = {passage_key(one): one["PPL_CD"] for one in found.picks.candidates.get(name, [])}
     score = found.scored.get("trained", {}).get(name, {}).get(key)
     if score is None and is_number(passage.get("selector_score")) and passage is found.pick_of(OURS, question):
         score = passage["selector_score"]
@@ -91,7 +89,7 @@ def _candidate(found: QuestionSet, question: Record, passage: Record) -> Record:
         "title": clip(passage.get("title") or ""),
         "text": clip(passage["text"]),
         "from": str(rank) if rank else origin(found, question, passage),
-        "gain": gain_of(known[key]) if key in known else None,
+        "gain": found.picks.gain_for(question, passage),
         "score": score,
     }
 

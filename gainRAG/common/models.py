@@ -194,12 +194,13 @@ def _merged_adapter(base: Path, adapter: Path, folder: Path) -> None:
 
 @contextmanager
 def explain_load_errors(name: str) -> Iterator[None]:
-    """Turns transformers' error about a configuration, tokenizer or weights it cannot use into one line.
+    """Turns transformers' error about a configuration, tokenizer or weights it cannot use into one line; its bar of a
+    file's tensors, of which a log has no use, shows only on a terminal.
 
     Raises:
         UserError: in place of the loader's exception.
     """
-    if not sys.stderr.isatty():  # a log needs no bar of a file's tensors
+    if not sys.stderr.isatty():
         from transformers.utils.logging import disable_progress_bar
 
         disable_progress_bar()
@@ -239,22 +240,28 @@ def straight_to(device: torch.device) -> dict:
     return {"device_map": {"": f"cuda:{device.index or 0}"}}
 
 
-def placement(device: torch.device, weight_bytes: int) -> dict:
+def weights_room() -> float:
+    """Bytes of weights that the first visible GPU holds, beside what the model computes."""
+    return WEIGHTS_SHARE * torch.cuda.get_device_properties(0).total_memory
+
+
+def placement(device: torch.device, weight_bytes: Callable[[], int]) -> dict:
     """As `straight_to`; weights that the GPU named has no room for are shared among all visible ones.
 
     Args:
         device: a GPU without a number may be any; one with a number is meant alone.
-        weight_bytes: of the whole model.
+        weight_bytes: counts those of the whole model; called only where sharing comes into question.
 
     Raises:
         UserError: sharing needs accelerate, which is not installed.
     """
     if device.type != "cuda" or device.index is not None or torch.cuda.device_count() < 2:
         return straight_to(device)
-    if weight_bytes <= WEIGHTS_SHARE * torch.cuda.get_device_properties(0).total_memory:
+    needed = weight_bytes()
+    if needed <= weights_room():
         return straight_to(device)
     require("accelerate")
-    logger.info("weights of %.0f GiB are shared among %d GPUs", weight_bytes / 2**30, torch.cuda.device_count())
+    logger.info("weights of %.0f GiB are shared among %d GPUs", needed / 2**30, torch.cuda.device_count())
     return {"device_map": "auto"}
 
 

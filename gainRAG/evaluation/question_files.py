@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gainRAG.common.cli import UserError
+from gainRAG.common.cli import UserError, input_file
 from gainRAG.common.jsonl import FieldError, Record, parse_json
 from gainRAG.evaluation.question_formats import FORMATS, Format, question_text
 
@@ -197,3 +197,16 @@ def _clean_answers(answers: Any, tally: Tally) -> list[str]:
     tally.empty_answers += len(answers) - len(full)
     tally.duplicate_answers += len(full) - len(unique)
     return unique
+
+
+def read_wordings(path: str, key: str) -> set[str]:
+    """The questions (by wording) listed under a key of a JSON file.
+
+    Raises:
+        UserError: the file is not JSON, or has no such list.
+    """
+    content = parse_json(input_file(path).read_bytes(), path)
+    questions = content.get(key) if isinstance(content, dict) else None
+    if not isinstance(questions, list) or not all(isinstance(question, str) for question in questions):
+        raise UserError(f"{path}: wanted JSON with a list of questions under '{key}'")
+    return set(questions)

@@ -47,7 +47,7 @@ def _query_ids(path: Path) -> set[str]:
     """The first column of BEIR's judgements (query-id, corpus-id, score; a header)."""
     try:
         header, *lines = input_file(path).read_text("utf-8-sig").splitlines()
-    except (ValueError, UnicodeDecodeError):
+    except ValueError:  # nothing to unpack, or bytes that are no text
         raise UserError(f"{path}: is empty, or not UTF-8 text") from None
     if header.split("\t")[0] != "query-id":
         raise UserError(f"{path}:1: wanted the header query-id<TAB>corpus-id<TAB>score, found {header!r:.80}")

@@ -79,6 +79,12 @@ def _own(record: Record) -> Question:
     return _with_choices(_fields("id", "question", "answers")(record), record, "id", "question", "answers")
 
 
+def _is_own(record: Record) -> bool:
+    answers = record.get("answers")
+    texts = answers if isinstance(answers, list) else [answers]
+    return "question" in record and bool(texts) and all(isinstance(text, str) for text in texts)
+
+
 def _beir(record: Record) -> Question:
     """A query; gold answers, which few sets have, lie in the record or its `metadata`."""
     metadata = record.get("metadata") or {}
@@ -257,11 +263,6 @@ FORMATS = {
         unanswered="BEIR judges passages, and few of its sets have gold answers, which gains need: put 'answers' into "
         "each query, or take the questions from the data set's own file",
     ),
-    "own": Format(
-        "JSON lines with 'question', 'answers' (a list of texts), as the stages read them",
-        lambda record: "question" in record and all(isinstance(a, str) for a in record.get("answers") or [None]),
-        _own,
-    ),
     "nq_open": Format(
         "JSON lines with 'question', 'answer' ('answer_aliases': MuSiQue)",
         _has("question", "answer", without="_id"),
@@ -284,4 +285,5 @@ FORMATS = {
         "PubHealth",
     ),
     "dpr": Format("lines of question<TAB>Python list (DPR's qas.csv)", _has("python list"), _dpr),
+    "own": Format("JSON lines with 'question', 'answers' (a list of texts), as the stages read them", _is_own, _own),
 }

@@ -146,10 +146,11 @@ def write_pseudo_passage_file(
         questions=len(questions),
     )
     with StageOutput(path, settings, overwrite) as output:
+        workers = writing_workers(engine, workers)
         size = chunk_size(CHUNK, LEAST_CHUNK, len(questions), workers.num_workers)
         chunks = output.remaining(questions, size, "pseudo-passages")
         writer = partial(PseudoPassageWriter, engine, generation)
-        for written in map_chunks(writer, chunks, writing_workers(engine, workers)):
+        for written in map_chunks(writer, chunks, workers):
             output.append(written)
     logger.info("pseudo-passages: %s (%s)", path, fingerprint(path))
     return list(map(pseudo_passage_lookup(path), questions))

@@ -6,6 +6,7 @@ that share keys and values read them without copies.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -18,14 +19,33 @@ MASKED_MODEL_TYPES = {"gpt2", "gpt_neox", "llama", "mistral", "olmo2", "phi3", "
 GROUPED = "grouped_sdpa"  # this file's attention, by the name that transformers is given
 MASKED_ATTENTION = {"eager", "sdpa", GROUPED}
 SHORTEST_PREFIX = 16  # tokens; a shorter common start costs more in bookkeeping than it saves
-PREFILL_TOKENS = 16384  # of prompts read at once
-CPU_PREFILL_TOKENS = 2048  # more leave a CPU's caches
 
 
-def takes_masks(model) -> bool:
-    """Whether the model takes a 4D attention mask and positions of ours."""
+def takes_masks(model, longest: int = 0) -> bool:
+    """Whether the model takes a 4D attention mask and positions of ours.
+
+    Args:
+        longest: tokens of the longest row; a sliding window shorter than it needs a mask that we do not make.
+    """
     attention = getattr(model.config, "_attn_implementation", None)
-    return model.config.model_type in MASKED_MODEL_TYPES and attention in MASKED_ATTENTION
+    window = getattr(model.config.get_text_config(decoder=True), "sliding_window", None)
+    fits = window is None or longest <= window
+    return model.config.model_type in MASKED_MODEL_TYPES and attention in MASKED_ATTENTION and fits
+
+
+def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Of bool (rows, queries, keys) what attention adds to its scores: (rows, 1, queries, keys), lowest where False."""
+    visible = visible[:, None]
+    return torch.zeros(visible.shape, dtype=dtype, device=visible.device).masked_fill_(~visible, torch.finfo(dtype).min)
+
+
+def read_start(decoder, tokens: Sequence[int], device: torch.device) -> list:
+    """Runs `tokens` once; the cache's layers, whose `keys` and `values` are (1, heads, tokens, size)."""
+    from transformers import DynamicCache
+
+    cache = DynamicCache()
+    decoder(input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True)
+    return cache.layers
 
 
 def common_start(rows: Sequence[Sequence[int]]) -> int:
@@ -57,12 +77,14 @@ def share_heads(model) -> None:
         model.set_attn_implementation(GROUPED)
 
 
-def _reserved_cache(keys: list[torch.Tensor], values: list[torch.Tensor], filled: int):
-    """A cache that writes into (rows, heads, reserved positions, size) of each layer, behind `filled` positions."""
-    from transformers.cache_utils import Cache, DynamicLayer
+@cache
+def _reserved_layer() -> type:
+    from transformers.cache_utils import DynamicLayer
 
     class ReservedLayer(DynamicLayer):
-        def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Writes into (rows, heads, reserved positions, size), behind `filled` positions."""
+
+        def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
             super().__init__()
             self.lazy_initialization(keys, values)
             self.reserved, self.filled = (keys, values), filled
@@ -76,7 +98,14 @@ def _reserved_cache(keys: list[torch.Tensor], values: list[torch.Tensor], filled
         def get_seq_length(self) -> int:
             return self.filled
 
-    return Cache(layers=[ReservedLayer(*pair) for pair in zip(keys, values, strict=True)])
+    return ReservedLayer
+
+
+def _reserved_cache(keys: list[torch.Tensor], values: list[torch.Tensor], filled: int):
+    from transformers import Cache
+
+    layer = _reserved_layer()
+    return Cache(layers=[layer(*pair, filled) for pair in zip(keys, values, strict=True)])
 
 
 class _Batch:
@@ -89,8 +118,6 @@ class _Batch:
     """
 
     def __init__(self, model, rows: Sequence[list[int]], max_new_tokens: int) -> None:
-        from transformers import DynamicCache
-
         self.model, self.decoder, self.rows = model, model.get_decoder(), rows
         self.device = input_device(model)
         self.prefix = common_start(rows)
@@ -101,22 +128,15 @@ class _Batch:
         columns = torch.arange(room, device=self.device)
         padding = self.filled - self.positions
         self.visible = (columns < self.prefix) | (columns >= self.prefix + padding)
-        start = DynamicCache()
         # Without a common start, one token tells what a layer keeps.
-        ids = torch.tensor([rows[0][: max(1, self.prefix)]], device=self.device)
-        self.decoder(input_ids=ids, past_key_values=start, use_cache=True)
-        self.keys = [self._reserve(layer.keys, room) for layer in start.layers]
-        self.values = [self._reserve(layer.values, room) for layer in start.layers]
+        start = read_start(self.decoder, rows[0][: max(1, self.prefix)], self.device)
+        self.keys = [self._reserve(layer.keys, room) for layer in start]
+        self.values = [self._reserve(layer.values, room) for layer in start]
 
     def _reserve(self, common: torch.Tensor, room: int) -> torch.Tensor:
         kept = common.new_empty(len(self.rows), common.shape[1], room, common.shape[3])
         kept[:, :, : self.prefix] = common[:, :, : self.prefix]
         return kept
-
-    def _mask(self, visible: torch.Tensor) -> torch.Tensor:
-        dtype = self.model.dtype
-        mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
-        return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
     def read_prompts(self, part: slice) -> torch.Tensor:
         """The first new token of these rows, whose keys and values are kept."""
@@ -124,9 +144,8 @@ class _Batch:
         ids = [[0] * (self.filled - len(row)) + row[self.prefix :] for row in rows]
         causal = torch.ones(new, self.filled, dtype=torch.bool, device=self.device).tril(self.prefix)
         visible = causal & self.visible[part, None, : self.filled]
-        visible[:, :, self.prefix :].diagonal(dim1=1, dim2=2).fill_(
-            True
-        )  # padding sees itself: a row of none gives NaN
+        # Padding sees itself: attention to nothing would give NaN.
+        visible[:, :, self.prefix :].diagonal(dim1=1, dim2=2).fill_(True)
         ends = self.positions[part]
         positions = torch.arange(self.prefix, self.filled, device=self.device) - (self.filled - ends)
         cache = _reserved_cache([k[part] for k in self.keys], [v[part] for v in self.values], self.prefix)
@@ -143,7 +162,7 @@ class _Batch:
     def _next(self, ids: torch.Tensor, visible: torch.Tensor, positions: torch.Tensor, cache) -> torch.Tensor:
         states = self.decoder(
             input_ids=ids,
-            attention_mask=self._mask(visible),
+            attention_mask=additive_mask(visible, self.model.dtype),
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,

@@ -2,10 +2,11 @@
 
 import gc
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 
-from gainRAG.common.batching import BatchBudget, decoding_tokens
+from gainRAG.common.batching import CPU_LLM_TOKENS, LLM_TOKENS, BatchBudget, decoding_tokens
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import (
     explain_load_errors,
@@ -20,7 +21,7 @@ from gainRAG.common.models import (
 from gainRAG.common.packed_linear import pack_linear_layers
 from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import encode_prompts
-from gainRAG.llm_inference.decoding import CPU_PREFILL_TOKENS, PREFILL_TOKENS, decode_greedily, share_heads, takes_masks
+from gainRAG.llm_inference.decoding import decode_greedily, share_heads, takes_masks
 from gainRAG.llm_inference.written_text import TextEngine, decode_texts
 
 
@@ -65,9 +66,11 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
 
     number_format = pick_dtype(dtype, device)
     with explain_load_errors(lm_type):
-        placed = placement(device, weight_bytes(lm_type, number_format)) if device.type == "cuda" else {}
         model = AutoModelForCausalLM.from_pretrained(
-            weights_path(lm_type), dtype=number_format, trust_remote_code=False, **placed
+            weights_path(lm_type),
+            dtype=number_format,
+            trust_remote_code=False,
+            **placement(device, partial(weight_bytes, lm_type, number_format)),
         )
     shared = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     return model.eval() if shared else pack_linear_layers(model.to(device).eval())
@@ -120,7 +123,7 @@ class HFEngine(TextEngine):
             eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id, use_cache=True
         )
         self.budget = BatchBudget(decoding_tokens(max_batch_tokens, self.device))
-        self.prefill_tokens = CPU_PREFILL_TOKENS if self.device.type == "cpu" else PREFILL_TOKENS
+        self.prefill_tokens = CPU_LLM_TOKENS if self.device.type == "cpu" else LLM_TOKENS
         self.decodes_greedily = not temperature and takes_masks(self.model)
         if self.decodes_greedily:
             share_heads(self.model)
@@ -154,8 +157,7 @@ class HFEngine(TextEngine):
 
     @torch.inference_mode()
     def _continue(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
-        window = getattr(self.model.config, "sliding_window", None)  # a shorter one needs a mask that we do not make
-        if self.decodes_greedily and (window is None or max(map(len, rows)) + max_new_tokens <= window):
+        if self.decodes_greedily and takes_masks(self.model, max(map(len, rows)) + max_new_tokens):
             ends = set(self.model.generation_config.eos_token_id or [])
             return decode_texts(
                 self.tokenizer, decode_greedily(self.model, rows, max_new_tokens, ends, self.prefill_tokens)

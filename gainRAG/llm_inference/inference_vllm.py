@@ -8,13 +8,14 @@ VLLM_BATCH_INVARIANT=1 makes answers independent of it where the GPU allows.
 import gc
 import importlib.metadata
 import logging
+import math
 import os
 from collections.abc import Sequence
 
 import torch
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.models import WEIGHTS_SHARE, dtype_name, longest_input, pick_dtype, weights_path
+from gainRAG.common.models import dtype_name, longest_input, pick_dtype, weights_path, weights_room
 from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.inference_hf import load_config, load_tokenizer, weight_bytes
 from gainRAG.llm_inference.written_text import TextEngine, decode_texts
@@ -89,7 +90,7 @@ class VLLMEngine(TextEngine):
         if torch.cuda.device_count() < 2:
             return 1
         weights = weight_bytes(self.lm_type, pick_dtype(self.dtype, torch.device("cuda")))
-        least = -(-weights // int(WEIGHTS_SHARE * torch.cuda.get_device_properties(0).total_memory))
+        least = math.ceil(weights / weights_room())
         return next(size for size in range(max(1, least), heads + 1) if heads % size == 0)
 
     def _check_shares(self, heads: int) -> None:

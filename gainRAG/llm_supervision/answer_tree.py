@@ -14,7 +14,7 @@ import torch
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import input_device, longest_input
-from gainRAG.llm_inference.decoding import takes_masks
+from gainRAG.llm_inference.decoding import additive_mask, read_start, takes_masks
 
 logger = logging.getLogger(__name__)
 
@@ -115,7 +115,6 @@ class BranchedModel:
         self.config = model.config.get_text_config(decoder=True)
         self.decoder = model.get_decoder()
         self.device = self.states_device = input_device(model)  # of tokens; of hidden states: see _check
-        self.window = getattr(self.config, "sliding_window", None)
         self.max_positions = longest_input(model.config)
         self.supports_tree_mask = takes_masks(model)
         if not self.supports_tree_mask:
@@ -125,8 +124,7 @@ class BranchedModel:
 
     def takes_branches(self, rows: Sequence[Row]) -> bool:
         """Whether these rows may carry our own mask; a sliding window shorter than a row forbids it."""
-        fits = self.window is None or max(row.extent for row in rows) <= self.window
-        return self.supports_tree_mask and fits
+        return takes_masks(self.model, max(row.extent for row in rows))
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -169,11 +167,10 @@ class BranchedModel:
     @torch.inference_mode()
     def prefix(self, tokens: list[int]) -> Prefix:
         """Runs `tokens` once, for rows that start with them."""
-        from transformers import Cache, DynamicCache
+        from transformers import Cache
 
-        cache = DynamicCache()
-        self.decoder(input_ids=torch.tensor([tokens], device=self.device), past_key_values=cache, use_cache=True)
-        layers = [_read_only_layer(layer.keys, layer.values) for layer in cache.layers]
+        start = read_start(self.decoder, tokens, self.device)
+        layers = [_read_only_layer(layer.keys, layer.values) for layer in start]
         return Prefix(len(tokens), Cache(layers=layers))
 
     @torch.inference_mode()
@@ -211,6 +208,4 @@ class BranchedModel:
             if not row.tree.is_chain:
                 first, size = len(row.prompt), len(row.tree.tokens)
                 mask[first - start : first - start + size, first : first + size] = row.tree.visible
-        visible = visible[:, None].to(self.device)
-        hidden = torch.finfo(self.model.dtype).min
-        return torch.zeros(visible.shape, dtype=self.model.dtype, device=self.device).masked_fill_(~visible, hidden)
+        return additive_mask(visible.to(self.device), self.model.dtype)

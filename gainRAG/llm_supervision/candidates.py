@@ -112,6 +112,11 @@ def candidate_options(
     )
 
 
+def filter_command(options: CandidateOptions) -> str:
+    """What reads the records next: the filter that needs no LLM where every candidate has a prediction."""
+    return "python data/data_filter.py" if options.predict else "python -m gainRAG.llm_supervision.filtering"
+
+
 def candidate_settings(
     stage: str, options: CandidateOptions, engine: EngineOptions, generation: GenerationOptions, **more
 ) -> Record:

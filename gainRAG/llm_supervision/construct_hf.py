@@ -39,6 +39,7 @@ from gainRAG.llm_supervision.candidates import (
     candidate_options,
     candidate_settings,
     count_questions,
+    filter_command,
     length_check,
     read_candidates,
 )
@@ -85,8 +86,7 @@ def main() -> None:
             for scored in map_chunks(partial(GainWorker, options, scorer, generation, args.alpha), chunks, workers):
                 output.append(scored)
     remove_output(generated)  # all of it is in the finished file
-    script = "data/data_filter.py" if options.predict else "-m gainRAG.llm_supervision.filtering"
-    say_next("gains", args.output_path, f"python {script} --data_path {args.output_path}")
+    say_next("gains", args.output_path, f"{filter_command(options)} --data_path {args.output_path}")
 
 
 def scorer_options(engine: EngineOptions, gain_dtype: str) -> EngineOptions:

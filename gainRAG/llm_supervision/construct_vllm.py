@@ -35,6 +35,7 @@ from gainRAG.llm_supervision.candidates import (
     candidate_options,
     candidate_settings,
     count_questions,
+    filter_command,
     length_check,
     read_candidates,
 )
@@ -63,8 +64,8 @@ def main() -> None:
         chunks = output.remaining(read_candidates(options, lengths), CHUNK, "perplexities", total)
         for records in map_chunks(partial(PerplexityWorker, options, engine, generation), chunks):
             output.append(records)
-    script = "data/data_filter.py" if options.predict else "-m gainRAG.llm_supervision.filtering"
-    say_next("perplexities", args.output_path, f"python {script} --signal retrieved_ppl --data_path {args.output_path}")
+    command = f"{filter_command(options)} --signal retrieved_ppl --data_path {args.output_path}"
+    say_next("perplexities", args.output_path, command)
 
 
 class PerplexityWorker:

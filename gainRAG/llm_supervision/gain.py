@@ -16,13 +16,11 @@ from itertools import islice
 
 import torch
 
-from gainRAG.common.batching import BatchBudget
+from gainRAG.common.batching import CPU_LLM_TOKENS, LLM_TOKENS, BatchBudget
 from gainRAG.llm_inference.build_prompts import encode_answers, encode_prompts
 from gainRAG.llm_inference.decoding import common_start
 from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
 
-BATCH_TOKENS = 16384
-CPU_BATCH_TOKENS = 2048  # larger batches leave a CPU's caches: 16384 tokens at once take 1.6 x as long a token
 WINDOW_BATCHES = 8  # batches' worth of tokens that are sorted by length together
 SLICE_LOGITS = 4096  # float32 logits held at once for each token of the budget: 256 MiB at 16384 tokens
 LARGEST_NLL = 700.0  # nats; its exponential still is a finite float64, which JSON can hold
@@ -65,21 +63,21 @@ class GainScorer:
         model: a decoder-only causal LM of transformers.
         tokenizer: its tokenizer.
         alpha: weight of the contrast; 0 makes `ppl_cd` equal `ppl`.
-        max_batch_tokens: padded tokens in a batch (None: BATCH_TOKENS), on a CPU at most CPU_BATCH_TOKENS; memory that
-            runs out halves it.
+        max_batch_tokens: padded tokens in a batch (None: LLM_TOKENS), on a CPU at most CPU_LLM_TOKENS; memory that runs
+            out halves it.
         chat: whether the prompts have a chat template; see `build_prompts.encode_answers`.
     """
 
     def __init__(
         self, model, tokenizer, alpha: float = 0.5, max_batch_tokens: int | None = None, chat: bool = True
     ) -> None:
-        max_batch_tokens = max_batch_tokens or BATCH_TOKENS
+        max_batch_tokens = max_batch_tokens or LLM_TOKENS
         self.model = BranchedModel(model)
         self.tokenizer = tokenizer
         self.alpha = alpha
         self.chat = chat
         on_cpu = self.model.device.type == "cpu"
-        self.budget = BatchBudget(min(max_batch_tokens, CPU_BATCH_TOKENS) if on_cpu else max_batch_tokens)
+        self.budget = BatchBudget(min(max_batch_tokens, CPU_LLM_TOKENS) if on_cpu else max_batch_tokens)
         self._window_tokens = WINDOW_BATCHES * max_batch_tokens
 
     def score(self, requests: Iterable[GainRequest]) -> Iterator[list[PassageGain]]:

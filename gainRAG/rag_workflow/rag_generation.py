@@ -73,11 +73,11 @@ def main() -> None:
     flags = args.K_docs, args.limit, args.skip_too_long, args.overwrite
 
     with open_predictions(path, {"data_path": args.data_path}, engine, generation, *flags) as output:
-        chunks = output.remaining(
-            read(), chunk_size(CHUNK, LEAST_CHUNK, total, workers.num_workers), "answering", total
-        )
+        workers = writing_workers(engine, workers)
+        size = chunk_size(CHUNK, LEAST_CHUNK, total, workers.num_workers)
+        chunks = output.remaining(read(), size, "answering", total)
         worker = partial(AnswerWorker, engine, generation, args.K_docs)
-        for answered in map_chunks(worker, chunks, writing_workers(engine, workers)):
+        for answered in map_chunks(worker, chunks, workers):
             output.append(answered)
 
     predictions = list(read_records(path))

@@ -190,6 +190,11 @@ def detect(where: str, entry: Record, format_name: str | None) -> Format:
 
 
 def check_format(entry: Record, kind: Format) -> Record:
+    """The entry, which is of the format that the first one had.
+
+    Raises:
+        FieldError: it is not.
+    """
     if not kind.detect(entry):
         raise FieldError("(entry)", f"unlike the entries before it, not {kind.looks}")
     return entry

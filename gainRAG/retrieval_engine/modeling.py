@@ -8,7 +8,6 @@ import argparse
 import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gainRAG.common.batching import BatchBudget
+from gainRAG.common.batching import BatchBudget, compute_ahead, pad_rows, send
 from gainRAG.common.cli import positive_int
 from gainRAG.common.jsonl import Record
 from gainRAG.common.models import (
@@ -35,7 +34,6 @@ logger = logging.getLogger(__name__)
 
 POOLINGS = ("mean", "cls")
 TOKENISED_AT_ONCE = 4096  # texts: many enough to find some of equal length, few enough to start soon
-GROUPS_AHEAD = 2  # of them, tokenised while the device computes
 READ_BEHIND = 8  # batches on their way from a GPU, whose end is not waited for
 CPU_BATCH_TOKENS = 1024  # what a core's cache holds: 3500 tokens at once take 1.3 x as long, 7000 1.7 x
 GPU_BATCH = 256
@@ -191,19 +189,10 @@ class Encoder:
         return vectors
 
     def _tokenise_ahead(self, texts: Sequence[str]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-        """Positions of texts of like length, and their token ids; those to come are made in a thread."""
+        """Positions of texts of like length, and their token ids."""
         order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
         groups = [order[start : start + TOKENISED_AT_ONCE] for start in range(0, len(order), TOKENISED_AT_ONCE)]
-        with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as pool:
-            coming: deque = deque()
-            for group in groups:
-                coming.append((group, pool.submit(self.tokenize, [texts[row] for row in group])))
-                if len(coming) > GROUPS_AHEAD:
-                    rows, tokens = coming.popleft()
-                    yield rows, tokens.result()
-            while coming:
-                rows, tokens = coming.popleft()
-                yield rows, tokens.result()
+        return compute_ahead(lambda rows: (rows, self.tokenize([texts[row] for row in rows])), groups)
 
     def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The texts' token ids, int32 (tokens,), cut to `max_length`."""
@@ -237,14 +226,8 @@ class Encoder:
 
     def _padded(self, tokens: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and the mask of real tokens, both (texts, longest), on the device."""
-        lengths = np.array([len(text) for text in tokens])
-        filled = np.arange(max(1, lengths.max())) < lengths[:, None]
-        ids = np.full(filled.shape, self.tokenizer.pad_token_id or 0, dtype=np.int64)
-        ids[filled] = np.concatenate(tokens)
-        both = torch.from_numpy(ids), torch.from_numpy(filled)
-        if self.device.type == "cuda":  # from pinned memory the copy does not wait for the device
-            both = both[0].pin_memory(), both[1].pin_memory()
-        return both[0].to(self.device, non_blocking=True), both[1].to(self.device, non_blocking=True)
+        ids, filled = pad_rows(tokens, self.tokenizer.pad_token_id or 0)
+        return send(ids, self.device), send(filled, self.device)
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(texts, tokens, dim) and the mask of real tokens -> (texts, dim), float32."""

@@ -5,15 +5,13 @@ best = Selector("BAAI/bge-reranker-base").select(question, passages, k=1)
 """
 
 import logging
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
 import torch
 
-from gainRAG.common.batching import BatchBudget
+from gainRAG.common.batching import BatchBudget, compute_ahead, pad_rows, send
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record
 from gainRAG.common.models import (
@@ -32,7 +30,6 @@ logger = logging.getLogger(__name__)
 
 Pair = tuple[str, str]
 PAIRS_PER_CHUNK = 2048  # tokenised at once: many enough to find pairs of equal length, few enough to start soon
-CHUNKS_AHEAD = 2
 COLLAPSED_SPREAD = 1e-5
 BATCH_TOKENS = {"cuda": 65536, "cpu": 4096}
 
@@ -93,7 +90,7 @@ class Selector:
         if len(distinct) > PAIRS_PER_CHUNK:
             distinct.sort(key=_characters, reverse=True)  # so that pairs of like length share a chunk
         chunks = (distinct[start : start + PAIRS_PER_CHUNK] for start in range(0, len(distinct), PAIRS_PER_CHUNK))
-        scores = np.concatenate([np.empty(0, np.float32), *map(self._score_chunk, self._tokenise_ahead(chunks))])
+        scores = np.concatenate([np.empty(0, np.float32), *map(self._score_chunk, compute_ahead(self._encode, chunks))])
         if not np.isfinite(scores).all():
             raise UserError(
                 f"{self.name}: {np.count_nonzero(~np.isfinite(scores))} of {len(scores)} scores are not finite "
@@ -113,17 +110,6 @@ class Selector:
                 len(scores),
                 np.ptp(scores),
             )
-
-    def _tokenise_ahead(self, chunks: Iterable[list[Pair]]) -> Iterator[list]:
-        """Each chunk's encodings; those to come are made in a thread, as the tokenizer releases Python's lock."""
-        pending = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="tokenise") as pool:
-            for chunk in chunks:
-                pending.append(pool.submit(self._encode, chunk))
-                if len(pending) > CHUNKS_AHEAD:
-                    yield pending.popleft().result()
-            while pending:
-                yield pending.popleft().result()
 
     def _encode(self, pairs: list[Pair]) -> list:
         """Token ids of each pair, the passage cut; where the question alone is too long, both are."""
@@ -163,22 +149,17 @@ class Selector:
     @torch.inference_mode()
     def _forward(self, encodings: list, rows: list[int]) -> torch.Tensor:
         """Logits (rows,) of some pairs, still on the device."""
-        tensors = {name: torch.from_numpy(array) for name, array in self._pad([encodings[row] for row in rows]).items()}
-        if self.device.type == "cuda":
-            tensors = {name: tensor.pin_memory() for name, tensor in tensors.items()}
-        inputs = {name: tensor.to(self.device, non_blocking=True) for name, tensor in tensors.items()}
+        inputs = self._pad([encodings[row] for row in rows])
+        inputs = {name: send(array, self.device) for name, array in inputs.items()}
         return self.model(**inputs).logits.view(-1)
 
     def _pad(self, encodings: list) -> dict[str, np.ndarray]:
         """What the model takes, each (pairs, longest pair); without attention_mask where nothing is padded."""
-        lengths = np.array([len(encoding) for encoding in encodings])
-        shape = len(lengths), lengths.max()
-        filled = np.arange(shape[1]) < lengths[:, None]
-        inputs = {"input_ids": np.full(shape, self.tokenizer.pad_token_id, dtype=np.int64)}
-        inputs["input_ids"][filled] = np.concatenate([encoding.ids for encoding in encodings])
+        ids, filled = pad_rows([encoding.ids for encoding in encodings], self.tokenizer.pad_token_id)
+        inputs = {"input_ids": ids}
         if "token_type_ids" in self.tokenizer.model_input_names:
-            inputs["token_type_ids"] = np.full(shape, self.tokenizer.pad_token_type_id, dtype=np.int64)
-            inputs["token_type_ids"][filled] = np.concatenate([encoding.type_ids for encoding in encodings])
+            types = [encoding.type_ids for encoding in encodings]
+            inputs["token_type_ids"], _ = pad_rows(types, self.tokenizer.pad_token_type_id)
         if not filled.all():
             inputs["attention_mask"] = filled.astype(np.int64)
         return inputs

@@ -6,7 +6,7 @@ import tomllib
 
 import pytest
 from conftest import REPOSITORY, each
-from made_up import answer, predictions, whole_run
+from made_up_runs import answer, predictions, whole_run
 
 from gainRAG.analysis import figures, measures, report
 from gainRAG.analysis.contents import collect

@@ -3,7 +3,7 @@
 import shutil
 
 import pytest
-from made_up import answer, whole_run
+from made_up_runs import answer, whole_run
 
 from gainRAG.analysis.contents import collect
 from gainRAG.analysis.page import render

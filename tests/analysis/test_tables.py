@@ -7,7 +7,7 @@ from functools import partial
 from xml.etree import ElementTree
 
 import pytest
-from made_up import answer, passages, predictions
+from made_up_runs import answer, passages, predictions
 
 from gainRAG.analysis import gap, tables
 from gainRAG.analysis.contents import collect as collect_report

@@ -243,15 +243,15 @@ def fake_gpus(monkeypatch, count: int, gib: int) -> None:
 )
 def test_weights_go_to_one_gpu_and_only_too_large_ones_to_all(monkeypatch, device, gpus, weights_gib, placed):
     fake_gpus(monkeypatch, gpus, 80)
-    assert models.placement(torch.device(device), weights_gib << 30) == placed
+    assert models.placement(torch.device(device), lambda: weights_gib << 30) == placed
 
 
 def test_without_accelerate_weights_go_through_the_host_and_are_not_shared(monkeypatch):
     fake_gpus(monkeypatch, 8, 80)
     monkeypatch.setattr(models.importlib.util, "find_spec", lambda name: None)
-    assert models.placement(torch.device("cuda"), 16 << 30) == {}
+    assert models.placement(torch.device("cuda"), lambda: 16 << 30) == {}
     with pytest.raises(UserError, match="accelerate is not installed"):
-        models.placement(torch.device("cuda"), 140 << 30)
+        models.placement(torch.device("cuda"), lambda: 140 << 30)
 
 
 @each(("gib", "asked", "tokens"), [(80, None, 131072), (24, None, 16384), (80, 512, 512)])

@@ -164,7 +164,7 @@ def test_two_processes_learn_as_one(steady_reranker, run_python, tmp_path):
 def test_two_gpus_that_share_a_model_give_its_gains(tiny_llama, monkeypatch):
     whole = log_gains(tiny_llama, "float32")
     monkeypatch.setattr(models, "WEIGHTS_SHARE", 0.0)
-    placed = models.placement(torch.device("cuda"), 1)
+    placed = models.placement(torch.device("cuda"), lambda: 1)
     assert placed == {"device_map": "auto"}
     monkeypatch.setattr("gainRAG.llm_inference.inference_hf.placement", lambda *_: {"device_map": "balanced"})
     np.testing.assert_allclose(log_gains(tiny_llama, "float32"), whole, rtol=1e-4)
