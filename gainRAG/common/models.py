@@ -92,15 +92,15 @@ def weights_path(name: str) -> str:
         return _unlisted(name)
     if not weights.source.startswith("package:"):
         return _local_or_hub(weights.source)
-    packaged = _packaged(name, weights.source.removeprefix("package:"))
-    if packaged.suffix == ".gguf":
-        return _made_once(name, packaged, lambda folder: _from_gguf(packaged, folder))
+    base = _packaged(name, weights.source.removeprefix("package:"))
+    if base.suffix == ".gguf":
+        return _made_once(name, base, lambda folder: _from_gguf(base, folder))
     if weights.adapter:
         adapter = Path(__file__).resolve().parents[2] / weights.adapter
         if not (adapter / "adapter_config.json").exists():
             raise UserError(f"{name}: its adapter is missing at {adapter}; install from a clone (pip install -e .)")
-        return _made_once(name, adapter, lambda folder: _merged_adapter(packaged, adapter, folder))
-    return str(packaged)
+        return _made_once(name, adapter, lambda folder: merge_adapter(base, adapter, folder))
+    return str(base)
 
 
 def _model_folder(name: str) -> str:
@@ -182,7 +182,7 @@ def _from_gguf(gguf: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _merged_adapter(base: Path, adapter: Path, folder: Path) -> None:
+def merge_adapter(base: Path, adapter: Path, folder: Path) -> None:
     """A plain cross-encoder folder from an encoder and a LoRA adapter with its one-logit head."""
     from peft import PeftModel
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

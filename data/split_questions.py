@@ -1,0 +1,142 @@
+"""Parts questions into test, dev and training questions by a hash of their wording, so that no list need be kept.
+
+A question's place, from 0 to 1, is read from the SHA-256 of its normalised wording: up to --test it is a test question,
+up to --test + --dev a dev question, else one to train on. Questions of --train_only are to train on, whatever their
+place. The same wording has the same place in every file and in every run.
+
+Left out are questions that are nearly the same (their words' Jaccard similarity is --similar or more) as one that the
+selector's start was trained on; then dev questions nearly the same as a test question, and training questions nearly
+the same as either. What is left out is counted in the log.
+
+    cd data && python split_questions.py --data_path test_sets.jsonl --train_only dev_sets.jsonl \
+        --exclude selector_start/questions.json trained_on --output_dir parts
+"""
+
+import argparse
+import hashlib
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from gainRAG.common.cli import UserError, fraction, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, read_records, write_records
+from gainRAG.common.schemas import as_question
+from gainRAG.evaluation.answers import normalize_answer
+from gainRAG.evaluation.question_files import read_wordings
+
+logger = logging.getLogger("split_questions")
+
+PARTS = ("test", "dev", "train")
+SALT = "gainRAG evidence: "  # gives this split its own order; changed, every question gets another place
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records to part")
+    parser.add_argument("--train_only", nargs="*", default=[], help="question or retrieval records only to train on")
+    parser.add_argument("--output_dir", required=True, help="folder of test.jsonl, dev.jsonl and train.jsonl")
+    parser.add_argument("--test", type=fraction, default=0.45, help="share of --data_path's questions to test on")
+    parser.add_argument("--dev", type=fraction, default=0.1, help="share of --data_path's questions to choose with")
+    parser.add_argument(
+        "--exclude",
+        nargs=2,
+        default=None,
+        metavar=("FILE.json", "KEY"),
+        help="a list of wordings that the selector's start was trained on",
+    )
+    parser.add_argument(
+        "--similar", type=fraction, default=0.8, help="Jaccard similarity of two questions that count as the same"
+    )
+    parser.add_argument(
+        "--train_limit",
+        type=positive_int,
+        default=None,
+        help="most training questions, those first by place; None: all",
+    )
+    args = parser.parse_args()
+    if args.test + args.dev > 1:
+        raise UserError(f"--test {args.test:g} and --dev {args.dev:g} are more than all questions together")
+    return args
+
+
+def main() -> None:
+    """Reads, parts, leaves out what is nearly the same, writes."""
+    args = parse_arguments()
+    parts = part_questions(read_all(args.data_path), args.test, args.dev)
+    parts["train"] += read_all(args.train_only)
+    known = Similar(args.similar)
+    known.add(read_wordings(*args.exclude) if args.exclude else ())
+    counts: Counter = Counter()
+    for name in PARTS:
+        kept = [record for record in unique(parts[name]) if not known.has(record["question"])]
+        counts[f"{name} questions left out"] = len(parts[name]) - len(kept)
+        if name == "train" and args.train_limit:
+            kept = sorted(kept, key=lambda record: place_of(record["question"]))[: args.train_limit]
+        known.add(record["question"] for record in kept)
+        counts[f"{name} questions"] = write_records(Path(args.output_dir) / f"{name}.jsonl", kept)
+    logger.info("%s: %s", args.output_dir, "; ".join(f"{count} {what}" for what, count in counts.items()))
+
+
+def read_all(paths: list[str]) -> list[Record]:
+    """The records of all files."""
+    return [record for path in paths for record in read_records(path, as_question)]
+
+
+def place_of(question: str) -> float:
+    """Where a question falls, from 0 to below 1: the same for every question that normalises to the same wording."""
+    digest = hashlib.sha256((SALT + normalize_answer(question)).encode()).digest()
+    return int.from_bytes(digest[:4], "big") / 2**32
+
+
+def part_questions(records: list[Record], test: float, dev: float) -> dict[str, list[Record]]:
+    """The records of each of PARTS, in input order.
+
+    Args:
+        test, dev: shares of the questions, from 0 to 1.
+    """
+    parts: dict[str, list[Record]] = {name: [] for name in PARTS}
+    for record in records:
+        place = place_of(record["question"])
+        parts["test" if place < test else "dev" if place < test + dev else "train"].append(record)
+    return parts
+
+
+def unique(records: list[Record]) -> list[Record]:
+    """The first record of every normalised wording."""
+    return list({normalize_answer(record["question"]): record for record in reversed(records)}.values())[::-1]
+
+
+class Similar:
+    """Questions, to ask whether another one is nearly the same as one of them.
+
+    Args:
+        least: Jaccard similarity, from above 0 to 1, of the two questions' sets of normalised words.
+    """
+
+    def __init__(self, least: float) -> None:
+        self.least = least
+        self._words: list[set[str]] = []
+        self._holders: dict[str, list[int]] = defaultdict(list)  # word -> the questions with it
+
+    def add(self, questions: Iterable[str]) -> None:
+        """Takes up some more questions."""
+        for question in questions:
+            words = set(normalize_answer(question).split())
+            for word in words:
+                self._holders[word].append(len(self._words))
+            self._words.append(words)
+
+    def has(self, question: str) -> bool:
+        """Whether one of the questions is nearly the same."""
+        words = set(normalize_answer(question).split())
+        # Of two that share `least` of their words, one shared word is among so many of the rarest: the rest is skipped.
+        enough = len(words) - math.ceil(self.least * len(words)) + 1
+        rarest = sorted(words, key=lambda word: (len(self._holders.get(word, ())), word))[:enough]
+        candidates = {at for word in rarest for at in self._holders.get(word, ())}
+        return any(len(words & self._words[at]) >= self.least * len(words | self._words[at]) for at in candidates)
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,218 @@
+"""The experiment's numbers (docs/results/PROTOCOL.md): every one of them follows from test.jsonl.gz, a line a question.
+
+With --work, a run's folder is read first and its test.jsonl.gz written; without, the file that is there is taken, so
+anyone can compute the published numbers anew. Writes evidence.json, README.md (the tables) and the figures beside it.
+
+    python -m gainRAG.analysis.evidence --work results/evidence --name test --output_dir docs/results
+    python -m gainRAG.analysis.evidence --output_dir docs/results
+"""
+
+import argparse
+import gzip
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from gainRAG.analysis.evidence_page import PAGE, evidence_figures, evidence_page
+from gainRAG.analysis.runs import QuestionSet, is_number
+from gainRAG.common.cli import UserError, require, run_stage, stage_parser
+from gainRAG.common.jsonl import Record, atomic_write, line_of, output_folder, parse_json, write_json
+from gainRAG.evaluation.recall import AnswerMatcher, match_rule
+from gainRAG.evaluation.results import mean_with_interval
+from gainRAG.evaluation.significance import paired_bootstrap, paired_permutation_test
+
+logger = logging.getLogger(__name__)
+
+TEST, EVIDENCE = "test.jsonl.gz", "evidence.json"
+METRICS = {"hit_at_1": "hit", "pick_gain": "gain", "cover_em": "cover_em", "f1": "f1"}  # metric -> a line's field
+BASES, OURS, BOUND = ("standard_rag", "rerank"), ("gainrag_no_pseudo", "gainrag"), "best_by_gain"
+DIGITS = 6  # of gains and scores; more would only record the processor's rounding
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--work", type=Path, default=None, help="the run's folder; None: compute from test.jsonl.gz")
+    parser.add_argument("--name", default="test", help="the question set in --work that was held out")
+    parser.add_argument(
+        "--output_dir", type=Path, required=True, help="folder of test.jsonl.gz and what follows from it"
+    )
+    args = parser.parse_args()
+    require("matplotlib")
+    return args
+
+
+def main() -> None:
+    """Writes the lines, where a run is given; then all that follows from them."""
+    args = parse_arguments()
+    folder = output_folder(args.output_dir)
+    if args.work:
+        answers = args.work / "answers" / args.name
+        if not (answers / "results.json").exists():
+            raise UserError(f"{answers}: no results.json; scripts/evidence.sh writes it")
+        write_lines(folder / TEST, question_lines(QuestionSet(args.work, answers)))
+    evidence = summarize_lines(read_lines(folder / TEST))
+    write_json(folder / EVIDENCE, evidence)
+    with atomic_write(folder / PAGE) as file:
+        file.write(evidence_page(evidence))
+    for name, content in evidence_figures(evidence).items():
+        with atomic_write(folder / name) as file:
+            file.write(content)
+    logger.info("%s: %d questions, %s", folder, evidence["n"], ", ".join((TEST, EVIDENCE, PAGE)))
+
+
+# --- a line a question -------------------------------------------------------------------------------------------
+
+
+def question_lines(found: QuestionSet) -> Iterator[Record]:
+    """A run's questions, each with what every method picked and answered.
+
+    Yields:
+        `id`, `dataset`, `methods`: for each method, as far as it has them, `pick` (the passage's id), `hit` (it holds a
+        gold answer), `pseudo` where the LLM wrote it, `gain` and `selector_score`; `prediction`, `cover_em`, `f1`.
+    """
+    methods = dict.fromkeys([*found.results, *sorted(found.picks.files)])
+    for question in found.questions:
+        name = str(question["id"])
+        lines = {method: _method_line(found, method, question) for method in methods}
+        yield {"id": name, "dataset": name.split("-")[0], "methods": lines}
+
+
+def _method_line(found: QuestionSet, method: str, question: Record) -> Record:
+    line: Record = {}
+    pick = found.pick_of(method, question)
+    if pick:
+        matcher = AnswerMatcher(question["answers"], match_rule(question))
+        gain = found.picks.gain_for(question, pick)
+        if gain is None:
+            raise UserError(f"{found.work}: {method}'s pick for question {question['id']!r} was not scored by its gain")
+        line = {"pick": str(pick["id"]), "hit": matcher.matches(pick["text"]), "gain": round(gain, DIGITS)}
+        if pick.get("is_pseudo"):
+            line["pseudo"] = True
+        if is_number(pick.get("selector_score")):
+            line["selector_score"] = round(pick["selector_score"], DIGITS)
+    if method in found.predictions:
+        record = found.predictions[method][str(question["id"])]
+        scores = {"cover_em": int(record["cover_em"]), "f1": round(record["f1"], DIGITS)}
+        line |= {"prediction": record["prediction"], **scores}
+    return line
+
+
+def write_lines(path: Path, lines: Iterator[Record]) -> None:
+    """Writes them compressed; the same lines give the same bytes."""
+    text = "".join(line_of(line) + "\n" for line in lines)
+    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+
+
+def read_lines(path: Path) -> list[Record]:
+    """The lines of a test.jsonl.gz.
+
+    Raises:
+        UserError: it is not there, or not what `write_lines` writes.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: no such file; give the run's folder with --work")
+    try:
+        rows = gzip.decompress(path.read_bytes()).splitlines()
+    except (OSError, EOFError) as problem:
+        raise UserError(f"{path}: is not a gzip file ({problem})") from None
+    return [parse_json(row, f"{path}:{number}") for number, row in enumerate(rows, 1)]
+
+
+# --- what follows ------------------------------------------------------------------------------------------------
+
+
+def summarize_lines(lines: Sequence[Record]) -> Record:
+    """Every number that the page prints.
+
+    Returns:
+        `n`; `datasets`: their questions; `methods` and `by_dataset`: means with 95 % intervals; `tests` and
+        `tests_by_dataset`: GainRAG less standard RAG and less the untrained selector, metric by metric, with interval
+        and p of a paired permutation test; `share_won`: of what "best by gain" wins over standard RAG, in gain;
+        `variants`: selectors trained otherwise, and their differences; `gap`: the paper's figure 1. Shares are from 0
+        to 1, gains in nats.
+    """
+    names = sorted({line["dataset"] for line in lines})
+    parts = {name: [line for line in lines if line["dataset"] == name] for name in names}
+    methods = list(lines[0]["methods"])
+    answered = [method for method in methods if "prediction" in lines[0]["methods"][method]]
+    return {
+        "n": len(lines),
+        "datasets": {name: len(part) for name, part in parts.items()},
+        "methods": {method: method_means(lines, method) for method in answered},
+        "by_dataset": {
+            name: {method: method_means(part, method) for method in answered} for name, part in parts.items()
+        },
+        "tests": paired_tests(lines),
+        "tests_by_dataset": {name: paired_tests(part) for name, part in parts.items()},
+        "share_won": {method: share_won(lines, method) for method in (*BASES[1:], *OURS) if method in answered},
+        "variants": {method: variant(lines, method) for method in methods if method not in answered},
+        "gap": {method: gap(lines, method) for method in answered if method != "no_retrieval"},
+    }
+
+
+def scores(lines: Sequence[Record], method: str, metric: str) -> np.ndarray | None:
+    """A method's score for each question; None where it has none."""
+    row = [line["methods"].get(method, {}).get(METRICS[metric]) for line in lines]
+    return None if None in row else np.array(row, dtype=np.float64)
+
+
+def method_means(lines: Sequence[Record], method: str) -> Record:
+    """The means of a method's scores, with intervals, and how often it picks the pseudo-passage."""
+    found = {metric: scores(lines, method, metric) for metric in METRICS}
+    means = {metric: mean_with_interval(row.tolist()) for metric, row in found.items() if row is not None}
+    pseudo = [float(line["methods"][method].get("pseudo", False)) for line in lines]
+    return {**means, "pseudo_share": sum(pseudo) / len(pseudo)}
+
+
+def paired_tests(lines: Sequence[Record]) -> list[Record]:
+    """Each of OURS less each of BASES on the same questions."""
+    return [
+        {"metric": metric, "a": a, "b": b, **found}
+        for metric in METRICS
+        for a in BASES
+        for b in OURS
+        if (found := paired_test(lines, metric, a, b))
+    ]
+
+
+def paired_test(lines: Sequence[Record], metric: str, a: str, b: str) -> Record | None:
+    """`difference` of the means, b less a, with `low` and `high` of its 95 % interval and the two-sided `p`."""
+    first, second = scores(lines, a, metric), scores(lines, b, metric)
+    if first is None or second is None:
+        return None
+    low, high = paired_bootstrap(first, second)
+    p = paired_permutation_test(first, second)
+    return {"difference": float((second - first).mean()), "low": low, "high": high, "p": p}
+
+
+def share_won(lines: Sequence[Record], method: str) -> float:
+    """Of the gain that the best pick has over standard RAG's, the share that a method's pick has."""
+    ours, base, best = (scores(lines, name, "pick_gain").mean() for name in (method, BASES[0], BOUND))
+    return float((ours - base) / (best - base))
+
+
+def variant(lines: Sequence[Record], method: str) -> Record:
+    """Means of a selector whose picks were not answered from, its share won, and its differences to BASES."""
+    tests = [
+        {"metric": metric, "a": a, **found}
+        for metric in ("hit_at_1", "pick_gain")
+        for a in BASES
+        if (found := paired_test(lines, metric, a, method))
+    ]
+    return {**method_means(lines, method), "share_won": share_won(lines, method), "tests": tests}
+
+
+def gap(lines: Sequence[Record], method: str) -> Record:
+    """How often holding the answer and helping part ways (the paper's figure 1): of the questions whose pick holds a
+    gold answer the share answered wrongly, and of those answered rightly the share whose pick holds none."""
+    hit, right = (scores(lines, method, metric).astype(bool) for metric in ("hit_at_1", "cover_em"))
+    return {
+        "wrong_of_held": mean_with_interval((~right[hit]).astype(float).tolist()) if hit.any() else None,
+        "not_held_of_right": mean_with_interval((~hit[right]).astype(float).tolist()) if right.any() else None,
+    }
+
+
+if __name__ == "__main__":
+    run_stage(main)

@@ -1,0 +1,121 @@
+"""The experiment's numbers as Markdown tables and as figures."""
+
+from collections.abc import Iterable, Mapping
+
+from gainRAG.analysis.figures import Interval, Panel, as_svg, draw_intervals
+from gainRAG.analysis.measures import label
+from gainRAG.common.jsonl import Record
+from gainRAG.evaluation.results import format_interval, markdown_table
+
+PAGE = "README.md"
+SHOWN = {"hit_at_1": "hit@1", "pick_gain": "gain of the pick", "cover_em": "cover_em", "f1": "f1"}
+VARIANTS = {  # name of a selection -> what its selector was trained with; the rest is as for GainRAG
+    "groups_125": "125 training groups",
+    "groups_250": "250 training groups",
+    "groups_500": "500 training groups",
+    "groups_1000": "1,000 training groups",
+    "full_rank": "all groups, before the change is cut to the adapter's rank",
+    "seed_1": "all groups, seed 1",
+    "seed_2": "all groups, seed 2",
+    "float32": "all groups, trained in float32",
+    "alpha_0": "500 groups, plain perplexity (alpha 0)",
+    "alpha_1": "500 groups, alpha 1",
+}
+HEAD = """# The experiment's results
+
+Written by `python -m gainRAG.analysis.evidence --output_dir docs/results`, which computes every number here from
+test.jsonl.gz. What was asked, how the questions were parted and what was chosen on which of them:
+[PROTOCOL.md](PROTOCOL.md).
+
+{n:,} questions that no selector was trained on and no choice was made with: {datasets}. Intervals are 95 % bootstrap
+intervals, p two-sided by a permutation test, both over the same questions; p is not corrected for the number of tests.
+Percent, except the gain: -log(PPL_CD + 1) in nats, at most 0.
+"""
+
+
+def evidence_page(evidence: Record) -> str:
+    """The page, from what `evidence.summarize_lines` returns."""
+    counts = ", ".join(f"{name} {number:,}" for name, number in evidence["datasets"].items())
+    parts = [HEAD.format(n=evidence["n"], datasets=counts)]
+    parts += ["## Methods", methods_table(evidence["methods"])]
+    parts += ["## GainRAG less the others", "![Differences](differences.svg)", tests_table(evidence["tests"])]
+    parts += [won_table(evidence)]
+    parts.append("## By question set")
+    for name, methods in evidence["by_dataset"].items():
+        parts += [f"### {name}, {evidence['datasets'][name]:,} questions", methods_table(methods)]
+        parts.append(tests_table(row for row in evidence["tests_by_dataset"][name] if row["metric"] in list(SHOWN)[:2]))
+    if evidence["variants"]:
+        parts += ["## Selectors trained otherwise", variants_table(evidence["variants"])]
+    parts += ["## Holding the answer, and helping (the paper's figure 1)", gap_table(evidence["gap"])]
+    return "\n\n".join(part.strip() for part in parts) + "\n"
+
+
+def methods_table(methods: Mapping[str, Record]) -> str:
+    """A row a method."""
+    rows = [(label(method), *_cells(means), _pseudo(means)) for method, means in methods.items()]
+    return markdown_table(("method", *SHOWN.values(), "pseudo picked"), rows)
+
+
+def _cells(means: Record) -> Iterable[str | None]:
+    return (_interval(metric, means.get(metric)) for metric in SHOWN)
+
+
+def _pseudo(means: Record) -> str | None:
+    return f"{100 * means['pseudo_share']:.1f}" if "hit_at_1" in means else None
+
+
+def _interval(metric: str, score: Record | None) -> str | None:
+    return format_interval(score, digits=3, scale=1) if metric == "pick_gain" else format_interval(score)
+
+
+def tests_table(tests: Iterable[Record]) -> str:
+    """A row a paired test."""
+    rows = [(label(row["b"]), label(row["a"]), SHOWN[row["metric"]], *_difference(row)) for row in tests]
+    return markdown_table(("method", "less", "score", "difference", "95 % interval", "p"), rows)
+
+
+def _difference(row: Record) -> tuple[str, str, str]:
+    scale, digits = (1, 3) if row["metric"] == "pick_gain" else (100, 1)
+    difference, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("difference", "low", "high"))
+    return difference, f"{low} to {high}", f"{row['p']:.4f}"
+
+
+def won_table(evidence: Record) -> str:
+    """How much of what can be won over standard RAG is won."""
+    rows = [(label(method), f"{100 * share:.1f}") for method, share in evidence["share_won"].items()]
+    return markdown_table(("method", 'of the gain that "best by gain" wins over standard RAG, percent'), rows)
+
+
+def variants_table(variants: Mapping[str, Record]) -> str:
+    """A row a selector: its picks, and its differences to standard RAG and to the start."""
+    rows = []
+    for name in sorted(variants, key=lambda name: list(VARIANTS).index(name) if name in VARIANTS else len(VARIANTS)):
+        found = variants[name]
+        differences = [" (p ".join(_difference(row)[::2]) + ")" for row in found["tests"]]
+        means = [_interval(metric, found[metric]) for metric in list(SHOWN)[:2]]
+        rows.append((VARIANTS.get(name, name), *means, *differences, f"{100 * found['share_won']:.1f}"))
+    less = [f"{SHOWN[metric]} less {base}" for metric in list(SHOWN)[:2] for base in ("standard RAG", "the start")]
+    return markdown_table(("trained with", *list(SHOWN.values())[:2], *less, "won, percent"), rows)
+
+
+def gap_table(gaps: Mapping[str, Record]) -> str:
+    """The two shares of figure 1."""
+    rows = [(label(method), *map(format_interval, found.values())) for method, found in gaps.items()]
+    return markdown_table(("method", "wrong, of picks that hold the answer", "pick lacks it, of right answers"), rows)
+
+
+def evidence_figures(evidence: Record) -> dict[str, str]:
+    """The figures as SVG texts, by their files' names."""
+    panels = []
+    for metric, name in SHOWN.items():
+        rows = [row for row in evidence["tests"] if row["metric"] == metric]
+        unit, scale = ("nats", 1) if metric == "pick_gain" else ("points", 100)
+        bars = [
+            Interval(f"{label(row['b'])} less {label(row['a'])}", row["b"], *(scale * row[part] for part in _PARTS))
+            for row in rows
+        ]
+        panels.append(Panel(name, f"difference ({unit})", bars, zero=True))
+    return {"differences.svg": as_svg(draw_intervals(panels))}
+
+
+_PARTS = ("difference", "low", "high")
