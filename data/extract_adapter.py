@@ -71,9 +71,13 @@ def make_adapter(start, trained, rank: int) -> tuple[PeftModel, float]:
         if other is None or other.weight.shape != layer.weight.shape:
             raise UserError(f"layer {name}: the selector has none of this shape; it was not trained from this start")
         left, values, right = torch.linalg.svd(other.weight.detach() - layer.weight.detach(), full_matrices=False)
-        root = values[:rank].sqrt()
-        layer.lora_A["default"].weight.data = root[:, None] * right[:rank]
-        layer.lora_B["default"].weight.data = left[:, :rank] * root
+        root, below, above = (
+            values[:rank].sqrt(),
+            layer.lora_A["default"].weight.data,
+            layer.lora_B["default"].weight.data,
+        )
+        below.zero_()[: len(root)] = root[:, None] * right[:rank]
+        above.zero_()[:, : len(root)] = left[:, :rank] * root
         total += float(values.square().sum())
         kept += float(values[:rank].square().sum())
     head = model.base_model.model.classifier.modules_to_save["default"]

@@ -34,11 +34,11 @@ train() {
   (WORK="$folder" SELECTOR="$folder/selector" && script selector_finetune)
 }
 
-# choose NAME flags-of-data2selector... : trains on 600 groups and measures the pick on dev, without and with the
+# choose NAME flags-of-data2selector... : trains on 400 groups and measures the pick on dev, without and with the
 # pseudo-passage among the candidates.
 choose() {
   local folder="$WORK/training/choice_$1" candidates
-  train "choice_$1" "$WORK/kept/train.jsonl" --sample 600 "${@:2}"
+  train "choice_$1" "$WORK/kept/train.jsonl" --sample 400 "${@:2}"
   for candidates in no_pseudo with_pseudo; do
     if [ -e "$folder/$candidates/eval_results.json" ]; then continue; fi
     python -m gainRAG.selector_finetune --model_name_or_path "$folder/selector" --output_dir "$folder/$candidates" \
@@ -72,3 +72,18 @@ tested=("${tested[@]/#/$WORK/usable/}") trained_on=("${trained_on[@]/#/$WORK/usa
 python "$REPO/data/split_questions.py" --data_path "${tested[@]/%/.jsonl}" --train_only "${trained_on[@]/%/.jsonl}" \
   --exclude "$REPO/data/selector_start/questions.json" trained_on --test 0.32 --dev 0.08 --train_limit 2000 \
   --output_dir "$WORK/retrieved"
+
+script llm_supervision train
+gains dev
+
+say "the choices on dev"
+for candidates in no_pseudo with_pseudo; do
+  flags=()
+  if [ "$candidates" = no_pseudo ]; then flags=(--no_pseudo); fi
+  python "$REPO/data/data2selector.py" --data_path "$WORK/gains/dev.jsonl" \
+    --output_path "$WORK/training/dev_$candidates.jsonl" "${flags[@]}"
+done
+(LEARNING_RATE=3e-5 && choose demo)
+(LEARNING_RATE=1e-4 && choose lr1e-4)
+(LEARNING_RATE=1e-4 TRAINING_FLAGS=(--teacher_temperature 1) && choose lr1e-4_t1)
+(LEARNING_RATE=1e-4 && choose lr1e-4_no_pseudo --no_pseudo)

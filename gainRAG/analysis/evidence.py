@@ -21,7 +21,7 @@ from gainRAG.common.cli import UserError, require, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, line_of, output_folder, parse_json, write_json
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.evaluation.results import mean_with_interval
-from gainRAG.evaluation.significance import paired_bootstrap, paired_permutation_test
+from gainRAG.evaluation.significance import paired_difference
 
 logger = logging.getLogger(__name__)
 
@@ -147,7 +147,7 @@ def summarize_lines(lines: Sequence[Record]) -> Record:
         "tests": paired_tests(lines),
         "tests_by_dataset": {name: paired_tests(part) for name, part in parts.items()},
         "share_won": {method: share_won(lines, method) for method in (*BASES[1:], *OURS) if method in answered},
-        "variants": {method: variant(lines, method) for method in methods if method not in answered},
+        "variants": {method: variant(lines, method) for method in methods if method not in (*answered, BOUND)},
         "gap": {method: gap(lines, method) for method in answered if method != "no_retrieval"},
     }
 
@@ -178,19 +178,18 @@ def paired_tests(lines: Sequence[Record]) -> list[Record]:
 
 
 def paired_test(lines: Sequence[Record], metric: str, a: str, b: str) -> Record | None:
-    """`difference` of the means, b less a, with `low` and `high` of its 95 % interval and the two-sided `p`."""
+    """`paired_difference` of two methods, b less a; None where one of them has no such score."""
     first, second = scores(lines, a, metric), scores(lines, b, metric)
     if first is None or second is None:
         return None
-    low, high = paired_bootstrap(first, second)
-    p = paired_permutation_test(first, second)
-    return {"difference": float((second - first).mean()), "low": low, "high": high, "p": p}
+    return paired_difference(first, second)
 
 
-def share_won(lines: Sequence[Record], method: str) -> float:
-    """Of the gain that the best pick has over standard RAG's, the share that a method's pick has."""
+def share_won(lines: Sequence[Record], method: str) -> float | None:
+    """Of the gain that the best pick has over standard RAG's, the share that a method's pick has; None where standard
+    RAG always picks the best."""
     ours, base, best = (scores(lines, name, "pick_gain").mean() for name in (method, BASES[0], BOUND))
-    return float((ours - base) / (best - base))
+    return float((ours - base) / (best - base)) if best > base else None
 
 
 def variant(lines: Sequence[Record], method: str) -> Record:

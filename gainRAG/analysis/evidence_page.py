@@ -61,7 +61,11 @@ def _cells(means: Record) -> Iterable[str | None]:
 
 
 def _pseudo(means: Record) -> str | None:
-    return f"{100 * means['pseudo_share']:.1f}" if "hit_at_1" in means else None
+    return _percent(means["pseudo_share"]) if "hit_at_1" in means else None
+
+
+def _percent(share: float | None) -> str | None:
+    return None if share is None else f"{100 * share:.1f}"
 
 
 def _interval(metric: str, score: Record | None) -> str | None:
@@ -82,7 +86,7 @@ def _difference(row: Record) -> tuple[str, str, str]:
 
 def won_table(evidence: Record) -> str:
     """How much of what can be won over standard RAG is won."""
-    rows = [(label(method), f"{100 * share:.1f}") for method, share in evidence["share_won"].items()]
+    rows = [(label(method), _percent(share)) for method, share in evidence["share_won"].items()]
     return markdown_table(("method", 'of the gain that "best by gain" wins over standard RAG, percent'), rows)
 
 
@@ -91,9 +95,10 @@ def variants_table(variants: Mapping[str, Record]) -> str:
     rows = []
     for name in sorted(variants, key=lambda name: list(VARIANTS).index(name) if name in VARIANTS else len(VARIANTS)):
         found = variants[name]
-        differences = [" (p ".join(_difference(row)[::2]) + ")" for row in found["tests"]]
+        tests = {(row["metric"], row["a"]): " (p ".join(_difference(row)[::2]) + ")" for row in found["tests"]}
+        differences = [tests.get((metric, base)) for metric in list(SHOWN)[:2] for base in ("standard_rag", "rerank")]
         means = [_interval(metric, found[metric]) for metric in list(SHOWN)[:2]]
-        rows.append((VARIANTS.get(name, name), *means, *differences, f"{100 * found['share_won']:.1f}"))
+        rows.append((VARIANTS.get(name, name), *means, *differences, _percent(found["share_won"])))
     less = [f"{SHOWN[metric]} less {base}" for metric in list(SHOWN)[:2] for base in ("standard RAG", "the start")]
     return markdown_table(("trained with", *list(SHOWN.values())[:2], *less, "won, percent"), rows)
 

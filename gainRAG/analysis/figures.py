@@ -30,9 +30,10 @@ COLOURS = {  # Okabe and Ito's, which people who do not see all colours tell apa
     "plain_ppl": "#d55e00",
     "gainrag_no_pseudo": "#56b4e9",
     "gainrag": "#009e73",
+    "shipped": "#f0e442",
     "best_by_gain": INK,
 }
-MARKERS = dict(zip(COLOURS, "XsoPv^D*", strict=True))
+MARKERS = dict(zip(COLOURS, "XsoPv^Dp*", strict=True))
 STYLE = {
     "font.size": 9.5,
     "axes.titlesize": 9.5,

@@ -8,7 +8,7 @@ from gainRAG.analysis.runs import QuestionSet, passage_key
 from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.gains import gain_of
 from gainRAG.evaluation.results import mean_with_interval
-from gainRAG.evaluation.significance import paired_bootstrap, paired_permutation_test
+from gainRAG.evaluation.significance import paired_difference
 from gainRAG.rag_workflow.picks import METHODS, explained
 
 BASE, OURS, BOUND = "standard_rag", "gainrag", "best_by_gain"
@@ -53,15 +53,9 @@ def difference(found: QuestionSet, method: str, metric: str) -> Record | None:
     a, b = read(BASE), read(method)
     if a is None or b is None:
         return None
+    found = paired_difference(a, b)
     scale = 1 if metric == "gain" else 100
-    low, high = paired_bootstrap(a, b)
-    mean = float(np.mean(np.subtract(b, a)))
-    return {
-        "difference": scale * mean,
-        "low": scale * low,
-        "high": scale * high,
-        "p": paired_permutation_test(a, b),
-    }
+    return {name: value if name == "p" else scale * value for name, value in found.items()}
 
 
 def result_sentence(sets: Sequence[QuestionSet]) -> str | None:

@@ -12,7 +12,7 @@ from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_st
 from gainRAG.common.jsonl import FieldError, Record, read_records, write_json
 from gainRAG.common.schemas import with_unique_ids
 from gainRAG.evaluation.results import markdown_table
-from gainRAG.evaluation.significance import paired_bootstrap, paired_permutation_test
+from gainRAG.evaluation.significance import paired_difference
 
 METRICS = ("cover_em", "em", "f1")
 TASK_METRICS = ("accuracy",)  # compared where both files have them
@@ -64,20 +64,8 @@ def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed:
     for metric in (*shared, *METRICS):
         a = [left[metric] for left, _ in pairs]
         b = [right[metric] for _, right in pairs]
-        low, high = paired_bootstrap(a, b, samples=samples, seed=seed)
-        mean_a, mean_b = sum(a) / len(a), sum(b) / len(b)
-        p = paired_permutation_test(a, b, samples, seed)
-        rows.append(
-            {
-                "metric": metric,
-                "a": mean_a,
-                "b": mean_b,
-                "difference": mean_b - mean_a,
-                "low": low,
-                "high": high,
-                "p": p,
-            }
-        )
+        means = {"a": sum(a) / len(a), "b": sum(b) / len(b)}
+        rows.append({"metric": metric, **means, **paired_difference(a, b, samples, seed)})
     return rows
 
 

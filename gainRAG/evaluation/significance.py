@@ -65,6 +65,19 @@ def paired_permutation_test(a: Sequence[float], b: Sequence[float], samples: int
     return (1 + as_large) / (1 + samples)
 
 
+def paired_difference(a: Sequence[float], b: Sequence[float], samples: int = 10_000, seed: int = 0) -> dict[str, float]:
+    """`difference` of the means, b - a, with `low` and `high` of its 95 % interval (`paired_bootstrap`) and the `p` of
+    `paired_permutation_test`.
+
+    Args:
+        a, b: scores of the same questions, in the same order.
+        samples: resamples of each of the two.
+    """
+    low, high = paired_bootstrap(a, b, samples=samples, seed=seed)
+    p = paired_permutation_test(a, b, samples, seed)
+    return {"difference": float(_differences(a, b).mean()), "low": low, "high": high, "p": p}
+
+
 def _differences(a: Sequence[float], b: Sequence[float]) -> np.ndarray:
     first, second = _finite_row(a), _finite_row(b)
     if len(first) != len(second):

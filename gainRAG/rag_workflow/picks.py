@@ -17,9 +17,10 @@ METHODS = {
     "plain_ppl": "Selector trained on plain perplexity",
     "gainrag_no_pseudo": "GainRAG without pseudo-passage",
     "gainrag": "GainRAG",
+    "shipped": "GainRAG, shipped selector",
     "best_by_gain": "Best by gain",
 }
-SELECTED = ("rerank", "rerank_with_pseudo", "plain_ppl", "gainrag_no_pseudo", "gainrag")
+SELECTED = ("rerank", "rerank_with_pseudo", "plain_ppl", "gainrag_no_pseudo", "gainrag", "shipped")
 WITH_PSEUDO = ("rerank_with_pseudo", "plain_ppl", "gainrag")  # choose among the pseudo-passage as well
 EXPLANATIONS = {"rerank": "untrained selector", "best_by_gain": "upper bound, knows the answer"}
 

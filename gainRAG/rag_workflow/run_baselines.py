@@ -23,6 +23,7 @@ from gainRAG.common.schemas import with_unique_ids
 from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, write_results
+from gainRAG.evaluation.significance import paired_difference
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
@@ -47,6 +48,11 @@ from gainRAG.rag_workflow.answering import (
 from gainRAG.rag_workflow.picks import METHODS, SELECTED, Picks, explained
 
 logger = logging.getLogger(__name__)
+
+OURS, BASES = ("gainrag_no_pseudo", "gainrag", "shipped"), ("standard_rag", "rerank")
+LEVEL = 0.05  # of a test that is called sure
+SIDE = ("hit_at_k", "pseudo_share")  # not compared
+SHOWN = {"hit_at_1": ("hit@1", 100, 1), "pick_gain": ("gain", 1, 3)}  # metric -> name, scale, digits
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -105,7 +111,7 @@ def main() -> None:
     picks = Picks(args.K_docs, args.data_path, args.selections, args.gains_path)
     picks.require(questions)
     llm = SharedLLM(engine, generation)
-    folder, results = Path(args.output_dir), {}
+    folder, results, scores = Path(args.output_dir), {}, {}
     for method in args.methods:
         path = folder / f"{method}.jsonl"
         inputs = {"data_path": args.data_path, "selection": args.selections.get(method)}
@@ -116,16 +122,20 @@ def main() -> None:
             for chunk in output.remaining(questions, CHUNK, explained(method)):
                 output.append(llm.answer(chunk, partial(picks.passages_for, method)))
         predictions = list(read_records(path))
+        picked = pick_scores(picks, method, questions)
         results[method] = {
             **summarize_predictions(predictions, args.data_path, engine, generation, args.K_docs, lengths.skipped),
-            "picks": pick_metrics(picks, method, questions),
+            "picks": {name: row and mean_with_interval(row) for name, row in picked.items()},
         }
+        main = main_metric(results[method]["metrics"])
+        scores[method] = {main: [record[main] for record in predictions], **picked}
     llm.close()
     title = (
         f"{args.task}, {len(questions)} questions, {args.lm_type}, top {args.K_docs}; "
         "percent with 95 % intervals, gain as -log(PPL_CD + 1)"
     )
-    write_results(folder / "results.json", results, f"{title}\n\n{results_table(results)}")
+    text = "\n".join((title, "", results_table(results), *supported(scores)))
+    write_results(folder / "results.json", results, text)
     first, last = (folder / f"{method}.jsonl" for method in (args.methods[0], args.methods[-1]))
     say_next("answers and table", folder, f"python -m gainRAG.evaluation.compare {first} {last}")
 
@@ -172,10 +182,10 @@ class SharedLLM:
         return [self.known[prompt] for prompt in prompts]
 
 
-def pick_metrics(picks: Picks, method: str, questions: list[Record]) -> Record:
-    """What the first pick of every question is worth, each a mean with its interval: `hit_at_1` (it holds a gold
-    answer), `hit_at_k` (one of its K picks does), `pick_gain` (its -log(PPL_CD + 1); None unless all picks were
-    scored), `pseudo_share`."""
+def pick_scores(picks: Picks, method: str, questions: list[Record]) -> dict[str, list[float] | None]:
+    """What the first pick of every question is worth: `hit_at_1` (it holds a gold answer), `hit_at_k` (one of its K
+    picks does), `pick_gain` (its -log(PPL_CD + 1); None unless all picks were scored), `pseudo_share`. Empty where the
+    method picks nothing."""
     picked = [(record, passages) for record in questions if (passages := picks.passages_for(method, record))]
     if not picked:
         return {}
@@ -185,10 +195,10 @@ def pick_metrics(picks: Picks, method: str, questions: list[Record]) -> Record:
     if unscored and picks.candidates:
         logger.warning("%s: %d picks are not among the scored passages; mean gain is left out", method, unscored)
     return {
-        "hit_at_1": mean_with_interval([float(row[0]) for row in hits]),
-        "hit_at_k": mean_with_interval([float(any(row)) for row in hits]),
-        "pick_gain": None if unscored else mean_with_interval(gains),
-        "pseudo_share": mean_with_interval([float(bool(passages[0].get("is_pseudo"))) for _, passages in picked]),
+        "hit_at_1": [float(row[0]) for row in hits],
+        "hit_at_k": [float(any(row)) for row in hits],
+        "pick_gain": None if unscored else gains,
+        "pseudo_share": [float(bool(passages[0].get("is_pseudo"))) for _, passages in picked],
     }
 
 
@@ -210,6 +220,40 @@ def results_table(results: dict[str, Record]) -> str:
         pseudo = picked.get("pseudo_share")
         rows.append((explained(method), *map(format_interval, scores), gain, pseudo and f"{100 * pseudo['mean']:.1f}"))
     return markdown_table(header, rows)
+
+
+def supported(scores: dict[str, dict[str, list[float] | None]]) -> list[str]:
+    """What the paired test over these questions supports about the selectors, against standard RAG and their start.
+
+    Args:
+        scores: method -> metric -> a score for each question.
+
+    Returns:
+        Lines of Markdown; none where there is nothing to compare.
+    """
+    pairs = [(ours, base) for ours in OURS for base in BASES if ours in scores and base in scores]
+    if not pairs:
+        return []
+    lines = [f"- {explained(a)} against {explained(b)}: {_verdict(scores[b], scores[a])}" for a, b in pairs]
+    return [
+        f"What a paired permutation test supports on these questions (p < {LEVEL} of each single test):",
+        "",
+        *lines,
+        "",
+    ]
+
+
+def _verdict(base: dict[str, list[float] | None], ours: dict[str, list[float] | None]) -> str:
+    kinds: dict[str, list[str]] = {"ahead in": [], "behind in": [], "no difference shown in": []}
+    for metric in ours:
+        if metric in SIDE or not ours[metric] or len(ours[metric]) != len(base.get(metric) or ()):
+            continue
+        found = paired_difference(base[metric], ours[metric])
+        name, scale, digits = SHOWN.get(metric, (metric, 100, 1))
+        sure = found["p"] < LEVEL
+        kind = "no difference shown in" if not sure else "ahead in" if found["difference"] > 0 else "behind in"
+        kinds[kind].append(f"{name} ({scale * found['difference']:+.{digits}f}, p {found['p']:.4f})")
+    return "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names)
 
 
 if __name__ == "__main__":

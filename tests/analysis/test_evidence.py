@@ -1,0 +1,80 @@
+"""gainRAG.analysis.evidence: the published numbers follow from the published lines, and lines from a run."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up_runs import whole_run
+
+from gainRAG.analysis import evidence
+from gainRAG.common.cli import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+RESULTS = REPOSITORY / "docs" / "results"
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    def compute(*arguments) -> Path:
+        monkeypatch.setattr(sys, "argv", ["evidence.py", "--output_dir", str(tmp_path / "out"), *map(str, arguments)])
+        evidence.main()
+        return tmp_path / "out"
+
+    return compute
+
+
+def test_a_runs_numbers(run, tmp_path):
+    folder = run("--work", whole_run(tmp_path / "run", "A_test", 30), "--name", "A_test")
+    lines = evidence.read_lines(folder / evidence.TEST)
+    assert len(lines) == 30
+    picks = lines[4]["methods"]  # GainRAG picks the fourth candidate, the pseudo-passage, of PPL_CD 2 ** 3
+    assert picks["gainrag"]["pseudo"] and picks["gainrag"]["gain"] == pytest.approx(-np.log(9), abs=1e-6)
+    assert picks["standard_rag"] == {
+        "pick": "4-0", "hit": True, "gain": pytest.approx(-np.log(2), abs=1e-6), "prediction": "Paris ", "cover_em": 1,
+        "f1": 1.0,
+    }  # fmt: skip
+    found = json.loads((folder / evidence.EVIDENCE).read_text())
+    gain = np.mean([-np.log(2 ** (3 if n % 4 == 0 else n % 3) + 1) for n in range(30)])
+    assert found["n"] == 30 and found["methods"]["gainrag"]["pick_gain"]["mean"] == pytest.approx(gain, abs=1e-5)
+    [row] = [row for row in found["tests"] if (row["metric"], row["a"]) == ("pick_gain", "standard_rag")]
+    assert row["b"] == "gainrag" and row["difference"] == pytest.approx(gain + np.log(2), abs=1e-5)
+    assert row["low"] < row["difference"] < row["high"] < 0 and row["p"] < 0.001
+    right = np.mean([n % 3 == 0 or n % 5 != 0 for n in range(30)])
+    gap = found["gap"]["gainrag"]  # every passage of this run holds the empty gold answer
+    assert gap["wrong_of_held"]["mean"] == pytest.approx(1 - right) and gap["not_held_of_right"]["mean"] == 0
+    assert found["methods"]["gainrag"]["cover_em"]["mean"] == pytest.approx(right)
+    assert "| GainRAG " in (folder / evidence.PAGE).read_text()
+
+
+def test_the_same_lines_give_the_same_bytes_and_the_run_is_not_needed(run, tmp_path):
+    folder = run("--work", whole_run(tmp_path / "run", "A_test", 30), "--name", "A_test")
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert run() == folder and {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_pick_without_a_gain_is_named(run, tmp_path):
+    work = whole_run(tmp_path / "run", "A_test", 30)
+    path = work / "gains" / "A_test.jsonl"
+    path.write_text(path.read_text().replace('"own-8"', '"other"'))
+    with pytest.raises(UserError, match="gainrag's pick for question 'q8' was not scored by its gain"):
+        run("--work", work, "--name", "A_test")
+
+
+def test_what_is_not_there_is_named(run, tmp_path):
+    with pytest.raises(UserError, match=r"test\.jsonl\.gz: no such file; give the run's folder with --work"):
+        run()
+    with pytest.raises(UserError, match=r"answers/test: no results\.json"):
+        run("--work", tmp_path)
+    (tmp_path / "out" / evidence.TEST).write_bytes(b"plain")
+    with pytest.raises(UserError, match="is not a gzip file"):
+        run()
+
+
+def test_the_published_numbers_follow_from_the_published_lines():
+    lines = evidence.read_lines(RESULTS / evidence.TEST)
+    found = evidence.summarize_lines(lines)
+    assert found == json.loads((RESULTS / evidence.EVIDENCE).read_text())
+    assert evidence.evidence_page(found) == (RESULTS / evidence.PAGE).read_text()
+    assert found["n"] == len({line["id"] for line in lines}) >= 1000

@@ -1,0 +1,89 @@
+"""data/split_questions.py: every wording has one part, and no part knows the questions of another."""
+
+import importlib.util
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from gainRAG.common.cli import UserError
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+spec = importlib.util.spec_from_file_location("split_questions", REPOSITORY / "data" / "split_questions.py")
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+THINGS = [f"{colour} {animal}" for colour in ("red", "blue", "old", "tall") for animal in ("cat", "dog", "fox", "owl")]
+QUESTIONS = [
+    {"id": f"{place}-{thing}", "question": f"where in {place} does the {thing} sleep at night", "answers": ["x"]}
+    for place in ("Rome", "Oslo", "Lima", "Bonn")
+    for thing in THINGS
+]
+
+
+@pytest.fixture
+def split(monkeypatch, tmp_path, read_jsonl):
+    """Runs the script; the ids of each part. The sleeping animals differ in two of nine words."""
+
+    def run(*arguments):
+        output = tmp_path / "parts"
+        monkeypatch.setattr(sys, "argv", ["split_questions.py", "--output_dir", str(output), *map(str, arguments)])
+        script.main()
+        return {name: [record["id"] for record in read_jsonl(output / f"{name}.jsonl")] for name in script.PARTS}
+
+    return run
+
+
+def test_the_wording_alone_decides_the_part(split, write_jsonl):
+    path = write_jsonl("q.jsonl", QUESTIONS)
+    parts = split("--data_path", path, "--similar", 1)
+    assert sorted(sum(parts.values(), [])) == sorted(record["id"] for record in QUESTIONS)
+    assert 20 <= len(parts["test"]) <= 38 and 1 <= len(parts["dev"]) <= 14
+    other = [{**record, "question": record["question"].upper() + "?"} for record in QUESTIONS[::-1]]
+    again = split("--data_path", write_jsonl("other.jsonl", other), "--similar", 1)
+    assert {name: sorted(ids) for name, ids in again.items()} == {name: sorted(ids) for name, ids in parts.items()}
+
+
+def test_questions_to_train_on_only_are_never_tested(split, write_jsonl):
+    half = len(QUESTIONS) // 2
+    files = write_jsonl("a.jsonl", QUESTIONS[:half]), write_jsonl("b.jsonl", QUESTIONS[half:])
+    parts = split("--data_path", files[0], "--train_only", files[1], "--similar", 1)
+    assert {record["id"] for record in QUESTIONS[half:]} <= set(parts["train"])
+    few = split("--data_path", files[0], "--train_only", files[1], "--similar", 1, "--train_limit", 7)
+    assert len(few["train"]) == 7 and set(few["train"]) < set(parts["train"])
+    places = [script.place_of(record["question"]) for record in QUESTIONS if record["id"] in few["train"]]
+    others = [record for record in QUESTIONS if record["id"] in set(parts["train"]) - set(few["train"])]
+    assert max(places) < min(script.place_of(record["question"]) for record in others)
+
+
+def test_what_is_nearly_the_same_as_a_question_of_an_earlier_part_is_left_out(split, write_jsonl, caplog):
+    caplog.set_level("INFO")
+    path = write_jsonl("q.jsonl", QUESTIONS)
+    parts = split("--data_path", path, "--similar", 0.7)
+    words = {record["id"]: set(record["question"].lower().split()) - {"the"} for record in QUESTIONS}
+
+    def near(a, b):
+        return len(words[a] & words[b]) / len(words[a] | words[b]) >= 0.7
+
+    assert any(near(a, b) for a in parts["test"] for b in parts["test"] if a != b)  # within a part they may stay
+    for earlier, later in (("test", "dev"), ("test", "train"), ("dev", "train")):
+        assert not [(a, b) for a in parts[earlier] for b in parts[later] if near(a, b)]
+    said = caplog.text
+    everything = split("--data_path", path, "--similar", 1)
+    left_out = set(everything["train"]) - set(parts["train"])
+    assert left_out and all(any(near(a, b) for b in parts["test"] + parts["dev"]) for a in left_out)
+    assert f"{len(left_out)} train questions left out" in said
+
+
+def test_a_list_of_wordings_is_excluded_and_a_wording_counts_once(split, write_jsonl, tmp_path):
+    known = tmp_path / "known.json"
+    known.write_text(json.dumps({"seen": [record["question"].title() for record in QUESTIONS[:40]]}))
+    path = write_jsonl("q.jsonl", QUESTIONS + [{**record, "id": "again"} for record in QUESTIONS])
+    parts = split("--data_path", path, "--similar", 1, "--exclude", known, "seen")
+    assert sorted(sum(parts.values(), [])) == sorted(record["id"] for record in QUESTIONS[40:])
+
+
+def test_more_than_all_questions_is_refused(split, write_jsonl):
+    with pytest.raises(UserError, match=r"--test 0\.8 and --dev 0\.3 are more than all questions together"):
+        split("--data_path", write_jsonl("q.jsonl", QUESTIONS), "--test", 0.8, "--dev", 0.3)
