@@ -1,32 +1,46 @@
 """Keeps what training changed in a selector as a LoRA adapter over its start: 3 MB in place of 90 for MiniLM.
 
-Each linear layer's change is cut to its --rank largest singular values (Eckart and Young, 1936); the one-logit head is
-kept whole. Changes of embeddings, biases and layer norms are left out. The log names the share of the change that the
-adapter keeps; measure the adapter itself before you publish it:
+Each linear layer's change is cut to --rank such that the layer's outputs on the training pairs move least: the singular
+vectors are those of the change times the square root of its inputs' second moment. Biases, layer norms and the
+one-logit head are kept whole, changes of embeddings are left out. The log names the share that the adapter keeps of the
+squared change of outputs; measure the adapter itself before you publish it:
 
-    cd data && python extract_adapter.py --start MiniLM-selector-start --selector results/evidence/selector \
-        --output_dir my_adapter --merged_dir my_selector
+    cd data && python extract_adapter.py --start MiniLM-selector-start --selector run/selector \
+        --train_data run/train.jsonl --output_dir my_adapter --merged_dir my_selector
 """
 
 import argparse
+import itertools
 import logging
+from functools import partial
 from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoModelForSequenceClassification
+from peft.utils import ModulesToSaveWrapper
+from torch import Tensor
+from tqdm import tqdm
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
-from gainRAG.common.models import explain_load_errors, merge_adapter, weights_path
+from gainRAG.common.jsonl import read_records
+from gainRAG.common.models import explain_load_errors, fit_tokenizer, merge_adapter, weights_path
+from gainRAG.common.schemas import as_training_group
 
 logger = logging.getLogger("extract_adapter")
+
+BATCH = 32  # pairs
+RIDGE = 1e-4  # of the mean variance of a layer's inputs: directions that the pairs never show count a little
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.add_argument("--start", required=True, help="what training started from: a known name, a folder, a hub id")
     parser.add_argument("--selector", required=True, help="folder of the trained selector")
-    parser.add_argument("--rank", type=positive_int, default=32, help="singular values kept of each layer's change")
+    parser.add_argument("--train_data", required=True, help="the groups that it was trained on; the first are read")
+    parser.add_argument("--groups", type=positive_int, default=200, help="so many of them weigh what may be cut")
+    parser.add_argument("--max_length", type=positive_int, default=128, help="tokens of a question and passage")
+    parser.add_argument("--rank", type=positive_int, default=32, help="directions kept of each layer's change")
     parser.add_argument("--output_dir", required=True, type=Path, help="the adapter's folder, as peft writes it")
     parser.add_argument("--merged_dir", type=Path, default=None, help="also write start and adapter as one model")
     return parser.parse_args()
@@ -35,11 +49,12 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     start, trained = map(load, (args.start, args.selector))
-    adapted, kept = make_adapter(start, trained, args.rank)
+    tokenizer = AutoTokenizer.from_pretrained(weights_path(args.selector), trust_remote_code=False)
+    fit_tokenizer(tokenizer, trained.config, args.selector)
+    moments = input_moments(trained, tokenizer, read_pairs(args.train_data, args.groups), args.max_length)
+    adapted, kept = make_adapter(start, trained, args.rank, moments)
     adapted.save_pretrained(args.output_dir)
-    logger.info(
-        "%s: rank %d keeps %.1f %% of the squared change of the linear layers", args.output_dir, args.rank, 100 * kept
-    )
+    logger.info("%s: rank %d keeps %.1f %% of the squared change of outputs", args.output_dir, args.rank, 100 * kept)
     if args.merged_dir:
         merge_adapter(Path(weights_path(args.start)), args.output_dir, args.merged_dir)
 
@@ -48,44 +63,95 @@ def load(name: str):
     """A cross-encoder with one logit, in float32."""
     path = weights_path(name)
     with explain_load_errors(name):
-        return AutoModelForSequenceClassification.from_pretrained(path, num_labels=1, dtype=torch.float32)
+        return AutoModelForSequenceClassification.from_pretrained(
+            path, num_labels=1, dtype=torch.float32, trust_remote_code=False
+        )
 
 
-def make_adapter(start, trained, rank: int) -> tuple[PeftModel, float]:
-    """The start with an adapter that makes it nearly the trained model, and the share of the squared change it keeps.
+def read_pairs(path: str, groups: int) -> list[tuple[str, str]]:
+    """(question, passage) of the file's first groups."""
+    found = itertools.islice(read_records(path, as_training_group), groups)
+    return [(group["query"], passage) for group in found for passage in (*group["pos"], *group["neg"])]
+
+
+@torch.no_grad()
+def input_moments(model, tokenizer, pairs: list[tuple[str, str]], max_length: int) -> dict[str, Tensor]:
+    """The mean of x x^T over a linear layer's inputs x, (inputs, inputs), float64; by the layer's name."""
+    sums: dict[str, Tensor] = {}
+    shown: dict[str, Tensor] = {}
+
+    def note(name: str, layer, inputs: tuple[Tensor]) -> None:
+        rows = inputs[0][shown["mask"]] if inputs[0].dim() == 3 else inputs[0]
+        rows = rows.double()
+        sums[name] = sums.get(name, 0) + rows.T @ rows / len(pairs)
+
+    layers = [(name, layer) for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers]
+    for first in tqdm(range(0, len(pairs), BATCH), desc="reading pairs", unit="batch", disable=None):
+        batch = pairs[first : first + BATCH]
+        encoded = tokenizer(batch, truncation="only_second", max_length=max_length, padding=True, return_tensors="pt")
+        shown["mask"] = encoded["attention_mask"].bool()
+        model(**encoded)
+    for hook in hooks:
+        hook.remove()
+    return sums
+
+
+def make_adapter(start, trained, rank: int, moments: dict[str, Tensor]) -> tuple[PeftModel, float]:
+    """The start with an adapter that makes it nearly the trained model, and the share of the squared change of outputs
+    that it keeps.
 
     Args:
         start, trained: two models of one architecture.
+        moments: of the trained model's inputs, from `input_moments`.
 
     Raises:
         UserError: they differ in their layers or shapes.
     """
     changed = dict(trained.named_modules())
-    config = LoraConfig("SEQ_CLS", r=rank, lora_alpha=rank, target_modules="all-linear", modules_to_save=["classifier"])
+    whole = ["classifier", "LayerNorm"]
+    config = LoraConfig(
+        "SEQ_CLS", r=rank, lora_alpha=rank, target_modules="all-linear", modules_to_save=whole, bias="all"
+    )
     model = get_peft_model(start, config)
     total = kept = 0.0
     for name, layer in model.base_model.model.named_modules():
+        if isinstance(layer, ModulesToSaveWrapper):
+            layer.modules_to_save["default"].load_state_dict(changed[name].state_dict())
         if not hasattr(layer, "lora_A"):
             continue
         other = changed.get(name)
         if other is None or other.weight.shape != layer.weight.shape:
             raise UserError(f"layer {name}: the selector has none of this shape; it was not trained from this start")
-        left, values, right = torch.linalg.svd(other.weight.detach() - layer.weight.detach(), full_matrices=False)
-        root, below, above = (
-            values[:rank].sqrt(),
-            layer.lora_A["default"].weight.data,
-            layer.lora_B["default"].weight.data,
-        )
-        below.zero_()[: len(root)] = root[:, None] * right[:rank]
-        above.zero_()[:, : len(root)] = left[:, :rank] * root
+        below, above, values = cut(other.weight.detach() - layer.weight.detach(), moments[name])
+        layer.lora_A["default"].weight.data.zero_()[: len(below)] = below[:rank]
+        layer.lora_B["default"].weight.data.zero_()[:, : len(below)] = above[:, :rank]
+        if other.bias is not None:
+            layer.base_layer.bias.data = other.bias.data
         total += float(values.square().sum())
         kept += float(values[:rank].square().sum())
-    head = model.base_model.model.classifier.modules_to_save["default"]
-    head.load_state_dict(trained.classifier.state_dict())
     for name, weight in model.named_parameters():
-        if "default" in name:
+        if "default" in name or name.endswith("bias"):
             weight.data = weight.data.half()
     return model, kept / total if total else 1.0
+
+
+def cut(change: Tensor, moment: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Factors of a layer's change, most important directions first.
+
+    Args:
+        change: (outputs, inputs).
+        moment: of its inputs, (inputs, inputs).
+
+    Returns:
+        (k, inputs) and (outputs, k), whose product is the change, and k singular values: the root of the squared change
+        of outputs that each direction is worth.
+    """
+    eased = moment + RIDGE * moment.diagonal().mean() * torch.eye(len(moment), dtype=moment.dtype)
+    root = torch.linalg.cholesky(eased)
+    left, values, right = torch.linalg.svd(change.double() @ root, full_matrices=False)
+    below = torch.linalg.solve_triangular(root, right, upper=False, left=False)
+    return (values.sqrt()[:, None] * below).float(), (left * values.sqrt()).float(), values
 
 
 if __name__ == "__main__":

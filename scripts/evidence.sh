@@ -48,14 +48,20 @@ choose() {
   done
 }
 
-# pick NAME SELECTOR flags... : what a selector picks of the test questions' passages, selected/NAME/test.jsonl
-pick() {
+# score NAME SELECTOR flags... : a selector's scores of all candidates of the test questions, scored/NAME/test.jsonl
+score() {
   local name="$1" selector="$2"
   shift 2
-  say "picks of $name"
+  say "scores of all candidates by $selector"
   python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
-    --data_path "$WORK/retrieved/test.jsonl" --output_path "$WORK/selected/$name/test.jsonl" --K_docs 1 \
+    --data_path "$WORK/retrieved/test.jsonl" --output_path "$WORK/scored/$name/test.jsonl" --K_docs "$((N_DOCS + 1))" \
     --n_candidates "$N_DOCS" --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" "$@" >/dev/null
+}
+
+# pick METHOD NAME flags... : the best of the candidates that NAME has scored, selected/METHOD/test.jsonl
+pick() {
+  python -m gainRAG.selector_engine.pick_best --data_path "$WORK/scored/$2/test.jsonl" \
+    --output_path "$WORK/selected/$1/test.jsonl" "${@:3}"
 }
 
 say "corpus, questions and their passages"
@@ -84,6 +90,47 @@ for candidates in no_pseudo with_pseudo; do
     --output_path "$WORK/training/dev_$candidates.jsonl" "${flags[@]}"
 done
 (LEARNING_RATE=3e-5 && choose demo)
-(LEARNING_RATE=1e-4 && choose lr1e-4)
-(LEARNING_RATE=1e-4 TRAINING_FLAGS=(--teacher_temperature 1) && choose lr1e-4_t1)
-(LEARNING_RATE=1e-4 && choose lr1e-4_no_pseudo --no_pseudo)
+choose lr1e-4
+(TRAINING_FLAGS=(--teacher_temperature 1) && choose lr1e-4_t1)
+choose lr1e-4_no_pseudo --no_pseudo
+
+say "the selectors; as chosen on dev"
+train all "$WORK/kept/train.jsonl" "${GROUP_FLAGS[@]}"
+if [ ! -e "$SELECTOR/config.json" ]; then
+  python "$REPO/data/extract_adapter.py" --start "$SELECTOR_START" --selector "$WORK/training/all/selector" \
+    --train_data "$WORK/training/all/train.jsonl" --output_dir "$WORK/adapter" --merged_dir "$SELECTOR"
+fi
+train groups_125 "$WORK/kept/train.jsonl" --sample 125 "${GROUP_FLAGS[@]}"
+train alpha_0 "$WORK/kept/train.jsonl" --sample 400 --signal retrieved_ppl "${GROUP_FLAGS[@]}"
+for seed in 1 2; do
+  (TRAINING_FLAGS+=(--seed "$seed") && train "seed_$seed" "$WORK/kept/train.jsonl" "${GROUP_FLAGS[@]}")
+done
+(SPEED_FLAGS+=(--bf16 False) && train float32 "$WORK/kept/train.jsonl" "${GROUP_FLAGS[@]}")
+
+say "picks, gains and answers of the test questions"
+score start "$SELECTOR_START"
+written="$WORK/scored/start/test.background.jsonl"
+gains test --background_path "$written"
+pick rerank start --no_pseudo
+# score_and_pick NAME SELECTOR flags-of-pick_best...
+score_and_pick() {
+  score "$1" "$2" --background_path "$written"
+  pick "$1" "$1" "${@:3}"
+}
+score_and_pick gainrag_no_pseudo "$WORK/training/all/selector" --no_pseudo
+score_and_pick shipped "$SELECTOR" --no_pseudo
+score_and_pick groups_400 "$WORK/training/choice_lr1e-4_no_pseudo/selector" --no_pseudo
+score_and_pick with_pseudo_400 "$WORK/training/choice_lr1e-4/selector"
+for name in groups_125 alpha_0 seed_{1,2} float32; do
+  score_and_pick "$name" "$WORK/training/$name/selector" --no_pseudo
+done
+selections=()
+for method in rerank gainrag_no_pseudo; do
+  selections+=("$method=$WORK/selected/$method/test.jsonl")
+done
+python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.jsonl" --task "$TASK" --lm_type "$LLM" \
+  --output_dir "$WORK/answers/test" --K_docs 1 --gains_path "$WORK/gains/test.jsonl" --selections "${selections[@]}" \
+  "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}"
+python -m gainRAG.analysis.evidence --work "$WORK" --name test --output_dir "$RESULTS" \
+  --gains_path "$WORK/train_gains.jsonl.gz"
+say "done in $((SECONDS / 60)) min $((SECONDS % 60)) s of computing; $RESULTS"

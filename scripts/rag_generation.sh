@@ -18,10 +18,12 @@ for name in "$@"; do
       --predictions none "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}"
     gains=(--gains_path "$WORK/gains/$name.jsonl")
   fi
+  shipped=()
+  if [ -n "$SHIPPED" ]; then shipped=(shipped="$WORK/selected/shipped/$name.jsonl"); fi
   say "answers to $name by $LLM"
   python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/$name.jsonl" --task "$task" --lm_type "$LLM" \
     --output_dir "$WORK/answers/$name" --K_docs "$K_DOCS" "${gains[@]}" "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}" \
     "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}" \
     --selections gainrag="$WORK/selected/gainrag/$name.jsonl" rerank="$WORK/selected/rerank/$name.jsonl" \
-    gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/$name.jsonl"
+    gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/$name.jsonl" "${shipped[@]}"
 done

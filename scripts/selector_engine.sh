@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Selection: the untrained start, the selector, and the selector without the LLM's own passage pick from the retrieved.
+# Selection: the untrained start, the selector, and the selector without the LLM's own passage pick from the retrieved;
+# so does another trained selector, where SHIPPED names one.
 #
 #   bash scripts/selector_engine.sh NaturalQA_test ...      -> $WORK/selected/{gainrag,rerank,gainrag_no_pseudo}/NAME.jsonl
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
@@ -19,4 +20,5 @@ for name in "$@"; do
   select_passages gainrag "$SELECTOR" "$name"
   select_passages gainrag_no_pseudo "$SELECTOR" "$name" --no_pseudo
   select_passages rerank "$SELECTOR_START" "$name" --no_pseudo
+  if [ -n "$SHIPPED" ]; then select_passages shipped "$SHIPPED" "$name" --no_pseudo; fi
 done

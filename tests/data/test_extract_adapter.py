@@ -1,6 +1,7 @@
 """data/extract_adapter.py: start and adapter together are nearly the trained selector, and at full rank exactly."""
 
 import importlib.util
+import shutil
 import sys
 from pathlib import Path
 
@@ -27,17 +28,28 @@ def models(tmp_path_factory):
     torch.manual_seed(0)
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if weight.dim() == 2 and "embeddings" not in name:
+            if "embeddings" not in name:
                 weight += 0.05 * torch.randn_like(weight)
-    cross_encoder_of("RoBERTa", folder / "trained")
+    shutil.copytree(start, folder / "trained")
     model.save_pretrained(folder / "trained")
     return start, folder / "trained"
 
 
 @pytest.fixture
-def extract(monkeypatch, tmp_path, models):
+def groups(write_jsonl):
+    """Training groups of a few words."""
+    rows = [
+        {"query": f"where is {n}", "pos": [f"{n} is here"], "neg": ["it is there", f"no {n} at all"],
+         "pos_scores": [-1.0], "neg_scores": [-2.0, -3.0]}
+        for n in range(12)
+    ]  # fmt: skip
+    return write_jsonl("train.jsonl", rows)
+
+
+@pytest.fixture
+def extract(monkeypatch, tmp_path, models, groups):
     def run(rank: int):
-        arguments = ["--start", models[0], "--selector", models[1], "--rank", rank]
+        arguments = ["--start", models[0], "--selector", models[1], "--train_data", groups, "--rank", rank]
         folders = ["--output_dir", tmp_path / "adapter", "--merged_dir", tmp_path / "merged"]
         monkeypatch.setattr(sys, "argv", ["extract_adapter.py", *map(str, (*arguments, *folders))])
         script.main()
@@ -64,9 +76,32 @@ def test_at_full_rank_nothing_is_lost_and_at_a_low_one_less_than_all(extract, mo
     assert distance(extract(2), tmp_path / "again") == 0
 
 
-def test_another_models_selector_is_refused(models, tmp_path, monkeypatch):
+def test_what_the_pairs_show_is_kept_first():
+    torch.manual_seed(0)
+    change, inputs = torch.randn(6, 8), torch.randn(100, 8).double() * torch.tensor([9, 5, 1, 1, 1, 1, 1, 0.1])
+    moment = inputs.T @ inputs / 100
+    below, above, values = script.cut(change, moment)
+    torch.testing.assert_close(above @ below, change)
+    left, plain, right = torch.linalg.svd(change)
+    for rank in range(1, 6):
+        lost = (inputs @ (change - above[:, :rank] @ below[:rank]).T.double()).square().sum() / 100
+        torch.testing.assert_close(lost, values[rank:].square().sum(), rtol=5e-3, atol=0)
+        by_weight = change - left[:, :rank] * plain[:rank] @ right[:rank]
+        assert lost < (inputs @ by_weight.T.double()).square().sum() / 100  # than by the change alone
+
+
+def test_another_models_selector_is_refused(models, tmp_path, monkeypatch, groups):
     other = cross_encoder_of("RoBERTa", tmp_path / "wide", intermediate_size=48)
-    arguments = ["--start", models[0], "--selector", other, "--output_dir", tmp_path / "adapter"]
+    arguments = [
+        "--start",
+        models[0],
+        "--selector",
+        other,
+        "--train_data",
+        groups,
+        "--output_dir",
+        tmp_path / "adapter",
+    ]
     monkeypatch.setattr(sys, "argv", ["extract_adapter.py", *map(str, arguments)])
     with pytest.raises(UserError, match="the selector has none of this shape; it was not trained from this start"):
         script.main()

@@ -1,0 +1,55 @@
+"""Picks from scores that are there: a selector scores all candidates once, every selection by it follows.
+
+selector_gainRag with --K_docs as high as there are candidates (one more than --n_candidates, for the pseudo-passage)
+writes each question's candidates with their `selector_score`, best first. This takes the best --K_docs of them, also as
+if there were no pseudo-passage:
+
+    python -m gainRAG.selector_engine.pick_best --data_path scored.jsonl --output_path picked.jsonl --no_pseudo
+"""
+
+import argparse
+from collections.abc import Iterator
+
+from gainRAG.common.cli import input_file, positive_int, run_stage, say_next, stage_parser
+from gainRAG.common.jsonl import FieldError, Record, read_records, write_records
+from gainRAG.common.schemas import as_retrieved
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    parser.add_argument("--data_path", required=True, help="selection output with all candidates, best first")
+    parser.add_argument("--output_path", required=True, help="selection output, .jsonl or .json")
+    parser.add_argument("--K_docs", type=positive_int, default=1, help="passages kept a question")
+    parser.add_argument("--no_pseudo", action="store_true", help="leave the LLM's own passages out")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    input_file(args.data_path)
+    write_records(args.output_path, picked(args.data_path, args.K_docs, args.no_pseudo))
+    command = f"python -m gainRAG.rag_workflow.rag_generation --data_path {args.output_path} --K_docs {args.K_docs}"
+    say_next("picks", args.output_path, command)
+
+
+def picked(path: str, k: int, no_pseudo: bool) -> Iterator[Record]:
+    """Each question with its best passages."""
+    for record in read_records(path, as_ranked):
+        passages = [one for one in record["ctxs"] if not (no_pseudo and one.get("is_pseudo"))]
+        yield {**record, "ctxs": passages[:k]}
+
+
+def as_ranked(record: Record) -> Record:
+    """A question whose `ctxs` have a `selector_score` each, none higher than the one before."""
+    record = as_retrieved(record)
+    scores = [passage.get("selector_score") for passage in record["ctxs"]]
+    for rank, score in enumerate(scores):
+        if not isinstance(score, int | float) or isinstance(score, bool):
+            raise FieldError(f"ctxs[{rank}].selector_score", "missing, or no number; selector_gainRag writes it")
+        if rank and score > scores[rank - 1]:
+            raise FieldError(f"ctxs[{rank}].selector_score", f"{score} is above the {scores[rank - 1]} before it")
+    return record
+
+
+if __name__ == "__main__":
+    run_stage(main)
