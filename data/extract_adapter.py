@@ -53,6 +53,7 @@ def main() -> None:
     fit_tokenizer(tokenizer, trained.config, args.selector)
     moments = input_moments(trained, tokenizer, read_pairs(args.train_data, args.groups), args.max_length)
     adapted, kept = make_adapter(start, trained, args.rank, moments)
+    adapted.peft_config["default"].base_model_name_or_path = args.start
     adapted.save_pretrained(args.output_dir)
     logger.info("%s: rank %d keeps %.1f %% of the squared change of outputs", args.output_dir, args.rank, 100 * kept)
     if args.merged_dir:
@@ -109,10 +110,8 @@ def make_adapter(start, trained, rank: int, moments: dict[str, Tensor]) -> tuple
         UserError: they differ in their layers or shapes.
     """
     changed = dict(trained.named_modules())
-    whole = ["classifier", "LayerNorm"]
-    config = LoraConfig(
-        "SEQ_CLS", r=rank, lora_alpha=rank, target_modules="all-linear", modules_to_save=whole, bias="all"
-    )
+    kinds = {"target_modules": "all-linear", "modules_to_save": ["LayerNorm"], "bias": "all"}  # and, by peft, the head
+    config = LoraConfig("SEQ_CLS", r=rank, lora_alpha=rank, **kinds)
     model = get_peft_model(start, config)
     total = kept = 0.0
     for name, layer in model.base_model.model.named_modules():

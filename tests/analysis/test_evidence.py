@@ -9,6 +9,7 @@ import pytest
 from made_up_runs import whole_run
 
 from gainRAG.analysis import evidence
+from gainRAG.analysis.evidence_page import methods_table
 from gainRAG.common.cli import UserError
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -78,3 +79,15 @@ def test_the_published_numbers_follow_from_the_published_lines():
     assert found == json.loads((RESULTS / evidence.EVIDENCE).read_text())
     assert evidence.evidence_page(found) == (RESULTS / evidence.PAGE).read_text()
     assert found["n"] == len({line["id"] for line in lines}) >= 1000
+
+
+def test_the_readme_quotes_the_published_numbers():
+    found = json.loads((RESULTS / evidence.EVIDENCE).read_text())
+    readme = (REPOSITORY / "README.md").read_text("utf-8")
+    assert methods_table(found["methods"]) in readme and f"n = {found['n']:,}" in readme
+    for row in found["tests"]:
+        if row["metric"] == "f1":
+            continue
+        scale, digits = (1, 3) if row["metric"] == "pick_gain" else (100, 1)
+        difference, low, high = (f"{scale * row[part]:+.{digits}f}" for part in ("difference", "low", "high"))
+        assert f"{difference} [{low}, {high}], p {row['p']:.4f}" in readme
