@@ -20,12 +20,12 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from tqdm import tqdm
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import read_records
-from gainRAG.common.models import explain_load_errors, fit_tokenizer, merge_adapter, weights_path
+from gainRAG.common.models import merge_adapter, weights_path
 from gainRAG.common.schemas import as_training_group
+from gainRAG.selector_engine.selector import load_selector
 
 logger = logging.getLogger("extract_adapter")
 
@@ -48,9 +48,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    start, trained = map(load, (args.start, args.selector))
-    tokenizer = AutoTokenizer.from_pretrained(weights_path(args.selector), trust_remote_code=False)
-    fit_tokenizer(tokenizer, trained.config, args.selector)
+    (start, _), (trained, tokenizer) = (
+        load_selector(name, torch.device("cpu"), torch.float32) for name in (args.start, args.selector)
+    )
     moments = input_moments(trained, tokenizer, read_pairs(args.train_data, args.groups), args.max_length)
     adapted, kept = make_adapter(start, trained, args.rank, moments)
     adapted.peft_config["default"].base_model_name_or_path = args.start
@@ -58,15 +58,6 @@ def main() -> None:
     logger.info("%s: rank %d keeps %.1f %% of the squared change of outputs", args.output_dir, args.rank, 100 * kept)
     if args.merged_dir:
         merge_adapter(Path(weights_path(args.start)), args.output_dir, args.merged_dir)
-
-
-def load(name: str):
-    """A cross-encoder with one logit, in float32."""
-    path = weights_path(name)
-    with explain_load_errors(name):
-        return AutoModelForSequenceClassification.from_pretrained(
-            path, num_labels=1, dtype=torch.float32, trust_remote_code=False
-        )
 
 
 def read_pairs(path: str, groups: int) -> list[tuple[str, str]]:

@@ -10,19 +10,10 @@ source "$(dirname "${BASH_SOURCE[0]}")/install.sh" demo
 : "${CONFIG:=$REPO/scripts/evidence.conf}"
 source "$REPO/scripts/paths.sh"
 : "${RESULTS:=$REPO/docs/results}"
-GAINS=1
 SECONDS=0
+written="$WORK/scored/start/test.background.jsonl" # the pseudo-passages of the test questions
 TEST_SETS=(NaturalQA TriviaQA WebQuestions SQuAD)
 DEV_SETS=(NaturalQA TriviaQA) # of which only those questions are left that the start was not trained on
-
-gains() { # name flags... : gains/NAME.jsonl
-  local name="$1"
-  shift
-  say "gains of $name"
-  python -m gainRAG.llm_supervision.construct_hf --data_path "$WORK/retrieved/$name.jsonl" \
-    --output_path "$WORK/gains/$name.jsonl" --task "$TASK" --lm_type "$LLM" --num_passages "$NUM_PASSAGES" \
-    "${LLM_FLAGS[@]}" "${SUPERVISION_FLAGS[@]}" "${WORKER_FLAGS[@]}" "$@"
-}
 
 # train NAME KEPT flags-of-data2selector... : a selector from supervision records, training/NAME/selector. Its learning
 # rate and training flags are those that are set.
@@ -50,18 +41,20 @@ choose() {
 
 # score NAME SELECTOR flags... : a selector's scores of all candidates of the test questions, scored/NAME/test.jsonl
 score() {
-  local name="$1" selector="$2"
-  shift 2
-  say "scores of all candidates by $selector"
-  python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
-    --data_path "$WORK/retrieved/test.jsonl" --output_path "$WORK/scored/$name/test.jsonl" --K_docs "$((N_DOCS + 1))" \
-    --n_candidates "$N_DOCS" --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" "$@" >/dev/null
+  say "scores of all candidates by $2"
+  select_passages "$((N_DOCS + 1))" "$2" test "$WORK/scored/$1/test.jsonl" "${@:3}" >/dev/null
 }
 
 # pick METHOD NAME flags... : the best of the candidates that NAME has scored, selected/METHOD/test.jsonl
 pick() {
   python -m gainRAG.selector_engine.pick_best --data_path "$WORK/scored/$2/test.jsonl" \
     --output_path "$WORK/selected/$1/test.jsonl" "${@:3}"
+}
+
+# score_and_pick NAME SELECTOR flags-of-pick_best... : both, with the pseudo-passages that are there
+score_and_pick() {
+  score "$1" "$2" --background_path "$written"
+  pick "$1" "$1" "${@:3}"
 }
 
 say "corpus, questions and their passages"
@@ -76,11 +69,11 @@ for name in "${tested[@]}" "${trained_on[@]}"; do
 done
 tested=("${tested[@]/#/$WORK/usable/}") trained_on=("${trained_on[@]/#/$WORK/usable/}")
 python "$REPO/data/split_questions.py" --data_path "${tested[@]/%/.jsonl}" --train_only "${trained_on[@]/%/.jsonl}" \
-  --exclude "$REPO/data/selector_start/questions.json" trained_on --test 0.32 --dev 0.08 --train_limit 2000 \
-  --output_dir "$WORK/retrieved"
+  "${SPLIT_FLAGS[@]}" --train_limit 2000 --output_dir "$WORK/retrieved"
 
 script llm_supervision train
-gains dev
+say "gains of dev"
+compute_gains dev "$NUM_PASSAGES"
 
 say "the choices on dev"
 for candidates in no_pseudo with_pseudo; do
@@ -109,14 +102,8 @@ done
 
 say "picks, gains and answers of the test questions"
 score start "$SELECTOR_START"
-written="$WORK/scored/start/test.background.jsonl"
-gains test --background_path "$written"
+compute_gains test "$NUM_PASSAGES" --background_path "$written"
 pick rerank start --no_pseudo
-# score_and_pick NAME SELECTOR flags-of-pick_best...
-score_and_pick() {
-  score "$1" "$2" --background_path "$written"
-  pick "$1" "$1" "${@:3}"
-}
 score_and_pick gainrag_no_pseudo "$WORK/training/all/selector" --no_pseudo
 score_and_pick shipped "$SELECTOR" --no_pseudo
 score_and_pick groups_400 "$WORK/training/choice_lr1e-4_no_pseudo/selector" --no_pseudo
@@ -124,12 +111,10 @@ score_and_pick with_pseudo_400 "$WORK/training/choice_lr1e-4/selector"
 for name in groups_125 alpha_0 seed_{1,2} float32; do
   score_and_pick "$name" "$WORK/training/$name/selector" --no_pseudo
 done
-selections=()
-for method in rerank gainrag_no_pseudo; do
-  selections+=("$method=$WORK/selected/$method/test.jsonl")
-done
 python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.jsonl" --task "$TASK" --lm_type "$LLM" \
-  --output_dir "$WORK/answers/test" --K_docs 1 --gains_path "$WORK/gains/test.jsonl" --selections "${selections[@]}" \
+  --output_dir "$WORK/answers/test" --K_docs 1 --gains_path "$WORK/gains/test.jsonl" \
+  --selections rerank="$WORK/selected/rerank/test.jsonl" \
+  gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl" \
   "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}"
 python -m gainRAG.analysis.evidence --work "$WORK" --name test --output_dir "$RESULTS" \
   --gains_path "$WORK/train_gains.jsonl.gz"

@@ -8,10 +8,7 @@ need_names "$WORK/retrieved" "$@"
 kept=()
 for name in "$@"; do
   say "gains of $name by $LLM"
-  python -m gainRAG.llm_supervision.construct_hf --data_path "$WORK/retrieved/$name.jsonl" \
-    --output_path "$WORK/gains/$name.jsonl" --task "$(task_of "$name")" --lm_type "$LLM" --alpha 0.5 \
-    --num_passages "$NUM_PASSAGES" "${LLM_FLAGS[@]}" "${SUPERVISION_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" \
-    "${OVERWRITE_FLAG[@]}"
+  compute_gains "$name" "$NUM_PASSAGES"
   say "keeping the questions of $name that the best passage answers"
   if [[ " ${SUPERVISION_FLAGS[*]} " == *" --predictions none "* ]]; then
     python -m gainRAG.llm_supervision.filtering --data_path "$WORK/gains/$name.jsonl" \

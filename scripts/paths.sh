@@ -132,6 +132,26 @@ script() {
   (source "$file" "$@")
 }
 
+# compute_gains NAME PASSAGES extra-flags... : $WORK/gains/NAME.jsonl, of the first PASSAGES passages of its questions
+compute_gains() {
+  local name="$1" passages="$2"
+  shift 2
+  python -m gainRAG.llm_supervision.construct_hf --data_path "$WORK/retrieved/$name.jsonl" \
+    --output_path "$WORK/gains/$name.jsonl" --task "$(task_of "$name")" --lm_type "$LLM" --alpha 0.5 \
+    --num_passages "$passages" "${LLM_FLAGS[@]}" "${SUPERVISION_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" \
+    "${OVERWRITE_FLAG[@]}" "$@"
+}
+
+# select_passages K SELECTOR NAME OUTPUT extra-flags... : the best K of NAME's retrieved passages
+select_passages() {
+  local k="$1" selector="$2" name="$3" output="$4"
+  shift 4
+  python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
+    --data_path "$WORK/retrieved/$name.jsonl" --output_path "$output" --K_docs "$k" --n_candidates "$N_DOCS" \
+    --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" \
+    "${OVERWRITE_FLAG[@]}" "$@"
+}
+
 # usage [--help] : prints the head of the calling script and ends it, with 2 unless --help was asked for.
 usage() {
   local i=1

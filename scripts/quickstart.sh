@@ -26,7 +26,7 @@ python "$REPO/data/prepare_questions.py" --from_pip "${sets[@]}" --output_dir "$
 script retrieval "${sets[@]/%/_test}"
 say "questions that this small corpus can answer: a gold answer is in the first $N_DOCS passages"
 python "$REPO/data/split_questions.py" --data_path "$WORK/retrieved/"{WebQuestions,NaturalQA}_test.jsonl \
-  --exclude "$REPO/data/selector_start/questions.json" trained_on --test 0.32 --dev 0.08 --output_dir "$WORK/parts"
+  "${SPLIT_FLAGS[@]}" --output_dir "$WORK/parts"
 draw train "$TRAIN_QUESTIONS"
 draw test "$TEST_QUESTIONS"
 

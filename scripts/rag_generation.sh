@@ -12,10 +12,8 @@ for name in "$@"; do
   gains=()
   if [ -n "$GAINS" ]; then
     say "gains of all candidates of $name (for the table only)"
-    python -m gainRAG.llm_supervision.construct_hf --data_path "$WORK/retrieved/$name.jsonl" \
-      --output_path "$WORK/gains/$name.jsonl" --background_path "$WORK/selected/gainrag/$name.background.jsonl" \
-      --task "$task" --lm_type "$LLM" --alpha 0.5 --num_passages "$N_DOCS" "${LLM_FLAGS[@]}" "${SUPERVISION_FLAGS[@]}" \
-      --predictions none "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}"
+    compute_gains "$name" "$N_DOCS" --predictions none \
+      --background_path "$WORK/selected/gainrag/$name.background.jsonl"
     gains=(--gains_path "$WORK/gains/$name.jsonl")
   fi
   shipped=()

@@ -7,10 +7,8 @@ source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 score() { # start|trained selector name
   say "scores of all candidates of $3 by $2 (for the report only)"
-  python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$2" --data_path "$WORK/retrieved/$3.jsonl" \
-    --output_path "$WORK/scored/$1/$3.jsonl" --K_docs "$((N_DOCS + 1))" --n_candidates "$N_DOCS" \
-    --background_path "$WORK/selected/gainrag/$3.background.jsonl" --lm_type "$LLM" "${LLM_FLAGS[@]}" \
-    "${SELECTION_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}" >/dev/null
+  select_passages "$((N_DOCS + 1))" "$2" "$3" "$WORK/scored/$1/$3.jsonl" \
+    --background_path "$WORK/selected/gainrag/$3.background.jsonl" >/dev/null
 }
 
 need_names "$WORK/retrieved" "$@"

@@ -54,13 +54,8 @@ answer_all() {
 
 # pick K SELECTOR NAME OUTPUT extra-flags... : one selection beyond those of selector_engine.sh
 pick() {
-  local k="$1" selector="$2" name="$3" output="$4"
-  shift 4
-  say "picking $k of $N_DOCS passages for $name with $selector"
-  python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
-    --data_path "$RUN/retrieved/$name.jsonl" --output_path "$output" --K_docs "$k" --n_candidates "$N_DOCS" \
-    --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" \
-    "${OVERWRITE_FLAG[@]}" "$@" >/dev/null
+  say "picking $1 of $N_DOCS passages for $3 with $2"
+  WORK="$RUN" select_passages "$@" >/dev/null
 }
 
 # answer K NAME OUTPUT_DIR METHODS METHOD=FILE... : the METHODS, a list in one word, from the selections

@@ -222,7 +222,7 @@ def test_decoding(start):
 @each("config", [BASE, LARGE])
 def test_selector(config, monkeypatch):
     model = make_meta(AutoModelForSequenceClassification, config, torch.float16)
-    monkeypatch.setattr(selector, "_load", lambda *_: (model, pair_tokenizer()))
+    monkeypatch.setattr(selector, "load_selector", lambda *_: (model, pair_tokenizer()))
     loaded = selector.Selector("rehearsed", META, torch.float16, batch_tokens=selector.BATCH_TOKENS["cuda"])
     pairs = [(make_words(20), make_words(100 + 5 * row, row)) for row in range(101)]
     with Gpu(), Watch(torch.float16, config.vocab_size) as watch:

@@ -13,7 +13,6 @@ from gainRAG.analysis.parts import Grid, Missing, Plot, interval
 from gainRAG.analysis.questions import question_table
 from gainRAG.analysis.runs import (
     QuestionSet,
-    is_number,
     read_gap,
     read_object,
     read_results,
@@ -22,6 +21,7 @@ from gainRAG.analysis.runs import (
 )
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record
+from gainRAG.common.schemas import is_number
 from gainRAG.evaluation.results import format_interval
 from gainRAG.rag_workflow.picks import WITH_PSEUDO
 

@@ -15,20 +15,23 @@ from pathlib import Path
 
 import numpy as np
 
-from gainRAG.analysis.evidence_page import PAGE, evidence_figures, evidence_page
-from gainRAG.analysis.runs import QuestionSet, is_number
+from gainRAG.analysis.evidence_page import PAGE, PICKED, evidence_figures, evidence_page
+from gainRAG.analysis.measures import BASE, BOUND, gap_shares
+from gainRAG.analysis.paper_parts import GAP_PANELS
+from gainRAG.analysis.runs import QuestionSet
 from gainRAG.common.cli import UserError, require, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write, line_of, output_folder, parse_json, read_records, write_json
-from gainRAG.common.schemas import as_supervised
-from gainRAG.evaluation.recall import AnswerMatcher, match_rule
+from gainRAG.common.schemas import as_supervised, is_number
+from gainRAG.evaluation.recall import find_hits
 from gainRAG.evaluation.results import mean_with_interval
 from gainRAG.evaluation.significance import paired_difference
+from gainRAG.rag_workflow.picks import BASES
 
 logger = logging.getLogger(__name__)
 
 TEST, EVIDENCE = "test.jsonl.gz", "evidence.json"
 METRICS = {"hit_at_1": "hit", "pick_gain": "gain", "cover_em": "cover_em", "f1": "f1"}  # metric -> a line's field
-BASES, OURS, BOUND = ("standard_rag", "rerank"), ("gainrag_no_pseudo", "gainrag"), "best_by_gain"
+OURS = ("gainrag_no_pseudo", "gainrag")
 DIGITS = 6  # of gains and scores; more would only record the processor's rounding
 
 
@@ -89,11 +92,11 @@ def _method_line(found: QuestionSet, method: str, question: Record) -> Record:
     line: Record = {}
     pick = found.pick_of(method, question)
     if pick:
-        matcher = AnswerMatcher(question["answers"], match_rule(question))
+        [hit] = find_hits(question, [pick])
         gain = found.picks.gain_for(question, pick)
         if gain is None:
             raise UserError(f"{found.work}: {method}'s pick for question {question['id']!r} was not scored by its gain")
-        line = {"pick": str(pick["id"]), "hit": matcher.matches(pick["text"]), "gain": round(gain, DIGITS)}
+        line = {"pick": str(pick["id"]), "hit": hit, "gain": round(gain, DIGITS)}
         if pick.get("is_pseudo"):
             line["pseudo"] = True
         if is_number(pick.get("selector_score")):
@@ -118,7 +121,8 @@ def rounded_gains(path: Path) -> Iterator[Record]:
 def write_lines(path: Path, lines: Iterator[Record]) -> None:
     """Writes them compressed; the same lines give the same bytes."""
     text = "".join(line_of(line) + "\n" for line in lines)
-    path.write_bytes(gzip.compress(text.encode(), 9, mtime=0))
+    with atomic_write(path, binary=True) as file:
+        file.write(gzip.compress(text.encode(), 9, mtime=0))
 
 
 def read_lines(path: Path) -> list[Record]:
@@ -162,7 +166,7 @@ def summarize_lines(lines: Sequence[Record]) -> Record:
         },
         "tests": paired_tests(lines),
         "tests_by_dataset": {name: paired_tests(part) for name, part in parts.items()},
-        "share_won": {method: share_won(lines, method) for method in (*BASES[1:], *OURS) if method in answered},
+        "share_won": {method: share_won(lines, method) for method in ("rerank", *OURS) if method in answered},
         "variants": {method: variant(lines, method) for method in methods if method not in (*answered, BOUND)},
         "gap": {method: gap(lines, method) for method in answered if method != "no_retrieval"},
     }
@@ -204,7 +208,7 @@ def paired_test(lines: Sequence[Record], metric: str, a: str, b: str) -> Record 
 def share_won(lines: Sequence[Record], method: str) -> float | None:
     """Of the gain that the best pick has over standard RAG's, the share that a method's pick has; None where standard
     RAG always picks the best."""
-    ours, base, best = (scores(lines, name, "pick_gain").mean() for name in (method, BASES[0], BOUND))
+    ours, base, best = (scores(lines, name, "pick_gain").mean() for name in (method, BASE, BOUND))
     return float((ours - base) / (best - base)) if best > base else None
 
 
@@ -212,7 +216,7 @@ def variant(lines: Sequence[Record], method: str) -> Record:
     """Means of a selector whose picks were not answered from, its share won, and its differences to BASES."""
     tests = [
         {"metric": metric, "a": a, **found}
-        for metric in ("hit_at_1", "pick_gain")
+        for metric in PICKED
         for a in BASES
         if (found := paired_test(lines, metric, a, method))
     ]
@@ -222,11 +226,9 @@ def variant(lines: Sequence[Record], method: str) -> Record:
 def gap(lines: Sequence[Record], method: str) -> Record:
     """How often holding the answer and helping part ways (the paper's figure 1): of the questions whose pick holds a
     gold answer the share answered wrongly, and of those answered rightly the share whose pick holds none."""
-    hit, right = (scores(lines, method, metric).astype(bool) for metric in ("hit_at_1", "cover_em"))
-    return {
-        "wrong_of_held": mean_with_interval((~right[hit]).astype(float).tolist()) if hit.any() else None,
-        "not_held_of_right": mean_with_interval((~hit[right]).astype(float).tolist()) if right.any() else None,
-    }
+    hit, right = (scores(lines, method, metric).astype(bool).tolist() for metric in ("hit_at_1", "cover_em"))
+    shares = gap_shares(list(zip(hit, right, strict=True)))
+    return {name: shares[name] for name in GAP_PANELS}
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ from gainRAG.analysis.figures import Interval, Panel, as_svg, draw_intervals
 from gainRAG.analysis.measures import label
 from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.results import format_interval, markdown_table
+from gainRAG.rag_workflow.picks import BASES
 
 PAGE = "README.md"
 SHOWN = {"hit_at_1": "hit@1", "pick_gain": "gain of the pick", "cover_em": "cover_em", "f1": "f1"}
+PICKED = ("hit_at_1", "pick_gain")  # of SHOWN, what a pick is worth without an answer
 VARIANTS = {  # name of a selection -> what its selector was trained with; the rest is as for GainRAG
     "groups_125": "125 training groups",
     "groups_400": "400 training groups",
@@ -18,7 +20,6 @@ VARIANTS = {  # name of a selection -> what its selector was trained with; the r
     "seed_2": "all groups, seed 2",
     "float32": "all groups, in float32",
     "alpha_0": "400 training groups, plain perplexity (alpha 0)",
-    "alpha_1": "400 training groups, alpha 1",
 }
 HEAD = """# The experiment's results
 
@@ -42,7 +43,7 @@ def evidence_page(evidence: Record) -> str:
     parts.append("## By question set")
     for name, methods in evidence["by_dataset"].items():
         parts += [f"### {name}, {evidence['datasets'][name]:,} questions", methods_table(methods)]
-        parts.append(tests_table(row for row in evidence["tests_by_dataset"][name] if row["metric"] in list(SHOWN)[:2]))
+        parts.append(tests_table(row for row in evidence["tests_by_dataset"][name] if row["metric"] in PICKED))
     if evidence["variants"]:
         parts += ["## Selectors trained otherwise", variants_table(evidence["variants"])]
     parts += ["## Holding the answer, and helping (the paper's figure 1)", gap_table(evidence["gap"])]
@@ -95,11 +96,11 @@ def variants_table(variants: Mapping[str, Record]) -> str:
     for name in sorted(variants, key=lambda name: list(VARIANTS).index(name) if name in VARIANTS else len(VARIANTS)):
         found = variants[name]
         tests = {(row["metric"], row["a"]): " (p ".join(_difference(row)[::2]) + ")" for row in found["tests"]}
-        differences = [tests.get((metric, base)) for metric in list(SHOWN)[:2] for base in ("standard_rag", "rerank")]
-        means = [_interval(metric, found[metric]) for metric in list(SHOWN)[:2]]
+        differences = [tests.get((metric, base)) for metric in PICKED for base in BASES]
+        means = [_interval(metric, found[metric]) for metric in PICKED]
         rows.append((VARIANTS.get(name, name), *means, *differences, _percent(found["share_won"])))
-    less = [f"{SHOWN[metric]} less {base}" for metric in list(SHOWN)[:2] for base in ("standard RAG", "the start")]
-    return markdown_table(("trained with", *list(SHOWN.values())[:2], *less, "won, percent"), rows)
+    less = [f"{SHOWN[metric]} less {base}" for metric in PICKED for base in ("standard RAG", "the start")]
+    return markdown_table(("trained with", *(SHOWN[metric] for metric in PICKED), *less, "won, percent"), rows)
 
 
 def gap_table(gaps: Mapping[str, Record]) -> str:
@@ -112,14 +113,10 @@ def evidence_figures(evidence: Record) -> dict[str, str]:
     """The figures as SVG texts, by their files' names."""
     panels = []
     for metric, name in SHOWN.items():
-        rows = [row for row in evidence["tests"] if row["metric"] == metric]
         unit, scale = ("nats", 1) if metric == "pick_gain" else ("points", 100)
-        bars = [
-            Interval(f"{label(row['b'])} less {label(row['a'])}", row["b"], *(scale * row[part] for part in _PARTS))
-            for row in rows
-        ]
+        bars = []
+        for row in (row for row in evidence["tests"] if row["metric"] == metric):
+            numbers = (scale * row[part] for part in ("difference", "low", "high"))
+            bars.append(Interval(f"{label(row['b'])} less {label(row['a'])}", row["b"], *numbers))
         panels.append(Panel(name, f"difference ({unit})", bars, zero=True))
     return {"differences.svg": as_svg(draw_intervals(panels))}
-
-
-_PARTS = ("difference", "low", "high")

@@ -14,13 +14,14 @@ import logging
 from pathlib import Path
 
 from gainRAG.analysis.figures import as_svg, draw_intervals
+from gainRAG.analysis.measures import gap_shares
 from gainRAG.analysis.paper_parts import gap_panels
 from gainRAG.analysis.runs import find_picks, read_predictions, read_results
 from gainRAG.common.cli import UserError, require, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write
 from gainRAG.evaluation.answers import main_metric
-from gainRAG.evaluation.recall import AnswerMatcher, match_rule
-from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, results_file, write_results
+from gainRAG.evaluation.recall import find_hits
+from gainRAG.evaluation.results import format_interval, markdown_table, results_file, write_results
 from gainRAG.rag_workflow.picks import METHODS, Picks
 
 logger = logging.getLogger(__name__)
@@ -92,25 +93,20 @@ def gap(predictions: list[Record], picks: Picks, method: str) -> Record:
     Raises:
         UserError: a question has no picks.
     """
-    cases = []
-    for record in predictions:
-        matcher = AnswerMatcher(record["answers"], match_rule(record))
-        held = any(matcher.matches(passage["text"]) for passage in picks.passages_for(method, record))
-        cases.append((held, record[main_metric(record)] == 1))
+    cases = [
+        (any(find_hits(record, picks.passages_for(method, record))), record[main_metric(record)] == 1)
+        for record in predictions
+    ]
+    percent = {
+        name: score and {part: 100 * value for part, value in score.items()}
+        for name, score in gap_shares(cases).items()
+    }
     return {
         "n": len(cases),
         "held": sum(held for held, _ in cases),
         "right": sum(right for _, right in cases),
-        "wrong_of_held": _share([not right for held, right in cases if held]),
-        "not_held_of_right": _share([not held for held, right in cases if right]),
-        "wrong_though_held": _share([held and not right for held, right in cases]),
-        "right_though_not_held": _share([right and not held for held, right in cases]),
-        "right_of_not_held": _share([right for held, right in cases if not held]),
+        **percent,
     }
-
-
-def _share(cases: list[bool]) -> Record | None:
-    return {name: 100 * value for name, value in mean_with_interval(cases).items()} if cases else None
 
 
 def markdown(rows: list[Record]) -> str:

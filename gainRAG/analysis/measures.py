@@ -8,11 +8,10 @@ from gainRAG.analysis.runs import QuestionSet, passage_key
 from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.gains import gain_of
 from gainRAG.evaluation.results import mean_with_interval
-from gainRAG.evaluation.significance import paired_difference
+from gainRAG.evaluation.significance import LEVEL, paired_difference
 from gainRAG.rag_workflow.picks import METHODS, explained
 
 BASE, OURS, BOUND = "standard_rag", "gainrag", "best_by_gain"
-LEVEL = 0.05
 RANKS = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 10), (11, 20), (21, 50), (51, 100), (101, None))
 SELECTORS = {"start": "before training", "trained": "after training"}
 
@@ -187,3 +186,22 @@ def origin(found: QuestionSet, question: Record, passage: Record) -> str:
 def _rank_name(bounds: tuple[int, int | None]) -> str:
     low, high = bounds
     return f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
+
+
+# --- holding the answer, and helping ------------------------------------------------------------------------------
+
+
+def gap_shares(cases: list[tuple[bool, bool]]) -> dict[str, Record | None]:
+    """The shares of figure 1, from 0 to 1, each with its interval; None where a group is empty.
+
+    Args:
+        cases: of each question, whether its passages hold a gold answer, and whether it is answered rightly.
+    """
+    groups = {
+        "wrong_of_held": [not right for held, right in cases if held],
+        "not_held_of_right": [not held for held, right in cases if right],
+        "wrong_though_held": [held and not right for held, right in cases],
+        "right_though_not_held": [right and not held for held, right in cases],
+        "right_of_not_held": [right for held, right in cases if not held],
+    }
+    return {name: mean_with_interval(group) if group else None for name, group in groups.items()}

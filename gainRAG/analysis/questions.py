@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from gainRAG.analysis.figures import printable
 from gainRAG.analysis.measures import BASE, OURS, best_first, label, origin
-from gainRAG.analysis.runs import QuestionSet, is_number, passage_key
+from gainRAG.analysis.runs import QuestionSet, passage_key
 from gainRAG.common.jsonl import Record
+from gainRAG.common.schemas import is_number
 
 LONGEST = 600  # characters shown of a text
 CANDIDATES = 30  # shown of a question; picks are always among them

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from gainRAG.common.cli import UserError, input_file
-from gainRAG.common.jsonl import FieldError, Record, parse_json, read_records
-from gainRAG.common.schemas import LARGEST, as_prediction, as_retrieved, with_unique_ids
+from gainRAG.common.jsonl import Record, parse_json, read_records
+from gainRAG.common.schemas import as_prediction, as_retrieved, as_scored, is_number, with_unique_ids
 from gainRAG.evaluation.answers import main_metric
 from gainRAG.rag_workflow.picks import METHODS, Picks
 
@@ -57,11 +57,6 @@ def _is_score(score: Any) -> bool:
     return all(map(is_number, numbers))
 
 
-def is_number(value: Any) -> bool:
-    """A number that can be drawn."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
-
-
 def read_predictions(folder: Path, method: str, questions: int) -> list[Record]:
     """A method's predictions.
 
@@ -87,15 +82,6 @@ def find_picks(work: Path, name: str, k: int) -> Picks:
     retrieved, gains = work / "retrieved" / f"{name}.jsonl", work / "gains" / f"{name}.jsonl"
     selections = {path.parent.name: path for path in work.glob(f"selected/*/{name}.jsonl")}
     return Picks(k, retrieved if retrieved.exists() else None, selections, gains if gains.exists() else None)
-
-
-def as_scored(record: Record) -> Record:
-    """A selection record; every passage of it has a `selector_score`."""
-    record = as_retrieved(record)
-    for rank, passage in enumerate(record["ctxs"]):
-        if not is_number(passage.get("selector_score")):
-            raise FieldError(f"ctxs[{rank}].selector_score", "missing, or no number; selector_gainRag writes it")
-    return record
 
 
 class QuestionSet:

@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import IO, Any, TextIO
+from typing import IO, Any
 
 from gainRAG.common.cli import UserError, input_file
 
@@ -167,13 +167,13 @@ def records_file_name(path: str | Path) -> Path:
 
 
 @contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[TextIO]:
-    """A text file that is renamed to `path` when the block ends well, and removed when it does not.
+def atomic_write(path: Path, binary: bool = False) -> Iterator[IO]:
+    """A file that is renamed to `path` when the block ends well, and removed when not; of text, unless `binary`.
 
     What a killed process leaves is `NAME.partial`, which the next one takes over; two at a time are refused.
     """
     partial = path.with_name(f"{path.name}.partial")
-    file = open_locked(partial, path, "a", encoding="utf-8")
+    file = open_locked(partial, path, "ab") if binary else open_locked(partial, path, "a", encoding="utf-8")
     whole = False
     try:
         with explain_write_errors(path):

@@ -211,3 +211,17 @@ def _passage(passage: Any, where: str) -> None:
 def _finite(value: Any, where: str) -> None:
     if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
         raise FieldError(where, f"{value!r:.80} is not a finite number")
+
+
+def as_scored(record: Record) -> Record:
+    """A selection record; every passage of it has a `selector_score`."""
+    record = as_retrieved(record)
+    for rank, passage in enumerate(record["ctxs"]):
+        if not is_number(passage.get("selector_score")):
+            raise FieldError(f"ctxs[{rank}].selector_score", "missing, or no number; selector_gainRag writes it")
+    return record
+
+
+def is_number(value: Any) -> bool:
+    """A number that can be drawn."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST

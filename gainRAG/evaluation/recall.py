@@ -105,6 +105,12 @@ def match_rule(question: dict[str, Any]) -> str:
     return match
 
 
+def find_hits(question: dict[str, Any], passages: Iterable[dict[str, Any]]) -> list[bool]:
+    """Which of the passages hold a gold answer of the question, by its own rule."""
+    matcher = AnswerMatcher(question["answers"], match_rule(question))
+    return [matcher.matches(passage["text"]) for passage in passages]
+
+
 def mark_hits(
     passages: Iterable[dict[str, Any]], answers: Sequence[str], match: str = "tokens"
 ) -> list[dict[str, Any]]:

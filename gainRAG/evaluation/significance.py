@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 BLOCK_DRAWS = 1 << 20
+LEVEL = 0.05  # below it a difference is called shown
 
 
 def bootstrap_interval(

@@ -22,6 +22,7 @@ METHODS = {
 }
 SELECTED = ("rerank", "rerank_with_pseudo", "plain_ppl", "gainrag_no_pseudo", "gainrag", "shipped")
 WITH_PSEUDO = ("rerank_with_pseudo", "plain_ppl", "gainrag")  # choose among the pseudo-passage as well
+BASES = ("standard_rag", "rerank")  # what a trained selector is to be better than
 EXPLANATIONS = {"rerank": "untrained selector", "best_by_gain": "upper bound, knows the answer"}
 
 

@@ -14,16 +14,18 @@ import argparse
 import logging
 from collections.abc import Callable
 from functools import cached_property, partial
+from operator import sub
 from pathlib import Path
+from statistics import fmean
 
 from gainRAG.common.cli import UserError, input_file, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import with_unique_ids
 from gainRAG.evaluation.answers import main_metric
-from gainRAG.evaluation.recall import AnswerMatcher, match_rule
+from gainRAG.evaluation.recall import find_hits
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, write_results
-from gainRAG.evaluation.significance import paired_difference
+from gainRAG.evaluation.significance import LEVEL, paired_permutation_test
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
@@ -45,12 +47,11 @@ from gainRAG.rag_workflow.answering import (
     summarize_predictions,
     write_answers,
 )
-from gainRAG.rag_workflow.picks import METHODS, SELECTED, Picks, explained
+from gainRAG.rag_workflow.picks import BASES, METHODS, SELECTED, Picks, explained
 
 logger = logging.getLogger(__name__)
 
-OURS, BASES = ("gainrag_no_pseudo", "gainrag", "shipped"), ("standard_rag", "rerank")
-LEVEL = 0.05  # of a test that is called sure
+OURS = ("gainrag_no_pseudo", "gainrag", "shipped")
 SIDE = ("hit_at_k", "pseudo_share")  # not compared
 SHOWN = {"hit_at_1": ("hit@1", 100, 1), "pick_gain": ("gain", 1, 3)}  # metric -> name, scale, digits
 
@@ -202,12 +203,6 @@ def pick_scores(picks: Picks, method: str, questions: list[Record]) -> dict[str,
     }
 
 
-def find_hits(record: Record, passages: list[Record]) -> list[bool]:
-    """Which of the passages hold a gold answer of the question."""
-    matcher = AnswerMatcher(record["answers"], match_rule(record))
-    return [matcher.matches(passage["text"]) for passage in passages]
-
-
 def results_table(results: dict[str, Record]) -> str:
     """Rows of methods; means with 95 % intervals, percent except the gain."""
     main = main_metric(next(iter(results.values()))["metrics"])
@@ -248,11 +243,10 @@ def _verdict(base: dict[str, list[float] | None], ours: dict[str, list[float] | 
     for metric in ours:
         if metric in SIDE or not ours[metric] or len(ours[metric]) != len(base.get(metric) or ()):
             continue
-        found = paired_difference(base[metric], ours[metric])
+        p, difference = paired_permutation_test(base[metric], ours[metric]), fmean(map(sub, ours[metric], base[metric]))
         name, scale, digits = SHOWN.get(metric, (metric, 100, 1))
-        sure = found["p"] < LEVEL
-        kind = "no difference shown in" if not sure else "ahead in" if found["difference"] > 0 else "behind in"
-        kinds[kind].append(f"{name} ({scale * found['difference']:+.{digits}f}, p {found['p']:.4f})")
+        kind = "no difference shown in" if p >= LEVEL else "ahead in" if difference > 0 else "behind in"
+        kinds[kind].append(f"{name} ({scale * difference:+.{digits}f}, p {p:.4f})")
     return "; ".join(f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names)
 
 

@@ -9,10 +9,11 @@ if there were no pseudo-passage:
 
 import argparse
 from collections.abc import Iterator
+from itertools import pairwise
 
 from gainRAG.common.cli import input_file, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import FieldError, Record, read_records, write_records
-from gainRAG.common.schemas import as_retrieved
+from gainRAG.common.schemas import as_scored
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -41,13 +42,11 @@ def picked(path: str, k: int, no_pseudo: bool) -> Iterator[Record]:
 
 def as_ranked(record: Record) -> Record:
     """A question whose `ctxs` have a `selector_score` each, none higher than the one before."""
-    record = as_retrieved(record)
-    scores = [passage.get("selector_score") for passage in record["ctxs"]]
-    for rank, score in enumerate(scores):
-        if not isinstance(score, int | float) or isinstance(score, bool):
-            raise FieldError(f"ctxs[{rank}].selector_score", "missing, or no number; selector_gainRag writes it")
-        if rank and score > scores[rank - 1]:
-            raise FieldError(f"ctxs[{rank}].selector_score", f"{score} is above the {scores[rank - 1]} before it")
+    record = as_scored(record)
+    scores = [passage["selector_score"] for passage in record["ctxs"]]
+    for rank, (before, score) in enumerate(pairwise(scores), 1):
+        if score > before:
+            raise FieldError(f"ctxs[{rank}].selector_score", f"{score} is above the {before} before it")
     return record
 
 

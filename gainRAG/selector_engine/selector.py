@@ -64,7 +64,7 @@ class Selector:
         self.device = device if isinstance(device, torch.device) else pick_device(device)
         self.dtype = dtype if isinstance(dtype, torch.dtype) else selector_dtype(dtype, self.device)
         self.budget = BatchBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))
-        self.model, self.tokenizer = _load(self.name, self.device, self.dtype)
+        self.model, self.tokenizer = load_selector(self.name, self.device, self.dtype)
         self.max_length = min(max_length, longest_input(self.model.config) or max_length)
         if self.max_length <= self.tokenizer.num_special_tokens_to_add(pair=True):
             raise UserError(f"max_length {max_length}: leaves no room for a token of question or passage")
@@ -211,8 +211,12 @@ def _characters(pair: Pair) -> int:
     return len(pair[0]) + len(pair[1])
 
 
-def _load(name: str, device: torch.device, dtype: torch.dtype):
-    """The model (eval, on the device) and its tokenizer."""
+def load_selector(name: str, device: torch.device, dtype: torch.dtype):
+    """A selector's model, in eval mode on the device, and its tokenizer.
+
+    Raises:
+        UserError: as `check_selector`; or its weights are not whole.
+    """
     from transformers import AutoModelForSequenceClassification
 
     path = check_selector(name)
