@@ -1,6 +1,8 @@
 """Keeps the questions whose best passage by gain was answered correctly, by the predictions that construct_hf stored.
 
-cd data && python data_filter.py --data_path gains.jsonl --output_path kept.jsonl
+With `--keep holds` no predictions are needed: those whose best passage holds a gold answer stay.
+
+    cd data && python data_filter.py --data_path gains.jsonl --output_path kept.jsonl
 """
 
 import logging
@@ -16,7 +18,7 @@ logger = logging.getLogger("data_filter")
 
 def main() -> None:
     parser = stage_parser(__doc__)
-    parser.add_argument("--data_path", required=True, help="supervision records with EM_with_retrieval and PPL_CD")
+    parser.add_argument("--data_path", required=True, help="supervision records with PPL_CD, and EM_with_retrieval")
     parser.add_argument("--output_path", required=True, help="the records kept, .jsonl or .json")
     add_filter_arguments(parser)
     args = parser.parse_args()

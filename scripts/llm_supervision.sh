@@ -10,7 +10,7 @@ for name in "$@"; do
   say "gains of $name by $LLM"
   compute_gains "$name" "$NUM_PASSAGES"
   say "keeping the questions of $name that the best passage answers"
-  if [[ " ${SUPERVISION_FLAGS[*]} " == *" --predictions none "* ]]; then
+  if [[ " ${SUPERVISION_FLAGS[*]} " == *" --predictions none "* && " ${FILTER_FLAGS[*]} " != *" --keep holds "* ]]; then
     python -m gainRAG.llm_supervision.filtering --data_path "$WORK/gains/$name.jsonl" \
       --output_path "$WORK/kept/$name.jsonl" --task "$(task_of "$name")" --lm_type "$LLM" "${LLM_FLAGS[@]}" \
       "${GENERATION_FLAGS[@]}" "${FILTER_FLAGS[@]}" "${OVERWRITE_FLAG[@]}"

@@ -10,7 +10,7 @@ from gainRAG.common.jsonl import FieldError, Record
 from gainRAG.common.schemas import as_supervised
 
 SIGNALS = ("PPL_CD", "retrieved_ppl")
-KEEPS = ("answered", "answerable")
+KEEPS = ("answered", "answerable", "holds")
 
 
 def gain_of(perplexity: float) -> float:
@@ -57,7 +57,8 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
         choices=KEEPS,
         default="answered",
         help="answered: the LLM answers correctly from the best passage (the paper's filter); answerable: also where "
-        "it does not, but that passage holds a gold answer (for LLMs of a few hundred million parameters)",
+        "it does not, but that passage holds a gold answer (for LLMs of a few hundred million parameters); holds: where "
+        "that passage holds one, whatever the LLM answers (nothing need be answered)",
     )
     parser.add_argument("--no_pseudo", action="store_true", help="the LLM's own passage does not count as the best one")
 
@@ -68,10 +69,10 @@ def filter_options(*, signal: str, keep: str, no_pseudo: bool, **_) -> FilterOpt
 
 
 def as_answered(record: Record, options: FilterOptions) -> Record:
-    """A supervision record whose best passage was answered from: it has `EM_with_retrieval`."""
+    """A supervision record whose best passage was answered from, where the filter asks: it has `EM_with_retrieval`."""
     record = as_supervised(record, options.signal)
     best = options.best_passage(record)
-    if best and not isinstance(best.get("EM_with_retrieval"), int | float):
+    if best and options.keep != "holds" and not isinstance(best.get("EM_with_retrieval"), int | float):
         where = f"passages[{record['passages'].index(best)}].EM_with_retrieval"
         raise FieldError(where, "missing; llm_supervision.filtering answers from the best passage afresh")
     return record
@@ -88,11 +89,16 @@ def keep_answered(records: Iterable[Record], options: FilterOptions, counts: Cou
         if best is None:
             counts["without any candidate"] += 1
             continue
-        right, holds = bool(best["EM_with_retrieval"]), bool(best.get("has_answer")) and not record.get("choices")
-        kept = right or (holds and options.keep == "answerable")
-        wrong = f"answered wrongly, best passage {'holds' if holds else 'lacks'} the answer"
-        counts["kept" if kept else wrong] += 1
-        counts[f"kept, {wrong}"] += kept and not right
+        holds = bool(best.get("has_answer")) and not record.get("choices")
+        reason = f"best passage {'holds' if holds else 'lacks'} the answer"
+        if options.keep == "holds":
+            kept = holds
+            counts["kept" if kept else reason] += 1
+        else:
+            right = bool(best["EM_with_retrieval"])
+            kept = right or (holds and options.keep == "answerable")
+            counts["kept" if kept else f"answered wrongly, {reason}"] += 1
+            counts[f"kept, answered wrongly, {reason}"] += kept and not right
         counts["kept, best passage is the LLM's own"] += kept and bool(best.get("is_pseudo"))
         if kept:
             yield record

@@ -91,11 +91,13 @@ def main() -> None:
 
 
 def check_keep(options: FilterOptions, generation: GenerationOptions) -> None:
-    """Refuses `--keep answerable` where it means nothing.
+    """Refuses `--keep answerable` where it means nothing, and `--keep holds`, which needs no LLM.
 
     Raises:
-        UserError: the task is judged by accuracy; that a passage holds "A" or "true" says nothing.
+        UserError: so it is. Of a task judged by accuracy, that a passage holds "A" or "true" says nothing.
     """
+    if options.keep == "holds":
+        raise UserError("--keep holds: needs no answers; data/data_filter.py keeps these questions without an LLM")
     if options.keep == "answerable" and load_prompts(generation.prompts).task(generation.task).metric == "accuracy":
         raise UserError(
             f"--keep answerable: answers of {generation.task} are options, which a passage does not hold; "

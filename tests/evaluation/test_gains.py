@@ -61,6 +61,7 @@ def test_the_llms_own_passage_may_be_left_out():
 def test_a_passage_does_not_hold_the_letter_of_an_option():
     record = {**question(0, passage(1, 0.0, has_answer=True)), "choices": {"label": ["A"], "text": ["x"]}}
     assert not list(keep_answered([record], FilterOptions(keep="answerable"), Counter()))
+    assert not list(keep_answered([record], FilterOptions(keep="holds"), Counter()))
 
 
 def test_answerable_keeps_those_whose_best_passage_holds_an_answer_too():
@@ -75,3 +76,15 @@ def test_answerable_keeps_those_whose_best_passage_holds_an_answer_too():
         "kept 2 of 3 questions (1 kept, answered wrongly, best passage holds the answer; 1 answered wrongly, best "
         "passage lacks the answer)"
     )
+
+
+def test_holds_asks_nothing_of_the_llm():
+    records = [
+        question(0, passage(1), passage(2, 1.0)),
+        question(1, passage(1, has_answer=True), passage(2, 1.0)),
+        question(2, passage(1, 1.0, has_answer=False)),
+    ]
+    counts, options = Counter(), FilterOptions(keep="holds")
+    assert all(as_answered(record, options) for record in records)
+    assert [record["id"] for record in keep_answered(records, options, counts)] == [1]
+    assert describe_kept(counts) == "kept 1 of 3 questions (2 best passage lacks the answer)"

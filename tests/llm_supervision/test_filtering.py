@@ -99,6 +99,8 @@ def test_an_option_is_judged_by_accuracy(answer_afresh, write_jsonl, read_jsonl)
     assert read_jsonl(answer_afresh(data, "--task", "ARC_Challenge")) == []
     with pytest.raises(UserError, match="--keep answerable: answers of ARC_Challenge are options"):
         answer_afresh(data, "--task", "ARC_Challenge", "--keep", "answerable", "--overwrite")
+    with pytest.raises(UserError, match="--keep holds: needs no answers; data/data_filter.py"):
+        answer_afresh(data, "--task", "ARC_Challenge", "--keep", "holds", "--overwrite")
 
 
 def test_without_the_llms_own_passage_the_best_retrieved_one_decides(answer_afresh, write_jsonl, read_jsonl, tmp_path):
