@@ -117,5 +117,5 @@ python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.j
   gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl" \
   "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}"
 python -m gainRAG.analysis.evidence --work "$WORK" --name test --output_dir "$RESULTS" \
-  --gains_path "$WORK/train_gains.jsonl.gz"
+  --gains_dir "$WORK/gains_data"
 say "done in $((SECONDS / 60)) min $((SECONDS % 60)) s of computing; $RESULTS"

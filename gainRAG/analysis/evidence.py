@@ -10,6 +10,7 @@ anyone can compute the published numbers anew. Writes evidence.json, README.md (
 import argparse
 import gzip
 import logging
+import lzma
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -43,7 +44,10 @@ def parse_arguments() -> argparse.Namespace:
         "--output_dir", type=Path, required=True, help="folder of test.jsonl.gz and what follows from it"
     )
     parser.add_argument(
-        "--gains_path", type=Path, default=None, help="also write --work's gains of train there, compressed: .jsonl.gz"
+        "--gains_dir",
+        type=Path,
+        default=None,
+        help="also write --work's gains there, a compressed file a part: .jsonl.xz",
     )
     args = parser.parse_args()
     require("matplotlib")
@@ -59,8 +63,9 @@ def main() -> None:
         if not (answers / "results.json").exists():
             raise UserError(f"{answers}: no results.json; scripts/evidence.sh writes it")
         write_lines(folder / TEST, question_lines(QuestionSet(args.work, answers)))
-        if args.gains_path:
-            write_lines(args.gains_path, rounded_gains(args.work / "gains" / "train.jsonl"))
+        if args.gains_dir:
+            for path in sorted((args.work / "gains").glob("*.jsonl")):
+                write_lines(output_folder(args.gains_dir) / f"{path.name}.xz", rounded_gains(path))
     evidence = summarize_lines(read_lines(folder / TEST))
     write_json(folder / EVIDENCE, evidence)
     with atomic_write(folder / PAGE) as file:
@@ -119,10 +124,11 @@ def rounded_gains(path: Path) -> Iterator[Record]:
 
 
 def write_lines(path: Path, lines: Iterator[Record]) -> None:
-    """Writes them compressed; the same lines give the same bytes."""
-    text = "".join(line_of(line) + "\n" for line in lines)
+    """Writes them compressed, by xz or else gzip; the same lines give the same bytes."""
+    text = "".join(line_of(line) + "\n" for line in lines).encode()
     with atomic_write(path, binary=True) as file:
-        file.write(gzip.compress(text.encode(), 9, mtime=0))
+        # Questions share passages that lie far apart; xz finds them again, gzip does not.
+        file.write(lzma.compress(text) if path.suffix == ".xz" else gzip.compress(text, 9, mtime=0))
 
 
 def read_lines(path: Path) -> list[Record]:

@@ -57,8 +57,8 @@ def add_filter_arguments(parser: argparse.ArgumentParser) -> None:
         choices=KEEPS,
         default="answered",
         help="answered: the LLM answers correctly from the best passage (the paper's filter); answerable: also where "
-        "it does not, but that passage holds a gold answer (for LLMs of a few hundred million parameters); holds: where "
-        "that passage holds one, whatever the LLM answers (nothing need be answered)",
+        "it does not, but that passage holds a gold answer (for LLMs of a few hundred million parameters); holds: "
+        "where that passage holds one, whatever the LLM answers (nothing need be answered)",
     )
     parser.add_argument("--no_pseudo", action="store_true", help="the LLM's own passage does not count as the best one")
 
