@@ -18,7 +18,7 @@ logger = logging.getLogger("data_filter")
 
 def main() -> None:
     parser = stage_parser(__doc__)
-    parser.add_argument("--data_path", required=True, help="supervision records with PPL_CD, and EM_with_retrieval")
+    parser.add_argument("--data_path", required=True, help="supervision records with PPL_CD and EM_with_retrieval")
     parser.add_argument("--output_path", required=True, help="the records kept, .jsonl or .json")
     add_filter_arguments(parser)
     args = parser.parse_args()

@@ -110,7 +110,7 @@ default_flags EMBED_FLAGS
 default_flags RETRIEVAL_FLAGS --dtype float32
 default_flags LLM_FLAGS --backend hf --dtype bfloat16 --prompts reference # --backend vllm where vLLM is installed
 default_flags SUPERVISION_FLAGS --gain_dtype float32 --max_new_tokens 512 --background_tokens 512 --keep_na
-default_flags FILTER_FLAGS                        # --keep answerable for an LLM that often fails on good passages
+default_flags FILTER_FLAGS                        # --keep answerable or holds for an LLM that often fails on good passages
 default_flags SPEED_FLAGS --fp16 --gradient_checkpointing --pad_to_multiple_of 8 --logging_steps 1 \
   --deepspeed "$REPO/deepspeed/ds_stage0.json"    # selector_finetune_fast.sh has faster ones
 default_flags TRAINING_FLAGS

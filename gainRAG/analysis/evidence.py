@@ -64,8 +64,9 @@ def main() -> None:
             raise UserError(f"{answers}: no results.json; scripts/evidence.sh writes it")
         write_lines(folder / TEST, question_lines(QuestionSet(args.work, answers)))
         if args.gains_dir:
+            gains_folder = output_folder(args.gains_dir)
             for path in sorted((args.work / "gains").glob("*.jsonl")):
-                write_lines(output_folder(args.gains_dir) / f"{path.name}.xz", rounded_gains(path))
+                write_lines(gains_folder / f"{path.name}.xz", rounded_gains(path))
     evidence = summarize_lines(read_lines(folder / TEST))
     write_json(folder / EVIDENCE, evidence)
     with atomic_write(folder / PAGE) as file:

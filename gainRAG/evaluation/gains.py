@@ -44,6 +44,11 @@ class FilterOptions:
     keep: str = "answered"
     no_pseudo: bool = False
 
+    @property
+    def needs_answers(self) -> bool:
+        """Whether what the LLM answers counts."""
+        return self.keep != "holds"
+
     def best_passage(self, record: Record) -> Record | None:
         """The candidate that decides whether the question stays; None where there is none."""
         return best_passage(record, self.signal, self.no_pseudo)
@@ -72,7 +77,7 @@ def as_answered(record: Record, options: FilterOptions) -> Record:
     """A supervision record whose best passage was answered from, where the filter asks: it has `EM_with_retrieval`."""
     record = as_supervised(record, options.signal)
     best = options.best_passage(record)
-    if best and options.keep != "holds" and not isinstance(best.get("EM_with_retrieval"), int | float):
+    if best and options.needs_answers and not isinstance(best.get("EM_with_retrieval"), int | float):
         where = f"passages[{record['passages'].index(best)}].EM_with_retrieval"
         raise FieldError(where, "missing; llm_supervision.filtering answers from the best passage afresh")
     return record
@@ -90,15 +95,13 @@ def keep_answered(records: Iterable[Record], options: FilterOptions, counts: Cou
             counts["without any candidate"] += 1
             continue
         holds = bool(best.get("has_answer")) and not record.get("choices")
-        reason = f"best passage {'holds' if holds else 'lacks'} the answer"
-        if options.keep == "holds":
-            kept = holds
-            counts["kept" if kept else reason] += 1
-        else:
-            right = bool(best["EM_with_retrieval"])
-            kept = right or (holds and options.keep == "answerable")
-            counts["kept" if kept else f"answered wrongly, {reason}"] += 1
-            counts[f"kept, answered wrongly, {reason}"] += kept and not right
+        right = options.needs_answers and bool(best["EM_with_retrieval"])
+        kept = right or (holds and options.keep != "answered")
+        wrong = "answered wrongly, " if options.needs_answers else ""
+        reason = f"{wrong}best passage {'holds' if holds else 'lacks'} the answer"
+        counts["kept" if kept else reason] += 1
+        if wrong:
+            counts[f"kept, {reason}"] += kept and not right
         counts["kept, best passage is the LLM's own"] += kept and bool(best.get("is_pseudo"))
         if kept:
             yield record

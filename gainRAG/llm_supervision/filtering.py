@@ -96,7 +96,7 @@ def check_keep(options: FilterOptions, generation: GenerationOptions) -> None:
     Raises:
         UserError: so it is. Of a task judged by accuracy, that a passage holds "A" or "true" says nothing.
     """
-    if options.keep == "holds":
+    if not options.needs_answers:
         raise UserError("--keep holds: needs no answers; data/data_filter.py keeps these questions without an LLM")
     if options.keep == "answerable" and load_prompts(generation.prompts).task(generation.task).metric == "accuracy":
         raise UserError(

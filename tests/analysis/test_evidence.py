@@ -58,6 +58,19 @@ def test_the_same_lines_give_the_same_bytes_and_the_run_is_not_needed(run, tmp_p
     assert run() == folder and {path.name: path.read_bytes() for path in folder.iterdir()} == before
 
 
+def test_a_runs_gains_are_written_compressed_with_six_digits(run, tmp_path):
+    work = whole_run(tmp_path / "run", "A_test", 30)
+    run("--work", work, "--name", "A_test", "--gains_dir", tmp_path / "gains")
+    with lzma.open(tmp_path / "gains" / "A_test.jsonl.xz", "rt") as file:
+        written = [json.loads(line) for line in file]
+    original = [json.loads(line) for line in (work / "gains" / "A_test.jsonl").open()]
+    assert [record["id"] for record in written] == [record["id"] for record in original]
+    for record, source in zip(written, original, strict=True):
+        for passage, before in zip(record["passages"], source["passages"], strict=True):
+            assert passage["PPL_CD"] == pytest.approx(before["PPL_CD"], rel=1e-5)
+            assert len(f"{passage['PPL_CD']!r}".replace(".", "").strip("0")) <= 6
+
+
 def test_a_pick_without_a_gain_is_named(run, tmp_path):
     work = whole_run(tmp_path / "run", "A_test", 30)
     path = work / "gains" / "A_test.jsonl"
