@@ -1,17 +1,22 @@
 """Keeps what training changed in a selector as a LoRA adapter over its start: 3 MB in place of 90 for MiniLM.
 
+Of several selectors, trained from one start with other seeds, the mean change is taken; --share keeps only a part of
+it: a point on the way from the start to what was trained. Both often pick better than one whole selector (Wortsman et
+al., 2022, "Model soups" and "Robust fine-tuning of zero-shot models"); choose the share on dev questions.
+
 Each linear layer's change is cut to --rank such that the layer's outputs on the training pairs move least: the singular
 vectors are those of the change times the square root of its inputs' second moment. Biases, layer norms and the
 one-logit head are kept whole, changes of embeddings are left out. The log names the share that the adapter keeps of the
 squared change of outputs; measure the adapter itself before you publish it:
 
-    cd data && python extract_adapter.py --start MiniLM-selector-start --selector run/selector \
-        --train_data run/train.jsonl --output_dir my_adapter --merged_dir my_selector
+    cd data && python extract_adapter.py --start MiniLM-selector-start --selector seed_0/selector seed_1/selector \
+        --share 0.6 --train_data run/train.jsonl --output_dir my_adapter --merged_dir my_selector
 """
 
 import argparse
 import itertools
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +26,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from tqdm import tqdm
 
-from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, fraction, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import read_records
 from gainRAG.common.models import merge_adapter, weights_path
 from gainRAG.common.schemas import as_training_group
@@ -36,7 +41,12 @@ RIDGE = 1e-4  # of the mean variance of a layer's inputs: directions that the pa
 def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.add_argument("--start", required=True, help="what training started from: a known name, a folder, a hub id")
-    parser.add_argument("--selector", required=True, help="folder of the trained selector")
+    parser.add_argument(
+        "--selector", required=True, nargs="+", help="folder of the trained selector; several: their mean"
+    )
+    parser.add_argument(
+        "--share", type=fraction, default=1.0, help="of the change: 1 keeps all of it, near 0 is the start"
+    )
     parser.add_argument("--train_data", required=True, help="the groups that it was trained on; the first are read")
     parser.add_argument("--groups", type=positive_int, default=200, help="so many of them weigh what may be cut")
     parser.add_argument("--max_length", type=positive_int, default=128, help="tokens of a question and passage")
@@ -48,9 +58,10 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    (start, _), (trained, tokenizer) = (
-        load_selector(name, torch.device("cpu"), torch.float32) for name in (args.start, args.selector)
+    (start, tokenizer), *found = (
+        load_selector(name, torch.device("cpu"), torch.float32) for name in (args.start, *args.selector)
     )
+    trained = mix(start, [model for model, _ in found], args.share)
     moments = input_moments(trained, tokenizer, read_pairs(args.train_data, args.groups), args.max_length)
     adapted, kept = make_adapter(start, trained, args.rank, moments)
     adapted.peft_config["default"].base_model_name_or_path = args.start
@@ -64,6 +75,22 @@ def read_pairs(path: str, groups: int) -> list[tuple[str, str]]:
     """(question, passage) of the file's first groups."""
     found = itertools.islice(read_records(path, as_training_group), groups)
     return [(group["query"], passage) for group in found for passage in (*group["pos"], *group["neg"])]
+
+
+@torch.no_grad()
+def mix(start, selectors: Sequence, share: float):
+    """The first of the selectors, made the start plus `share` of their mean change.
+
+    Raises:
+        UserError: they differ in their layers or shapes.
+    """
+    weights = [dict(model.named_parameters()) for model in selectors]
+    for name, weight in start.named_parameters():
+        others = [found.get(name) for found in weights]
+        if any(other is None or other.shape != weight.shape for other in others):
+            raise UserError(f"{name}: a selector has none of this shape; it was not trained from this start")
+        others[0].copy_(torch.lerp(weight, torch.stack(others).mean(0), share))
+    return selectors[0]
 
 
 @torch.no_grad()
@@ -97,8 +124,6 @@ def make_adapter(start, trained, rank: int, moments: dict[str, Tensor]) -> tuple
         start, trained: two models of one architecture.
         moments: of the trained model's inputs, from `input_moments`.
 
-    Raises:
-        UserError: they differ in their layers or shapes.
     """
     changed = dict(trained.named_modules())
     kinds = {"target_modules": "all-linear", "modules_to_save": ["LayerNorm"], "bias": "all"}  # and, by peft, the head
@@ -110,9 +135,7 @@ def make_adapter(start, trained, rank: int, moments: dict[str, Tensor]) -> tuple
             layer.modules_to_save["default"].load_state_dict(changed[name].state_dict())
         if not hasattr(layer, "lora_A"):
             continue
-        other = changed.get(name)
-        if other is None or other.weight.shape != layer.weight.shape:
-            raise UserError(f"layer {name}: the selector has none of this shape; it was not trained from this start")
+        other = changed[name]
         below, above, values = cut(other.weight.detach() - layer.weight.detach(), moments[name])
         layer.lora_A["default"].weight.data.zero_()[: len(below)] = below[:rank]
         layer.lora_B["default"].weight.data.zero_()[:, : len(below)] = above[:, :rank]

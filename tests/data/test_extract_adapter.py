@@ -48,8 +48,9 @@ def groups(write_jsonl):
 
 @pytest.fixture
 def extract(monkeypatch, tmp_path, models, groups):
-    def run(rank: int):
-        arguments = ["--start", models[0], "--selector", models[1], "--train_data", groups, "--rank", rank]
+    def run(rank: int, selectors=models[1:], share=1):
+        arguments = ["--start", models[0], "--selector", *selectors, "--train_data", groups, "--rank", rank]
+        arguments += ["--share", share]
         folders = ["--output_dir", tmp_path / "adapter", "--merged_dir", tmp_path / "merged"]
         monkeypatch.setattr(sys, "argv", ["extract_adapter.py", *map(str, (*arguments, *folders))])
         script.main()
@@ -74,6 +75,20 @@ def test_at_full_rank_nothing_is_lost_and_at_a_low_one_less_than_all(extract, mo
     assert "keeps 100.0 %" in caplog.text
     merge_adapter(models[0], tmp_path / "adapter", tmp_path / "again")  # what users of the adapter do
     assert distance(extract(2), tmp_path / "again") == 0
+
+
+def test_a_share_of_the_mean_change_of_several(extract, models):
+    start, trained = (AutoModelForSequenceClassification.from_pretrained(folder).state_dict() for folder in models)
+    half, mean = (
+        extract(1000, *rest).state_dict() for rest in ((models[1:], 0.5), (models,))
+    )  # the start changed none
+    quarter = extract(1000, models, 0.5).state_dict()
+    for name, weight in start.items():
+        change = trained[name] - weight
+        if "embeddings" in name:  # which an adapter leaves out
+            continue
+        for found, share in ((half, 0.5), (mean, 0.5), (quarter, 0.25)):
+            torch.testing.assert_close(found[name], weight + share * change, rtol=1e-3, atol=1e-3)  # float16
 
 
 def test_what_the_pairs_show_is_kept_first():
@@ -103,5 +118,5 @@ def test_another_models_selector_is_refused(models, tmp_path, monkeypatch, group
         tmp_path / "adapter",
     ]
     monkeypatch.setattr(sys, "argv", ["extract_adapter.py", *map(str, arguments)])
-    with pytest.raises(UserError, match="the selector has none of this shape; it was not trained from this start"):
+    with pytest.raises(UserError, match="a selector has none of this shape; it was not trained from this start"):
         script.main()
