@@ -1,14 +1,14 @@
 """Parts questions into test, dev and training questions by a hash of their wording, so that no list need be kept.
 
-A question's place, from 0 to 1, is read from the SHA-256 of its normalised wording: up to --test it is a test question,
-up to --test + --dev a dev question, else one to train on. Questions of --train_only are to train on, whatever their
-place. The same wording has the same place in every file and in every run.
+A question's place, from 0 to 1, is read from the SHA-256 of its normalised wording: the first are to train on, the next
+--dev are dev questions, the last --test are test questions. The same wording has the same place in every file and run.
 
 Left out are questions that are nearly the same (their words' Jaccard similarity is --similar or more) as one that the
 selector's start was trained on; then dev questions nearly the same as a test question, and training questions nearly
-the same as either. What is left out is counted in the log.
+the same as either. What is left out is counted in the log. Records of the questions that the start was trained on go to
+excluded.jsonl: nobody can be tested with them, but a selector can be trained on them.
 
-    cd data && python split_questions.py --data_path test_sets.jsonl --train_only dev_sets.jsonl \
+    cd data && python split_questions.py --data_path questions.jsonl \
         --exclude selector_start/questions.json trained_on --output_dir parts
 """
 
@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, fraction, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, fraction, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_records
 from gainRAG.common.schemas import as_question
 from gainRAG.evaluation.answers import normalize_answer
@@ -35,8 +35,9 @@ SALT = "gainRAG evidence: "  # gives this split its own order; changed, every qu
 def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records to part")
-    parser.add_argument("--train_only", nargs="*", default=[], help="question or retrieval records only to train on")
-    parser.add_argument("--output_dir", required=True, help="folder of test.jsonl, dev.jsonl and train.jsonl")
+    parser.add_argument(
+        "--output_dir", required=True, help="folder of test.jsonl, dev.jsonl, train.jsonl, excluded.jsonl"
+    )
     parser.add_argument("--test", type=fraction, default=0.45, help="share of --data_path's questions to test on")
     parser.add_argument("--dev", type=fraction, default=0.1, help="share of --data_path's questions to choose with")
     parser.add_argument(
@@ -49,12 +50,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--similar", type=fraction, default=0.8, help="Jaccard similarity of two questions that count as the same"
     )
-    parser.add_argument(
-        "--train_limit",
-        type=positive_int,
-        default=None,
-        help="most training questions, those first by place; None: all",
-    )
     args = parser.parse_args()
     if args.test + args.dev > 1:
         raise UserError(f"--test {args.test:g} and --dev {args.dev:g} are more than all questions together")
@@ -64,18 +59,21 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Reads, parts, leaves out what is nearly the same, writes."""
     args = parse_arguments()
-    parts = part_questions(read_all(args.data_path), args.test, args.dev)
-    parts["train"] += read_all(args.train_only)
+    records = read_all(args.data_path)
+    parts = part_questions(records, args.test, args.dev)
+    wordings = list(read_wordings(*args.exclude)) if args.exclude else []
     known = Similar(args.similar)
-    known.add(read_wordings(*args.exclude) if args.exclude else ())
+    known.add(wordings)
     counts: Counter = Counter()
     for name in PARTS:
         kept = [record for record in unique(parts[name]) if not known.has(record["question"])]
         counts[f"{name} questions left out"] = len(parts[name]) - len(kept)
-        if name == "train" and args.train_limit:
-            kept = sorted(kept, key=lambda record: place_of(record["question"]))[: args.train_limit]
         known.add(record["question"] for record in kept)
         counts[f"{name} questions"] = write_records(Path(args.output_dir) / f"{name}.jsonl", kept)
+    if args.exclude:
+        on_list = set(map(normalize_answer, wordings))
+        excluded = [record for record in unique(records) if normalize_answer(record["question"]) in on_list]
+        counts["excluded questions"] = write_records(Path(args.output_dir) / "excluded.jsonl", excluded)
     logger.info("%s: %s", args.output_dir, "; ".join(f"{count} {what}" for what, count in counts.items()))
 
 
@@ -99,7 +97,7 @@ def part_questions(records: list[Record], test: float, dev: float) -> dict[str, 
     parts: dict[str, list[Record]] = {name: [] for name in PARTS}
     for record in records:
         place = place_of(record["question"])
-        parts["test" if place < test else "dev" if place < test + dev else "train"].append(record)
+        parts["train" if place < 1 - test - dev else "dev" if place < 1 - test else "test"].append(record)
     return parts
 
 

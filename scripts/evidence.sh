@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The experiment of docs/results/PROTOCOL.md, from the question sets to the tables: gains, the choices on dev, the
-# selectors, their picks and answers on the test questions. No GPU. Run again, it resumes where it stopped.
+# selectors, their picks and answers on the test questions. No GPU; on two cores about five hours. Run again, it resumes.
 #
 #   bash scripts/evidence.sh                               -> docs/results; everything else under WORK (results/evidence)
 #   RESULTS=my_results bash scripts/evidence.sh            -> my_results in the place of docs/results
@@ -14,29 +14,37 @@ SECONDS=0
 written="$WORK/scored/start/test.background.jsonl" # the pseudo-passages of the test questions
 TEST_SETS=(NaturalQA TriviaQA WebQuestions SQuAD)
 DEV_SETS=(NaturalQA TriviaQA) # of which only those questions are left that the start was not trained on
+SEEDS=(0 1)                   # of the selectors whose mean is taken
+KEPT=("$WORK"/kept/{train,excluded}.jsonl)
 
-# train NAME KEPT flags-of-data2selector... : a selector from supervision records, training/NAME/selector. Its learning
-# rate and training flags are those that are set.
+# train NAME flags-of-data2selector... : a selector from the questions of KEPT, training/NAME/selector, with the learning
+# rate and the training flags that are set.
 train() {
-  local folder="$WORK/training/$1" kept="$2"
-  shift 2
+  local folder="$WORK/training/$1"
   if [ -e "$folder/selector/config.json" ]; then return; fi
-  python "$REPO/data/data2selector.py" --data_path "$kept" --output_path "$folder/train.jsonl" "$@"
+  python "$REPO/data/data2selector.py" --data_path "${KEPT[@]}" --output_path "$folder/train.jsonl" "${@:2}"
   (WORK="$folder" SELECTOR="$folder/selector" && script selector_finetune)
 }
 
-# choose NAME flags-of-data2selector... : trains on 400 groups and measures the pick on dev, without and with the
-# pseudo-passage among the candidates.
-choose() {
-  local folder="$WORK/training/choice_$1" candidates
-  train "choice_$1" "$WORK/kept/train.jsonl" --sample 400 "${@:2}"
-  for candidates in no_pseudo with_pseudo; do
-    if [ -e "$folder/$candidates/eval_results.json" ]; then continue; fi
-    python -m gainRAG.selector_finetune --model_name_or_path "$folder/selector" --output_dir "$folder/$candidates" \
-      --train_data "$WORK/training/dev_$candidates.jsonl" --eval_data "$WORK/training/dev_$candidates.jsonl" \
-      --num_train_epochs 0 --query_max_len "$QUERY_MAX_LEN" --passage_max_len "$PASSAGE_MAX_LEN" \
-      --per_device_eval_batch_size 16 --overwrite_output_dir >/dev/null
-  done
+# average SHARE : the adapter of this share of the seeds' mean change, training/share_SHARE/adapter, and merged with the
+# start training/share_SHARE/selector
+average() {
+  local folder="$WORK/training/share_$1" folders=("${SEEDS[@]/#/$WORK/training/seed_}")
+  if [ -e "$folder/selector/config.json" ]; then return; fi
+  python "$REPO/data/extract_adapter.py" --start "$SELECTOR_START" --share "$1" \
+    --selector "${folders[@]/%//selector}" --train_data "$WORK/training/seed_0/train.jsonl" \
+    --output_dir "$folder/adapter" --merged_dir "$folder/selector"
+}
+
+# judge NAME no_pseudo|with_pseudo : the gain of a selector's pick on dev, without and with the pseudo-passage among the
+# candidates, training/NAME/CANDIDATES/eval_results.json
+judge() {
+  local folder="$WORK/training/$1"
+  if [ -e "$folder/$2/eval_results.json" ]; then return; fi
+  python -m gainRAG.selector_finetune --model_name_or_path "$folder/selector" --output_dir "$folder/$2" \
+    --train_data "$WORK/training/dev_$2.jsonl" --eval_data "$WORK/training/dev_$2.jsonl" --num_train_epochs 0 \
+    --query_max_len "$QUERY_MAX_LEN" --passage_max_len "$PASSAGE_MAX_LEN" --per_device_eval_batch_size 16 \
+    --overwrite_output_dir >/dev/null
 }
 
 # score NAME SELECTOR flags... : a selector's scores of all candidates of the test questions, scored/NAME/test.jsonl
@@ -61,54 +69,51 @@ say "corpus, questions and their passages"
 python "$REPO/data/prepare_corpus.py" --output_path "$PASSAGES" --from_pip --words 64 --only_first
 python "$REPO/data/prepare_questions.py" --from_pip "${TEST_SETS[@]}" --output_dir "$QUESTIONS"
 python "$REPO/data/prepare_questions.py" --from_pip "${DEV_SETS[@]}" --split dev --output_dir "$QUESTIONS"
-tested=("${TEST_SETS[@]/%/_test}") trained_on=("${DEV_SETS[@]/%/_dev}")
-script retrieval "${tested[@]}" "${trained_on[@]}"
-for name in "${tested[@]}" "${trained_on[@]}"; do
+names=("${TEST_SETS[@]/%/_test}" "${DEV_SETS[@]/%/_dev}")
+script retrieval "${names[@]}"
+for name in "${names[@]}"; do
   python "$REPO/data/prepare_sample.py" --data_path "$WORK/retrieved/$name.jsonl" \
     --output_path "$WORK/usable/$name.jsonl" --answerable_in_top "$N_DOCS" --max_answers 30
 done
-tested=("${tested[@]/#/$WORK/usable/}") trained_on=("${trained_on[@]/#/$WORK/usable/}")
-python "$REPO/data/split_questions.py" --data_path "${tested[@]/%/.jsonl}" --train_only "${trained_on[@]/%/.jsonl}" \
-  "${SPLIT_FLAGS[@]}" --train_limit 2000 --output_dir "$WORK/retrieved"
+names=("${names[@]/#/$WORK/usable/}")
+python "$REPO/data/split_questions.py" --data_path "${names[@]/%/.jsonl}" "${SPLIT_FLAGS[@]}" --output_dir "$WORK/retrieved"
 
 script llm_supervision train
+(SUPERVISION_FLAGS+=(--no_pseudo) && script llm_supervision excluded) # of the questions that the start has seen
 say "gains of dev"
 compute_gains dev "$NUM_PASSAGES"
 
-say "the choices on dev"
+say "the selectors of several seeds, and which share of their change is best on dev"
+for seed in "${SEEDS[@]}"; do
+  (TRAINING_FLAGS+=(--seed "$seed") && train "seed_$seed" "${GROUP_FLAGS[@]}")
+done
 for candidates in no_pseudo with_pseudo; do
   flags=()
   if [ "$candidates" = no_pseudo ]; then flags=(--no_pseudo); fi
   python "$REPO/data/data2selector.py" --data_path "$WORK/gains/dev.jsonl" \
     --output_path "$WORK/training/dev_$candidates.jsonl" "${flags[@]}"
 done
-(LEARNING_RATE=3e-5 && choose demo)
-choose lr1e-4
-(TRAINING_FLAGS=(--teacher_temperature 1) && choose lr1e-4_t1)
-choose lr1e-4_no_pseudo --no_pseudo
-
-say "the selectors; as chosen on dev"
-train all "$WORK/kept/train.jsonl" "${GROUP_FLAGS[@]}"
-if [ ! -e "$SELECTOR/config.json" ]; then
-  python "$REPO/data/extract_adapter.py" --start "$SELECTOR_START" --selector "$WORK/training/all/selector" \
-    --train_data "$WORK/training/all/train.jsonl" --output_dir "$WORK/adapter" --merged_dir "$SELECTOR"
-fi
-train groups_125 "$WORK/kept/train.jsonl" --sample 125 "${GROUP_FLAGS[@]}"
-train alpha_0 "$WORK/kept/train.jsonl" --sample 400 --signal retrieved_ppl "${GROUP_FLAGS[@]}"
-for seed in 1 2; do
-  (TRAINING_FLAGS+=(--seed "$seed") && train "seed_$seed" "$WORK/kept/train.jsonl" "${GROUP_FLAGS[@]}")
+for share in 0.6 0.8 1; do
+  average "$share"
+  judge "share_$share" no_pseudo
 done
-(SPEED_FLAGS+=(--bf16 False) && train float32 "$WORK/kept/train.jsonl" "${GROUP_FLAGS[@]}")
+judge "share_$SHARE" with_pseudo
+
+say "other selectors: one seed more, fewer groups, plain perplexity, float32"
+(TRAINING_FLAGS+=(--seed 2) && train seed_2 "${GROUP_FLAGS[@]}")
+(KEPT=("$WORK/kept/train.jsonl") && train unseen "${GROUP_FLAGS[@]}")
+for number in 125 250 500; do
+  train "groups_$number" --sample "$number" "${GROUP_FLAGS[@]}"
+done
+train alpha_0 --signal retrieved_ppl "${GROUP_FLAGS[@]}"
+(SPEED_FLAGS+=(--bf16 False) && train float32 "${GROUP_FLAGS[@]}")
 
 say "picks, gains and answers of the test questions"
 score start "$SELECTOR_START"
 compute_gains test "$NUM_PASSAGES" --background_path "$written"
 pick rerank start --no_pseudo
-score_and_pick gainrag_no_pseudo "$WORK/training/all/selector" --no_pseudo
-score_and_pick shipped "$SELECTOR" --no_pseudo
-score_and_pick groups_400 "$WORK/training/choice_lr1e-4_no_pseudo/selector" --no_pseudo
-score_and_pick with_pseudo_400 "$WORK/training/choice_lr1e-4/selector"
-for name in groups_125 alpha_0 seed_{1,2} float32; do
+score_and_pick gainrag_no_pseudo "$WORK/training/share_$SHARE/selector" --no_pseudo
+for name in seed_{0,1,2} unseen groups_{125,250,500} alpha_0 float32; do
   score_and_pick "$name" "$WORK/training/$name/selector" --no_pseudo
 done
 python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.jsonl" --task "$TASK" --lm_type "$LLM" \

@@ -49,7 +49,7 @@ Where everything is, under $WORK:
   answers/demo_test/               a prediction file a method, results.json and the table, results.md
   figures/                         the report's figures, PDF and PNG
   report.html                      the report: open it in a browser
-So few groups are for seeing the training happen; the row of the shipped selector shows what about 1,700 are worth
+So few groups are for seeing the training happen; the row of the shipped selector shows what about 2,300 are worth
 (docs/results). Next: copy scripts/demo.conf and name your own data and models there (README.md, "The paper's run").
 Look at it first: $WORK/report.html
 TEXT

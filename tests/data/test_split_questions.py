@@ -45,16 +45,13 @@ def test_the_wording_alone_decides_the_part(split, write_jsonl):
     assert {name: sorted(ids) for name, ids in again.items()} == {name: sorted(ids) for name, ids in parts.items()}
 
 
-def test_questions_to_train_on_only_are_never_tested(split, write_jsonl):
-    half = len(QUESTIONS) // 2
-    files = write_jsonl("a.jsonl", QUESTIONS[:half]), write_jsonl("b.jsonl", QUESTIONS[half:])
-    parts = split("--data_path", files[0], "--train_only", files[1], "--similar", 1)
-    assert {record["id"] for record in QUESTIONS[half:]} <= set(parts["train"])
-    few = split("--data_path", files[0], "--train_only", files[1], "--similar", 1, "--train_limit", 7)
-    assert len(few["train"]) == 7 and set(few["train"]) < set(parts["train"])
-    places = [script.place_of(record["question"]) for record in QUESTIONS if record["id"] in few["train"]]
-    others = [record for record in QUESTIONS if record["id"] in set(parts["train"]) - set(few["train"])]
-    assert max(places) < min(script.place_of(record["question"]) for record in others)
+def test_the_last_places_are_tested_and_a_smaller_dev_share_changes_no_test_question(split, write_jsonl):
+    path = write_jsonl("q.jsonl", QUESTIONS)
+    places = {record["id"]: script.place_of(record["question"]) for record in QUESTIONS}
+    parts = split("--data_path", path, "--similar", 1, "--test", 0.6, "--dev", 0.1)
+    assert parts["test"] == [name for name, place in places.items() if place >= 0.4]
+    assert parts["dev"] == [name for name, place in places.items() if 0.3 <= place < 0.4]
+    assert split("--data_path", path, "--similar", 1, "--test", 0.6, "--dev", 0.05)["test"] == parts["test"]
 
 
 def test_what_is_nearly_the_same_as_a_question_of_an_earlier_part_is_left_out(split, write_jsonl, caplog):
@@ -76,12 +73,13 @@ def test_what_is_nearly_the_same_as_a_question_of_an_earlier_part_is_left_out(sp
     assert f"{len(left_out)} train questions left out" in said
 
 
-def test_a_list_of_wordings_is_excluded_and_a_wording_counts_once(split, write_jsonl, tmp_path):
+def test_a_list_of_wordings_has_its_own_part_and_a_wording_counts_once(split, write_jsonl, read_jsonl, tmp_path):
     known = tmp_path / "known.json"
     known.write_text(json.dumps({"seen": [record["question"].title() for record in QUESTIONS[:40]]}))
     path = write_jsonl("q.jsonl", QUESTIONS + [{**record, "id": "again"} for record in QUESTIONS])
     parts = split("--data_path", path, "--similar", 1, "--exclude", known, "seen")
     assert sorted(sum(parts.values(), [])) == sorted(record["id"] for record in QUESTIONS[40:])
+    assert read_jsonl(tmp_path / "parts" / "excluded.jsonl") == QUESTIONS[:40]
 
 
 def test_more_than_all_questions_is_refused(split, write_jsonl):
