@@ -61,7 +61,7 @@ def main() -> None:
     args = parse_arguments()
     records = read_all(args.data_path)
     parts = part_questions(records, args.test, args.dev)
-    wordings = list(read_wordings(*args.exclude)) if args.exclude else []
+    wordings = read_wordings(*args.exclude) if args.exclude else set()
     known = Similar(args.similar)
     known.add(wordings)
     counts: Counter = Counter()

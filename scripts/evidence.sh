@@ -13,8 +13,8 @@ source "$REPO/scripts/paths.sh"
 SECONDS=0
 written="$WORK/scored/start/test.background.jsonl" # the pseudo-passages of the test questions
 TEST_SETS=(NaturalQA TriviaQA WebQuestions SQuAD)
-DEV_SETS=(NaturalQA TriviaQA) # of which only those questions are left that the start was not trained on
-SEEDS=(0 1)                   # of the selectors whose mean is taken
+DEV_SETS=(NaturalQA TriviaQA)
+SEEDS=(0 1) # of the selectors whose mean is taken
 KEPT=("$WORK"/kept/{train,excluded}.jsonl)
 
 # train NAME flags-of-data2selector... : a selector from the questions of KEPT, training/NAME/selector, with the learning

@@ -11,16 +11,16 @@ from gainRAG.rag_workflow.picks import BASES
 PAGE = "README.md"
 SHOWN = {"hit_at_1": "hit@1", "pick_gain": "gain of the pick", "cover_em": "cover_em", "f1": "f1"}
 PICKED = ("hit_at_1", "pick_gain")  # of SHOWN, what a pick is worth without an answer
-VARIANTS = {  # name of a selection -> how its selector differs from GainRAG's, the part of several seeds' change
-    "seed_0": "one training, the whole change: seed 0",
-    "seed_1": "seed 1",
-    "seed_2": "seed 2",
+VARIANTS = {  # name of a selection -> its selector, which is not cut to an adapter
+    "seed_0": "all groups, seed 0",
+    "seed_1": "all groups, seed 1",
+    "seed_2": "all groups, seed 2",
     "unseen": "seed 0, only questions that the start has not seen",
     "groups_125": "seed 0, 125 groups",
     "groups_250": "seed 0, 250 groups",
     "groups_500": "seed 0, 500 groups",
-    "alpha_0": "seed 0, plain perplexity (alpha 0)",
-    "float32": "seed 0, in float32",
+    "alpha_0": "all groups, seed 0, plain perplexity (alpha 0)",
+    "float32": "all groups, seed 0, in float32",
 }
 HEAD = """# The experiment's results
 
