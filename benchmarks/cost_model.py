@@ -4,25 +4,20 @@
     python benchmarks/cost_model.py --share 0.54 --json cost.json
 
 This project's own tensor code runs on the meta device, which computes shapes alone, at one batch of the default
-budget: torch.utils.flop_counter counts its FLOPs, `LiveMemory` the bytes alive at once. A stage is so many of these
-batches. Every hour is predicted, none is measured. Attention's scores count in the peaks, which fused kernels never
-hold; CUDA's own memory does not. `Lengths` are assumed, not counted.
+budget: counting.py counts its FLOPs and the bytes alive at once. A stage is so many of these batches. Every hour is
+predicted, none is measured. Attention's scores count in the peaks, which fused kernels never hold; CUDA's own memory
+does not. `Lengths` are assumed, not counted.
 """
 
-import argparse
 import json
-import weakref
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import torch
+from counting import Count, count, weight_bytes
 from gain import LLAMA3_8B
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
 
 from gainRAG.common.batching import GPU_DECODING_TOKENS, LLM_TOKENS
 from gainRAG.common.cli import UserError, run_stage, stage_parser
@@ -115,57 +110,6 @@ class Cost:
         return seconds / share / 3600
 
 
-class LiveMemory(TorchDispatchMode):
-    """Bytes of the storages that are made inside it on one kind of device, and the most that were alive at once."""
-
-    def __init__(self, kind: str = "meta") -> None:
-        super().__init__()
-        self.kind, self.live, self.peak = kind, 0, 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        output = function(*args, **(kwargs or {}))
-        given = {tensor.untyped_storage()._cdata for tensor in tree_leaves((args, kwargs)) if torch.is_tensor(tensor)}
-        for tensor in tree_leaves(output):
-            if torch.is_tensor(tensor) and tensor.device.type == self.kind:
-                self._add(tensor.untyped_storage(), given)
-        return output
-
-    def _add(self, storage: torch.UntypedStorage, given: set[int]) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key in self._known or key in given:
-            return
-        self._known.add(key)
-        self.live += size
-        self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._drop, key, size)
-
-    def _drop(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.live -= size
-
-
-@dataclass(frozen=True)
-class Count:
-    """FLOPs of a call, and the most bytes that it held."""
-
-    flops: float
-    peak: float
-
-
-def count(run: Callable[[], object], kind: str = "meta") -> Count:
-    """Runs it twice: while it counts FLOPs, torch's counter keeps tensors that the run itself lets go."""
-    with FlopCounterMode(display=False) as flops:
-        run()
-    with LiveMemory(kind) as memory:
-        run()
-    return Count(flops.get_total_flops(), memory.peak)
-
-
-def weight_bytes(model) -> int:
-    return sum(weight.nbytes for weight in model.parameters())
-
-
 @cache
 def make_llm(dtype: torch.dtype, decodes: bool = False):
     from transformers import AutoModelForCausalLM, LlamaConfig
@@ -185,10 +129,8 @@ def make_reranker(dtype: torch.dtype):
 
 
 class UncheckedModel(BranchedModel):
-    """Without the check that reads values, which the meta device has none of."""
-
     def _check(self) -> None:
-        pass
+        """No check: it reads values, and the meta device has none."""
 
 
 def gain_batch(branched: BranchedModel, rows: int, lengths: Lengths) -> None:
@@ -277,9 +219,8 @@ def count_embedding(lengths: Lengths) -> Cost:
 
     found, batches, weights = count(run), PASSAGES / GPU_BATCH, weight_bytes(model)
     moved = batches * weights + 4 * DIM * PASSAGES
-    return Cost(
-        "embedding", f"{PASSAGES:,} passages", "bfloat16", ((batches * found.flops, moved),), weights + found.peak
-    )
+    size, parts = f"{PASSAGES:,} passages", ((batches * found.flops, moved),)
+    return Cost("embedding", size, "bfloat16", parts, weights + found.peak)
 
 
 def count_search() -> Cost:
@@ -381,11 +322,8 @@ def table(share: float) -> str:
         hours = [cost.hours(DEVICES[name], share) for name in ("H100", "A100")]
         cells = [cost.stage, f"{cost.size}, {cost.dtype}", f"{cost.flops / 1e15:,.0f}", f"{cost.moved / 1e12:,.1f}"]
         cells += [f"{cost.peak / GB:.1f}", *(f"{value:.2f}" for value in hours), f"{less.peak / GB:.1f}"]
-        cells += [
-            f"{less.hours(DEVICES['RTX 4090'], share):.2f}",
-            f"`{less.flags}`" if less.flags else "",
-            "*predicted*",
-        ]
+        flags = f"`{less.flags}`" if less.flags else ""
+        cells += [f"{less.hours(DEVICES['RTX 4090'], share):.2f}", flags, "*predicted*"]
         lines.append("| " + " | ".join(cells) + " |")
     h100, a100 = (total_hours(full, DEVICES[name], share) for name in ("H100", "A100"))
     lines.append(f"| total, without embedding and `GAINS=1` | | | | | {h100:.1f} | {a100:.1f} | | "
@@ -397,7 +335,7 @@ def main() -> None:
     parser = stage_parser(__doc__)
     parser.add_argument("--share", type=float, default=0.5, help="share of the device's rates that is reached")
     parser.add_argument("--json", type=Path, help="write the stages' costs, and the hours on each device, to this file")
-    args: argparse.Namespace = parser.parse_args()
+    args = parser.parse_args()
     if not 0 < args.share <= 1:
         raise UserError(f"--share {args.share}: a number above 0, at most 1")
     print(table(args.share))
