@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, fraction, run_stage, stage_parser
+from gainRAG.common.cli import UserError, fraction, non_negative_float, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_records
 from gainRAG.common.schemas import as_question
 from gainRAG.evaluation.answers import normalize_answer
@@ -38,8 +38,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--output_dir", required=True, help="folder of test.jsonl, dev.jsonl, train.jsonl, excluded.jsonl"
     )
-    parser.add_argument("--test", type=fraction, default=0.45, help="share of --data_path's questions to test on")
-    parser.add_argument("--dev", type=fraction, default=0.1, help="share of --data_path's questions to choose with")
+    parser.add_argument("--test", type=non_negative_float, default=0.45, help="share of questions to test on")
+    parser.add_argument(
+        "--dev", type=non_negative_float, default=0.1, help="share to choose with; the rest is to train on"
+    )
     parser.add_argument(
         "--exclude",
         nargs=2,

@@ -181,7 +181,8 @@ while [[ $# -gt 0 ]]; do
     --yes) yes=1 ;;
     *)
       if [[ " ${paper[*]} embeddings_contriever " != *" $1 "* ]]; then
-        complain "$1: no such name; one of: ${paper[*]} embeddings_contriever"
+        complain "$1: no such name; one of: ${paper[*]} embeddings_contriever. A question set of your own is a file:" \
+          "${QUESTIONS:-QUESTIONS}/$1.jsonl"
         exit 2
       fi
       names+=("$1")

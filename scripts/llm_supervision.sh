@@ -20,5 +20,12 @@ for name in "$@"; do
   fi
   kept+=("$WORK/kept/$name.jsonl")
 done
-say "training groups"
+say "training groups of: $*"
+others=()
+for file in "$WORK"/kept/*.jsonl; do
+  if [[ " ${kept[*]} " != *" $file "* ]]; then others+=("$(basename "$file" .jsonl)"); fi
+done
+if [ ${#others[@]} -gt 0 ]; then
+  say "NOT among them: ${others[*]}. To train on all: bash scripts/llm_supervision.sh ${others[*]} $*, which computes nothing twice"
+fi
 python "$REPO/data/data2selector.py" --data_path "${kept[@]}" --output_path "$WORK/train.jsonl"

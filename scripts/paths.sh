@@ -20,12 +20,16 @@ fail() {
 [ "$((BASH_VERSINFO[0] * 100 + BASH_VERSINFO[1]))" -ge 404 ] || fail "bash 4.4 or newer is needed, this is $BASH_VERSION"
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-if [ -x "$REPO/.venv/bin/python" ]; then export PATH="$REPO/.venv/bin:$PATH"; fi
+# An environment that is activated and has this package wins over the .venv that the two set-up commands make.
+has_package() { command python -I -c 'import importlib.metadata as m; m.version("gainRAG")' 2>/dev/null; }
+if [ -x "$REPO/.venv/bin/python" ] && { [ -z "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ] || ! has_package; }; then
+  export PATH="$REPO/.venv/bin:$PATH"
+fi
 if ! command -v python >/dev/null; then python() { python3 "$@"; }; fi
 
 VALUES=(DATA DOWNLOADS QUESTIONS PASSAGES WORK EMBEDDINGS TABLES ENCODER LLM SELECTOR_START SELECTOR SHIPPED GPUS WORKERS
   RAY_ADDRESS PROCESSES N_DOCS NUM_PASSAGES GROUP_SIZE QUERY_MAX_LEN PASSAGE_MAX_LEN EPOCHS LEARNING_RATE BATCH K_DOCS
-  LIMIT SEED TASK TRAINING DATASETS TABLE_DATASETS GAINS EMBED OVERWRITE HOTPOTQA_QUESTIONS)
+  LIMIT SEED TASK TRAINING DATASETS TABLE_DATASETS GAINS EMBED FAST OVERWRITE HOTPOTQA_QUESTIONS)
 FLAGS=(ENCODER_FLAGS EMBED_FLAGS RETRIEVAL_FLAGS LLM_FLAGS SUPERVISION_FLAGS FILTER_FLAGS SPEED_FLAGS TRAINING_FLAGS
   SELECTION_FLAGS GENERATION_FLAGS)
 
@@ -92,6 +96,7 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 : "${EPOCHS:=2}"
 : "${LEARNING_RATE:=6e-5}"
 : "${BATCH:=8}"                                   # groups an update sees, spread over PROCESSES
+: "${FAST:=}"                                     # 1: trains with the fastest flags; needs a GPU with bfloat16 (Ampere on)
 : "${K_DOCS:=1}"
 : "${LIMIT:=}"                                    # only the first questions of every file; empty: all
 : "${SEED:=42}"                                   # of the draw of training questions
@@ -102,7 +107,7 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 : "${TRAINING:=HotpotQA_train$HOTPOTQA_QUESTIONS WebQuestions_train}"
 : "${DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test}"
 : "${TABLE_DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev NaturalQA_test}" # of the ablation and the top-k table
-: "${TABLES:=$WORK}"
+: "${TABLES:=$WORK${LIMIT:+/first$LIMIT}}"        # where the tables go
 
 # Flags. docs/fidelity.md says what each has to do with the paper.
 default_flags ENCODER_FLAGS                       # --normalize for MiniLM, E5 and BGE
@@ -111,11 +116,15 @@ default_flags RETRIEVAL_FLAGS --dtype float32
 default_flags LLM_FLAGS --backend hf --dtype bfloat16 --prompts reference # --backend vllm where vLLM is installed
 default_flags SUPERVISION_FLAGS --gain_dtype float32 --max_new_tokens 512 --background_tokens 512 --keep_na
 default_flags FILTER_FLAGS                        # --keep answerable or holds for an LLM that often fails on good passages
+if [ -n "$FAST" ]; then # the same loss; nothing computed twice, compiled, questions of like length together
+  default_flags SPEED_FLAGS --bf16 --tf32 True --torch_compile --train_sampling_strategy group_by_length \
+    --pad_to_multiple_of 32 --logging_steps 50 --dataloader_num_workers 4
+fi
 default_flags SPEED_FLAGS --fp16 --gradient_checkpointing --pad_to_multiple_of 8 --logging_steps 1 \
-  --deepspeed "$REPO/deepspeed/ds_stage0.json"    # selector_finetune_fast.sh has faster ones
+  --deepspeed "$REPO/deepspeed/ds_stage0.json"    # the published ones
 default_flags TRAINING_FLAGS
 default_flags SELECTION_FLAGS --background_tokens 512 --keep_na
-default_flags GENERATION_FLAGS --max_new_tokens 512 # of filtering and answering
+default_flags GENERATION_FLAGS --max_new_tokens 512 # of filtering and answering; with vLLM also --tensor_parallel_size 8
 
 LIMIT_FLAG=(${LIMIT:+--limit "$LIMIT"})
 OVERWRITE_FLAG=(${OVERWRITE:+--overwrite})
@@ -123,6 +132,22 @@ WORKER_FLAGS=()
 if [ "$WORKERS" -gt 1 ]; then WORKER_FLAGS=(--num_workers "$WORKERS" ${RAY_ADDRESS:+--ray_address "$RAY_ADDRESS"}); fi
 
 task_of() { echo "${TASK:-${1%_*}}"; }
+
+# published_vectors : the name by which download_data.sh has vectors of PASSAGES by ENCODER; nothing where it has none.
+published_vectors() {
+  case "$PASSAGES ${ENCODER##*/}" in
+    "$DOWNLOADS/psgs_w100.tsv.gz contriever-msmarco") echo embeddings ;;
+    "$DOWNLOADS/psgs_w100.tsv.gz contriever") echo embeddings_contriever ;;
+  esac
+}
+
+# need_even_batch : an error where the groups of an update cannot be shared out among the processes.
+need_even_batch() {
+  if ((BATCH % PROCESSES)); then
+    fail "BATCH=$BATCH groups an update cannot be spread evenly over PROCESSES=$PROCESSES:" \
+      "take PROCESSES that divide BATCH, or another BATCH (the paper's is 8)"
+  fi
+}
 
 # script NAME ARGUMENT... : another script, with the settings of this one.
 script() {

@@ -19,16 +19,17 @@ from pathlib import Path
 REPO = Path(__file__).resolve().parents[1]
 GB = 10**9
 PASSAGES = 21_015_324
-EVALUATION = {  # question set -> its size
+QUESTIONS = {  # published question set -> its size
     "HotpotQA_dev": 500,
     "2WikiMultiHopQA_dev": 500,
     "WebQuestions_test": 2032,
     "NaturalQA_test": 3610,
     "TriviaQA_test": 11313,
     "SQuAD_test": 10570,
+    "WebQuestions_train": 3778,
 }
-TRAINING = ("HotpotQA_train", "WebQuestions_train")
-WEBQUESTIONS = 3778
+BY_HAND = ("HotpotQA_dev", "2WikiMultiHopQA_dev")
+DRAWN_FROM = "HotpotQA_train"
 CORPUS_BYTES, VECTOR_BYTES, STORE_BYTES = 5 * GB, 4 * 768 * PASSAGES, 15 * GB
 RESULT_BYTES = 20 * GB
 RAM_BYTES = 16 * GB  # exact search takes 8, and one pickle of published vectors at a time
@@ -66,48 +67,81 @@ def folder(name: str) -> Path:
     return Path(setting(name))
 
 
+def question_file(name: str) -> Path:
+    return folder("QUESTIONS") / f"{name}.jsonl"
+
+
+def is_drawn(name: str) -> bool:
+    """Whether step 2 draws this set, of HotpotQA's training questions."""
+    return name == f"{DRAWN_FROM}{setting('HOTPOTQA_QUESTIONS')}"
+
+
+def published_file(name: str) -> Path:
+    """What step 1 leaves for a question set."""
+    drawn_later = is_drawn(name) and not question_file(name).exists()
+    return question_file(DRAWN_FROM if drawn_later else name)
+
+
+def size_of(name: str) -> int:
+    """The questions of a set; 0 where that is not known yet."""
+    if is_drawn(name):
+        return int(setting("HOTPOTQA_QUESTIONS"))
+    if name in QUESTIONS:
+        return QUESTIONS[name]
+    file = question_file(name)
+    return file.read_bytes().count(b"\n") if file.exists() else 0
+
+
 def plan_steps() -> list[Step]:
     """The steps, in the order of reproduce.sh."""
-    work, questions, hotpot = folder("WORK"), folder("QUESTIONS"), setting("HOTPOTQA_QUESTIONS")
-    drawn = f"HotpotQA_train{hotpot}"
-    trained = int(hotpot) + WEBQUESTIONS
-    asked, n_docs, candidates = sum(EVALUATION.values()), int(setting("N_DOCS")), int(setting("NUM_PASSAGES"))
-    names = [drawn, "WebQuestions_train", *EVALUATION]
+    work, selector = folder("WORK"), folder("SELECTOR") / "config.json"
+    training, evaluation, shown = (setting(name).split() for name in ("TRAINING", "DATASETS", "TABLE_DATASETS"))
+    names = list(dict.fromkeys([*training, *evaluation, *shown]))
+    trained, asked = sum(map(size_of, training)), sum(map(size_of, evaluation))
+    n_docs, candidates = int(setting("N_DOCS")), int(setting("NUM_PASSAGES"))
 
-    def files(place: str, sets=EVALUATION, ending: str = ".jsonl") -> tuple[Path, ...]:
+    def files(place: str, sets=evaluation, ending: str = ".jsonl") -> tuple[Path, ...]:
         return tuple(work / place / f"{name}{ending}" for name in sets)
 
-    fetched = tuple(questions / f"{name}.jsonl" for name in (*EVALUATION, *TRAINING))
-    searched = tuple(questions / f"{name}.jsonl" for name in names)
-    corpus, vectors, selector = folder("PASSAGES"), embeddings(), folder("SELECTOR") / "config.json"
+    corpus = (folder("PASSAGES"), *([embeddings()] if setting("EMBEDDINGS") or has_published_vectors() else []))
+    fetched = tuple(map(published_file, names))
+    drawn = [name for name in training if is_drawn(name)]
     llm = f"GPU memory {llm_memory()}"
     selection_hours = f"{asked * (n_docs + 1) / PAIRS_A_SECOND / 3600:.2f} predicted for the pairs"
     disk = f"disk: corpus {CORPUS_BYTES / GB:.0f} GB, vectors up to {VECTOR_BYTES / GB:.0f} GB, twice while unpacked"
+    if has_published_vectors():
+        fetches = f"{PASSAGES:,} passages and vectors, {len(names)} question sets"
+    else:
+        fetches, disk = f"{len(names)} question sets", "nothing much"
     table_files = {name: (folder("TABLES") / f"{name}.json",) for name in
                    ("table_main", "table_ablation", "table_topk", "figure_gap")}  # fmt: skip
     return [
-        Step("1 downloads", f"{PASSAGES:,} passages and vectors, 8 question sets", disk, "as the network is", (),
-             (corpus, vectors, *fetched)),
-        Step("2 training questions", f"{hotpot} of HotpotQA, all {WEBQUESTIONS:,} of WebQuestions", "nothing much",
-             "0.01", (questions / "HotpotQA_train.jsonl",), (questions / f"{drawn}.jsonl",)),
-        Step("3 retrieval", f"{trained + asked:,} questions, {PASSAGES:,} passages",
+        Step("1 downloads", fetches, disk, "as the network is", (), (*corpus, *fetched)),
+        Step("2 training questions", ", ".join(f"{name}: {size_of(name):,}" for name in training), "nothing much",
+             "0.01", tuple(map(published_file, drawn)), tuple(map(question_file, drawn))),
+        Step("3 retrieval", f"{sum(map(size_of, names)):,} questions",
              f"RAM {RAM_BYTES / GB:.0f} GB; disk: passage store {STORE_BYTES / GB:.0f} GB; GPU memory 8 GB",
-             "not measured", (corpus, vectors, *searched), files("retrieved", names)),
+             "not measured", (*corpus, *map(question_file, names)), files("retrieved", names)),
         Step("4 supervision", f"{trained:,} questions x {candidates + 1} candidates", llm, "not measured",
-             files("retrieved", names[:2]), (*files("kept", names[:2]), work / "train.jsonl")),
+             files("retrieved", training), (*files("kept", training), work / "train.jsonl")),
         Step("5 training", f"about 10,000 groups, {setting('EPOCHS')} epochs", "GPU memory 24 GB on each GPU",
              f"{10_000 * float(setting('EPOCHS')) / GROUPS_A_SECOND / 3600:.2f} predicted",
              (work / "train.jsonl",), (selector,)),
         Step("6 main table", f"{asked:,} questions x {n_docs + 1} candidates, then 5 methods' answers", llm,
              f"{selection_hours}, the texts not measured", (selector, *files("retrieved")),
              (*files("selected/gainrag"), *files("answers", ending="/results.json"), *table_files["table_main"])),
-        Step("7 ablation", "a second training; 3 sets, 2 more methods", llm, "not measured", files("kept", names[:2]),
-             table_files["table_ablation"]),
-        Step("8 top-k", "3 sets, 3 methods, 1 to 5 passages", llm, "not measured", files("selected/gainrag"),
-             table_files["table_topk"]),
+        Step("7 ablation", f"a second training; {len(shown)} sets, 2 more methods", llm, "not measured",
+             files("kept", training), table_files["table_ablation"]),
+        Step("8 top-k", f"{len(shown)} sets, 3 methods, 1 to 5 passages", llm, "not measured",
+             files("selected/gainrag"), table_files["table_topk"]),
         Step("9 figure 1", "the answers of step 6", "nothing more", "0.01", files("answers", ending="/results.json"),
              table_files["figure_gap"]),
     ]  # fmt: skip
+
+
+def has_published_vectors() -> bool:
+    """Whether step 1 downloads vectors of the corpus: it is the published one, and no others are named or wanted."""
+    return bool(setting("PUBLISHED_VECTORS")) and not setting("EMBED") and not setting("EMBEDDINGS")
 
 
 def embeddings() -> Path:
@@ -137,11 +171,15 @@ def find_missing(steps: list[Step]) -> list[str]:
         if lack := missing_model(setting(name)):
             missing.append(f"{name}={setting(name)}: {lack}")
     missing += missing_hardware()
-    by_hand = {folder("QUESTIONS") / f"{name}.jsonl" for name in ("HotpotQA_dev", "2WikiMultiHopQA_dev")}
-    for path in steps[0].outputs:
-        if not path.exists():
-            missing.append(f"{path} (step 1{', which says what to get by hand' if path in by_hand else ''})")
-    return missing
+    return missing + [f"{path} ({source_of(path)})" for path in steps[0].outputs if not path.exists()]
+
+
+def source_of(path: Path) -> str:
+    """Where a file comes from that is not here."""
+    if path in map(question_file, BY_HAND):
+        return "step 1, which says what to get by hand"
+    by_step_1 = path in map(question_file, (*QUESTIONS, DRAWN_FROM)) or folder("DOWNLOADS") in path.parents
+    return "step 1" if by_step_1 else "yours: no script fetches it"
 
 
 def missing_packages() -> list[tuple[str, str]]:
@@ -153,6 +191,8 @@ def missing_packages() -> list[tuple[str, str]]:
     if "vllm" in flags("LLM_FLAGS"):
         needed.append("vllm")
     found = [(name, "pip install -r requirements.txt") for name in needed if not is_installed(name)]
+    if int(setting("GPUS")) and is_installed("torch") and importlib.metadata.version("torch").endswith("+cpu"):
+        found.append(("torch", "this is a build for CPUs; pip install -r requirements.txt into a fresh environment"))
     if not importlib.util.find_spec("faiss"):
         found.append(("faiss", "pip install faiss-gpu, or faiss-cpu"))
     if int(setting("WORKERS")) > 1 and not is_installed("ray"):
@@ -196,20 +236,20 @@ def model_table() -> dict[str, str]:
 
 
 def missing_hardware() -> list[str]:
-    """What this machine lacks: GPUs, their memory, RAM, disk."""
+    """What this machine lacks: GPUs (as many as divide a batch), their memory, RAM, disk."""
     missing, wanted, memories = [], int(setting("GPUS")), gpu_memories()
     if len(memories) < wanted:
         missing.append(f"GPUs: GPUS={wanted} are wanted, {len(memories)} are here")
+    if int(setting("BATCH")) % int(setting("PROCESSES")):
+        missing.append(f"PROCESSES that divide BATCH={setting('BATCH')}; {setting('PROCESSES')} does not")
     if wanted and memories and min(memories) < (llm_bytes() or 0):
         missing.append(f"GPU memory: {min(memories) / GB:.0f} GB, the LLM needs about {llm_memory()}")
     ram = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     downloads = folder("DOWNLOADS")
-    fetched = [folder("PASSAGES").exists(), embeddings().is_dir()]
-    sizes = {
-        downloads: (not fetched[0]) * (CORPUS_BYTES + STORE_BYTES) + (not fetched[1]) * 2 * VECTOR_BYTES,
-        folder("WORK"): RESULT_BYTES,
-    }
-    if wanted and ram < RAM_BYTES:
+    corpus = 0 if folder("PASSAGES").exists() else CORPUS_BYTES + STORE_BYTES
+    vectors = 0 if embeddings().is_dir() else 2 * VECTOR_BYTES
+    sizes = {downloads: corpus + vectors, folder("WORK"): RESULT_BYTES} if has_published_vectors() else {}
+    if sizes and wanted and ram < RAM_BYTES:
         missing.append(f"RAM: {ram / GB:.0f} GB here, {RAM_BYTES / GB:.0f} GB are needed")
     for place, needed in sizes.items() if wanted else ():
         if (free := free_bytes(place)) < needed:
@@ -248,7 +288,7 @@ def main() -> int:
     steps = plan_steps()
     print(f"{setting('LLM')}, {setting('ENCODER')}, {setting('SELECTOR_START')}; GPUS={setting('GPUS')}, "
           f"WORKERS={setting('WORKERS')}{', Ray at ' + setting('RAY_ADDRESS') if setting('RAY_ADDRESS') else ''}; "
-          f"into {setting('WORK')}\n")  # fmt: skip
+          f"into {setting('WORK')}; {sys.executable}\n")  # fmt: skip
     for number, step in enumerate(steps):
         print(step.title)
         rows = {"size": step.size, "needs": step.needs, "hours": step.hours, "state": state_of(step, steps[:number])}

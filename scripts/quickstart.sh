@@ -50,6 +50,6 @@ Where everything is, under $WORK:
   figures/                         the report's figures, PDF and PNG
   report.html                      the report: open it in a browser
 So few groups are for seeing the training happen; the row of the shipped selector shows what about 2,300 are worth
-(docs/results). Next: copy scripts/demo.conf and name your own data and models there (README.md, "The paper's run").
+(docs/results). Next: your own questions and documents (README.md, "Run it on your own data").
 Look at it first: $WORK/report.html
 TEXT

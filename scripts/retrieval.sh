@@ -10,13 +10,15 @@ MILLION=1000000
 # find_vectors: sets EMBEDDINGS, unless it is set, to the published vectors if they are those of this corpus and encoder.
 find_vectors() {
   local published="$DOWNLOADS/wikipedia_embeddings/${ENCODER##*/}"
-  if [[ -z "$EMBEDDINGS" && -d "$published" && "$PASSAGES" == "$DOWNLOADS/psgs_w100.tsv.gz" && -z "$EMBED" ]]; then
+  if [[ -z "$EMBEDDINGS$EMBED" && -d "$published" && -n "$(published_vectors)" ]]; then
     EMBEDDINGS="$published"
   fi
   : "${EMBEDDINGS:=$WORK/embeddings}"
 }
 
-has_published_vectors() { [[ ! -e "$EMBEDDINGS/shards.jsonl" && -n "$(compgen -G "$EMBEDDINGS/passages_[0-9]*")" ]]; }
+has_published_vectors() { # those that passage_embed makes end in .npy
+  [[ ! -e "$EMBEDDINGS/shards.jsonl" && -n "$(compgen -G "$EMBEDDINGS/passages_[0-9]*" | grep -v '\.npy$')" ]]
+}
 
 is_large() { # the corpus has more than MILLION passages; fewer lines need not be read to know
   local lines
@@ -29,8 +31,10 @@ find_vectors
 [ -e "$PASSAGES" ] || fail "$PASSAGES: no such file (bash scripts/download_data.sh corpus fetches the paper's)"
 if ! has_published_vectors; then
   if [[ -z "$EMBED" && ! -e "$EMBEDDINGS/shards.jsonl" ]] && is_large; then
-    fail "$PASSAGES has more than a million passages, and $EMBEDDINGS no vectors of them: bash scripts/download_data.sh" \
-      "embeddings fetches the published ones, EMBEDDINGS=FOLDER names others, EMBED=1 embeds the passages here"
+    vectors="$(published_vectors)"
+    fail "$PASSAGES has more than a million passages, and $EMBEDDINGS not the vectors of all:" \
+      "${vectors:+bash scripts/download_data.sh $vectors fetches the published ones, }EMBEDDINGS=FOLDER names others," \
+      "EMBED=1 embeds the passages here, and resumes where that was interrupted"
   fi
   say "embedding $PASSAGES with $ENCODER"
   python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path "$ENCODER" --passages "$PASSAGES" \

@@ -1,17 +1,15 @@
 #!/usr/bin/env bash
 # Distillation of the gains into the selector, with the published setting: fp16, recomputation, DeepSpeed. A run that
 # was interrupted resumes from its last checkpoint, a finished one does nothing, and other settings than those of the
-# selector that is there are refused (OVERWRITE=1 trains anew). selector_finetune_fast.sh trains the same faster.
+# selector that is there are refused (OVERWRITE=1 trains anew). FAST=1 has the fastest flags with the same loss, and wants
+# a GPU with bfloat16; benchmarks/training.py times both.
 #
 #   GPUS=8 bash scripts/selector_finetune.sh                       $WORK/train.jsonl -> $SELECTOR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 need_nothing "$@"
 [ -e "$WORK/train.jsonl" ] || fail "$WORK/train.jsonl: no such file; scripts/llm_supervision.sh writes it"
-if ((BATCH % PROCESSES)); then
-  fail "BATCH=$BATCH groups an update cannot be spread evenly over PROCESSES=$PROCESSES:" \
-    "take PROCESSES that divide BATCH, or another BATCH (the paper's is 8)"
-fi
+need_even_batch
 say "training $SELECTOR from $SELECTOR_START, $BATCH groups an update"
 launch=(torchrun --standalone --nproc_per_node "$PROCESSES")
 if [ "$GPUS" -eq 0 ] && [ "$PROCESSES" -eq 1 ]; then launch=(python); fi

@@ -253,6 +253,36 @@ def test_the_plan_of_a_finished_run_misses_nothing(runs):
     assert re.findall(r"state +(.*)", done.stdout) == ["done"] * len(STEPS)
 
 
+def run_with(tmp_path: Path, config: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
+    (tmp_path / "own.conf").write_text(config)
+    kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
+    own = {"HOME": str(tmp_path), "WORK": str(tmp_path / "work"), "CONFIG": str(tmp_path / "own.conf"), "GPUS": "0"}
+    command = ["bash", str(REPRODUCE), *arguments]
+    return subprocess.run(command, env={**kept, **own, **variables}, capture_output=True, text=True)
+
+
+def test_the_plan_follows_the_settings(tmp_path):
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked" / "mine_dev.jsonl").write_text("{}\n{}\n")
+    config = f"QUESTIONS={tmp_path / 'asked'} PASSAGES={tmp_path / 'corpus.jsonl'} TRAINING=mine_train "
+    config += "DATASETS='mine_dev NaturalQA_test' TABLE_DATASETS=mine_dev"
+    shown = run_with(tmp_path, config, "--plan").stdout
+    missing = shown.partition(" missing:")[2]
+    assert f"{tmp_path / 'asked' / 'mine_train.jsonl'} (yours: no script fetches it)" in missing
+    assert f"{tmp_path / 'corpus.jsonl'} (yours" in missing and "NaturalQA_test.jsonl (step 1)" in missing
+    assert not [name for name in ("HotpotQA", "wikipedia_embeddings", "mine_dev", "disk at") if name in missing]
+    assert "3612 questions x 101" in shown.replace(",", "")
+
+
+def test_what_cannot_end_well_is_refused_at_once(tmp_path):
+    spread = run_with(tmp_path, "", PROCESSES="3")
+    assert spread.returncode == 2 and "BATCH=8 groups an update cannot be spread" in spread.stderr
+    anew = run_with(tmp_path, "", OVERWRITE="1")
+    assert anew.returncode == 2 and "take another WORK" in anew.stderr
+    assert spread.stdout == anew.stdout == ""
+    assert "PROCESSES that divide BATCH=8; 3 does not" in run_with(tmp_path, "", "--plan", PROCESSES="3").stdout
+
+
 def test_the_plan_of_a_fresh_clone_names_all_that_is_missing(tmp_path):
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
     own = {"HOME": str(tmp_path), "DATA": str(tmp_path / "data"), "WORK": str(tmp_path / "work"), "GPUS": "64"}

@@ -4,6 +4,7 @@ on tiny models."""
 import gzip
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -117,6 +118,69 @@ def test_published_vectors_are_used_and_millions_are_not_embedded_unasked(questi
     assert options(commands(log)[1])["--passages_embeddings"] == str(questions / "embeddings")
 
 
+def test_an_interrupted_embedding_is_resumed(questions, recorder):
+    variables, log = recorder
+    settings = {**variables, "PASSAGES": str(questions / "corpus.tsv")}
+    (questions / "embeddings").mkdir()
+    for name in ("passages_00000.npy", "passages_00000.ids.npy", "shards.jsonl.unfinished"):
+        (questions / "embeddings" / name).touch()
+    for embed in ("", "1"):
+        log.write_text("")
+        assert run_script("retrieval", questions, "A_test", **settings, EMBED=embed).returncode == 0
+        assert [command[1] for command in commands(log)][0].endswith("passage_embed")
+
+
+def test_training_groups_name_the_kept_sets_that_are_not_among_them(questions, recorder):
+    variables, log = recorder
+    for folder, names in {"retrieved": "AB", "kept": "AC"}.items():
+        (questions / folder).mkdir()
+        for name in names:
+            (questions / folder / f"{name}_train.jsonl").touch()
+    one = run_script("llm_supervision", questions, "A_train", **variables)
+    assert "training groups of: A_train" in one.stderr
+    assert "NOT among them: C_train. To train on all: bash scripts/llm_supervision.sh C_train A_train" in one.stderr
+    (questions / "kept" / "C_train.jsonl").unlink()
+    assert "NOT among them" not in run_script("llm_supervision", questions, "A_train", **variables).stderr
+
+
+def test_fast_flags_hold_for_every_training(questions, recorder):
+    variables, log = recorder
+    (questions / "train.jsonl").touch()
+    for fast, flag in (("", "--gradient_checkpointing"), ("1", "--torch_compile")):
+        log.write_text("")
+        assert run_script("selector_finetune", questions, **variables, FAST=fast).returncode == 0
+        assert flag in commands(log)[0]
+
+
+def test_no_more_questions_are_drawn_than_there_are(questions, recorder):
+    done = run_script("draw_questions", questions, "A_test", "2", **recorder[0])
+    assert done.returncode == 2 and "A_test.jsonl has 1 questions, 2 are wanted" in done.stderr
+
+
+def test_an_activated_environment_with_this_package_wins_over_the_demos(tmp_path):
+    def add_python(folder: Path, has_package: bool) -> None:
+        folder.mkdir(parents=True)
+        (folder / "python").write_text(f"#!/bin/bash\nexit {int(not has_package)}\n")
+        (folder / "python").chmod(0o755)
+
+    (tmp_path / "scripts").mkdir()
+    shutil.copy(SCRIPTS / "paths.sh", tmp_path / "scripts")
+    add_python(tmp_path / ".venv" / "bin", True)
+    add_python(tmp_path / "own" / "bin", True)
+    add_python(tmp_path / "other" / "bin", False)
+
+    def python_of(activated: str, variable: str) -> str:
+        environment = {"PATH": f"{tmp_path / activated}/bin:{os.environ['PATH']}", variable: str(tmp_path / activated)}
+        show = f"source '{tmp_path}/scripts/paths.sh' && type -p python"
+        return subprocess.run(["bash", "-c", show], env=environment, capture_output=True, text=True).stdout.strip()
+
+    assert (
+        python_of("own", "VIRTUAL_ENV") == python_of("own", "CONDA_PREFIX") == str(tmp_path / "own" / "bin" / "python")
+    )
+    assert python_of("other", "CONDA_PREFIX") == str(tmp_path / ".venv" / "bin" / "python")
+    assert python_of("own", "NO_ENVIRONMENT") == str(tmp_path / ".venv" / "bin" / "python")
+
+
 @pytest.mark.parametrize(("processes", "each"), [("1", "8"), ("2", "4"), ("8", "1")])
 def test_batch_is_what_an_update_sees(processes, each, questions, recorder):
     variables, log = recorder
@@ -219,14 +283,16 @@ def test_a_small_run_fills_the_cells_it_ran_and_leaves_the_rest_empty(name, meth
     work, variables = tiny_run
     done = run_script(name, work, **variables)
     assert done.returncode == 0, done.stderr[-3000:]
-    found = json.loads((work / f"{name}.json").read_text("utf-8"))
+    tables = work / "first3"  # of LIMIT, so that a trial leaves the whole run's tables alone
+    found = json.loads((tables / f"{name}.json").read_text("utf-8"))
     filled = {"cells": "ours", "rows": "gap"}
     kind = "rows" if name == "figure_gap" else "cells"
     ran = [cell for cell in found[kind] if cell[filled[kind]]]
     assert {cell["method"] for cell in ran if cell["dataset"] == "NaturalQA_test"} == methods
     assert not [cell for cell in ran if cell["dataset"] == "SQuAD_test"]
     assert {cell["gap"]["n"] if kind == "rows" else cell["n"] for cell in ran} == {3}
-    assert "NaturalQA" in (work / f"{name}.md").read_text("utf-8")
+    assert "NaturalQA" in (tables / f"{name}.md").read_text("utf-8")
+    assert not list(work.glob("*.json"))
     assert not list(work.rglob("*unfinished*"))
 
 
@@ -236,7 +302,7 @@ def test_figure_1_needs_no_selector(tiny_run, tmp_path):
     without = {name: value for name, value in variables.items() if name != "SELECTOR"}
     done = run_script("figure_gap", tmp_path, **without)
     assert done.returncode == 0, done.stderr[-3000:]
-    rows = json.loads((tmp_path / "figure_gap.json").read_text("utf-8"))["rows"]
+    rows = json.loads((tmp_path / "first3" / "figure_gap.json").read_text("utf-8"))["rows"]
     assert [row["method"] for row in rows if row["gap"]] == ["standard_rag"]
 
 
