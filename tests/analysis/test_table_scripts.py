@@ -130,6 +130,14 @@ def test_an_interrupted_embedding_is_resumed(questions, recorder):
         assert [command[1] for command in commands(log)][0].endswith("passage_embed")
 
 
+def test_bm25_needs_no_vectors(questions, recorder):
+    variables, log = recorder
+    settings = {**variables, "PASSAGES": str(questions / "corpus.tsv"), "RETRIEVAL_FLAGS": "--retriever bm25"}
+    assert run_script("retrieval", questions, "A_test", **settings).returncode == 0
+    (command,) = commands(log)
+    assert "--passages_embeddings" not in command and options(command)["--retriever"] == "bm25"
+
+
 def test_training_groups_name_the_kept_sets_that_are_not_among_them(questions, recorder):
     variables, log = recorder
     for folder, names in {"retrieved": "AB", "kept": "AC"}.items():
