@@ -47,22 +47,13 @@ judge() {
     --overwrite_output_dir >/dev/null
 }
 
-# score NAME SELECTOR flags... : a selector's scores of all candidates of the test questions, scored/NAME/test.jsonl
-score() {
-  say "scores of all candidates by $2"
-  select_passages "$((N_DOCS + 1))" "$2" test "$WORK/scored/$1/test.jsonl" "${@:3}" >/dev/null
-}
+# pick METHOD WHICH flags-of-pick_best... : the best of the candidates that WHICH has scored, selected/METHOD/test.jsonl
+pick() { pick_best "$2" test "$WORK/selected/$1/test.jsonl" "${@:3}"; }
 
-# pick METHOD NAME flags... : the best of the candidates that NAME has scored, selected/METHOD/test.jsonl
-pick() {
-  python -m gainRAG.selector_engine.pick_best --data_path "$WORK/scored/$2/test.jsonl" \
-    --output_path "$WORK/selected/$1/test.jsonl" "${@:3}"
-}
-
-# score_and_pick NAME SELECTOR flags-of-pick_best... : both, with the pseudo-passages that are there
+# score_and_pick NAME : scores by the selector training/NAME, with the pseudo-passages that are there, and its picks
 score_and_pick() {
-  score "$1" "$2" --background_path "$written"
-  pick "$1" "$1" "${@:3}"
+  score_candidates "$1" "$WORK/training/$1/selector" test --background_path "$written" >/dev/null
+  pick "$1" "$1" --no_pseudo
 }
 
 # answer K METHOD=FILE... : the answers to the questions of retrieved/sample.jsonl from K passages, answers/topK
@@ -77,10 +68,8 @@ answer_from_more() {
   local k start="$WORK/top5/rerank.jsonl" trained="$WORK/top5/gainrag_no_pseudo.jsonl"
   python "$REPO/data/prepare_sample.py" --data_path "$WORK/retrieved/test.jsonl" \
     --output_path "$WORK/retrieved/sample.jsonl" --sample 200
-  for k in start:"$start" gainrag_no_pseudo:"$trained"; do
-    python -m gainRAG.selector_engine.pick_best --data_path "$WORK/scored/${k%%:*}/test.jsonl" \
-      --output_path "${k#*:}" --K_docs 5 --no_pseudo
-  done
+  pick_best start test "$start" --K_docs 5 --no_pseudo
+  pick_best "share_$SHARE" test "$trained" --K_docs 5 --no_pseudo
   for k in 1 2 3 4 5; do answer "$k" rerank="$start" gainrag_no_pseudo="$trained"; done
 }
 
@@ -94,8 +83,10 @@ pick_from_bm25() {
     RETRIEVAL_FLAGS+=(--retriever bm25)
     script retrieval test
     compute_gains test "$NUM_PASSAGES" --no_pseudo
-    select_passages 1 "$SELECTOR_START" test "$WORK/selected/rerank/test.jsonl" --no_pseudo
-    select_passages 1 "$trained" test "$WORK/selected/gainrag_no_pseudo/test.jsonl" --no_pseudo
+    score_candidates start "$SELECTOR_START" test --background_path "$written"
+    score_candidates "share_$SHARE" "$trained" test --background_path "$written"
+    pick rerank start --no_pseudo
+    pick gainrag_no_pseudo "share_$SHARE" --no_pseudo
     python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.jsonl" --task "$TASK" \
       --lm_type "$LLM" --output_dir "$WORK/answers/test" --K_docs 1 --gains_path "$WORK/gains/test.jsonl" \
       --selections rerank="$WORK/selected/rerank/test.jsonl" \
@@ -147,12 +138,13 @@ train alpha_0 --signal retrieved_ppl "${GROUP_FLAGS[@]}"
 (SPEED_FLAGS+=(--bf16 False) && train float32 "${GROUP_FLAGS[@]}")
 
 say "picks, gains and answers of the test questions"
-score start "$SELECTOR_START"
+score_candidates start "$SELECTOR_START" test >/dev/null
 compute_gains test "$NUM_PASSAGES" --background_path "$written"
 pick rerank start --no_pseudo
-score_and_pick gainrag_no_pseudo "$WORK/training/share_$SHARE/selector" --no_pseudo
+score_candidates "share_$SHARE" "$WORK/training/share_$SHARE/selector" test --background_path "$written" >/dev/null
+pick gainrag_no_pseudo "share_$SHARE" --no_pseudo
 for name in seed_{0,1,2} unseen groups_{125,250,500} alpha_0 float32; do
-  score_and_pick "$name" "$WORK/training/$name/selector" --no_pseudo
+  score_and_pick "$name"
 done
 python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.jsonl" --task "$TASK" --lm_type "$LLM" \
   --output_dir "$WORK/answers/test" --K_docs 1 --gains_path "$WORK/gains/test.jsonl" \

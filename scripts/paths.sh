@@ -172,14 +172,22 @@ compute_gains() {
     "${OVERWRITE_FLAG[@]}" "$@"
 }
 
-# select_passages K SELECTOR NAME OUTPUT extra-flags... : the best K of NAME's retrieved passages
-select_passages() {
-  local k="$1" selector="$2" name="$3" output="$4"
-  shift 4
+# score_candidates WHICH SELECTOR NAME extra-flags... : the scores that the selector gives to NAME's retrieved passages and
+# pseudo-passages, $WORK/scored/WHICH/NAME.jsonl
+score_candidates() {
+  local which="$1" selector="$2" name="$3"
+  shift 3
+  say "scores of all candidates of $name by $selector"
   python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
-    --data_path "$WORK/retrieved/$name.jsonl" --output_path "$output" --K_docs "$k" --n_candidates "$N_DOCS" \
-    --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" \
-    "${OVERWRITE_FLAG[@]}" "$@"
+    --data_path "$WORK/retrieved/$name.jsonl" --output_path "$WORK/scored/$which/$name.jsonl" \
+    --K_docs "$((N_DOCS + 1))" --n_candidates "$N_DOCS" --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" \
+    "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}" "$@"
+}
+
+# pick_best WHICH NAME OUTPUT flags... : the best of the candidates that WHICH has scored
+pick_best() {
+  python -m gainRAG.selector_engine.pick_best --data_path "$WORK/scored/$1/$2.jsonl" --output_path "$3" \
+    "${OVERWRITE_FLAG[@]}" "${@:4}"
 }
 
 # usage [--help] : prints the head of the calling script and ends it, with 2 unless --help was asked for.

@@ -35,7 +35,7 @@ script selector_finetune
 script selector_engine demo_test
 script rag_generation demo_test
 
-script report demo_test
+script report
 
 say "done in $((SECONDS / 60)) min $((SECONDS % 60)) s of computing"
 cat <<TEXT
@@ -45,7 +45,7 @@ Where everything is, under $WORK:
   retrieved/demo_*.jsonl           questions with their $N_DOCS nearest passages
   gains/, kept/, train.jsonl       gains of every candidate; questions kept by the filter; training groups
   selector/                        the selector trained here, an ordinary cross-encoder folder
-  selected/METHOD/demo_test.jsonl  what each selector picked
+  scored/, selected/               what each selector gives to every candidate, and what each method picked
   answers/demo_test/               a prediction file a method, results.json and the table, results.md
   figures/                         the report's figures, PDF and PNG
   report.html                      the report: open it in a browser

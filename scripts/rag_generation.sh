@@ -13,7 +13,7 @@ for name in "$@"; do
   if [ -n "$GAINS" ]; then
     say "gains of all candidates of $name (for the table only)"
     compute_gains "$name" "$N_DOCS" --predictions none \
-      --background_path "$WORK/selected/gainrag/$name.background.jsonl"
+      --background_path "$WORK/scored/trained/$name.background.jsonl"
     gains=(--gains_path "$WORK/gains/$name.jsonl")
   fi
   shipped=()

@@ -32,14 +32,15 @@ train_plain_selector
 select_all
 answer_all
 for name in "${NAMES[@]}"; do
-  background=(--background_path "$RUN/selected/gainrag/$name.background.jsonl")
   methods="rerank_with_pseudo"
   selections=(rerank_with_pseudo="$RUN/selected/rerank_with_pseudo/$name.jsonl")
-  pick "$K_DOCS" "$SELECTOR_START" "$name" "$RUN/selected/rerank_with_pseudo/$name.jsonl" "${background[@]}"
+  pick start "$name" "$RUN/selected/rerank_with_pseudo/$name.jsonl" --K_docs "$K_DOCS"
   if [ -e "$PLAIN/selector/config.json" ]; then
     methods+=" plain_ppl"
     selections+=(plain_ppl="$RUN/selected/plain_ppl/$name.jsonl")
-    pick "$K_DOCS" "$PLAIN/selector" "$name" "$RUN/selected/plain_ppl/$name.jsonl" "${background[@]}"
+    WORK="$RUN" score_candidates plain_ppl "$PLAIN/selector" "$name" \
+      --background_path "$RUN/scored/trained/$name.background.jsonl" >/dev/null
+    pick plain_ppl "$name" "$RUN/selected/plain_ppl/$name.jsonl" --K_docs "$K_DOCS"
   fi
   answer "$K_DOCS" "$name" "$RUN/answers_ablation/$name" "$methods" "${selections[@]}"
 done

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# One to five passages in the prompt: one selection of five, five rounds of answers.
+# One to five passages in the prompt: the best five by the scores that are there, five rounds of answers.
 #
 #   bash scripts/table_topk.sh                             -> $WORK/table_topk.json, table_topk.md, for TABLE_DATASETS
 source "$(dirname "${BASH_SOURCE[0]}")/tables_common.sh"
@@ -14,8 +14,8 @@ folders=()
 for ((k = 1; k <= LARGEST; k++)); do folders+=("$RUN/answers_topk/top$k"); done
 for name in "${NAMES[@]}"; do
   gainrag="$RUN/selected_top$LARGEST/gainrag/$name.jsonl" rerank="$RUN/selected_top$LARGEST/rerank/$name.jsonl"
-  pick "$LARGEST" "$SELECTOR" "$name" "$gainrag" --background_path "$RUN/selected/gainrag/$name.background.jsonl"
-  pick "$LARGEST" "$SELECTOR_START" "$name" "$rerank" --no_pseudo
+  pick trained "$name" "$gainrag" --K_docs "$LARGEST"
+  pick start "$name" "$rerank" --K_docs "$LARGEST" --no_pseudo
   for ((k = 1; k <= LARGEST; k++)); do
     answer "$k" "$name" "$RUN/answers_topk/top$k/$name" "standard_rag rerank gainrag" gainrag="$gainrag" rerank="$rerank"
   done

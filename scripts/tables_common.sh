@@ -52,11 +52,8 @@ answer_all() {
   done
 }
 
-# pick K SELECTOR NAME OUTPUT extra-flags... : one selection beyond those of selector_engine.sh
-pick() {
-  say "picking $1 of $N_DOCS passages for $3 with $2"
-  WORK="$RUN" select_passages "$@" >/dev/null
-}
+# pick WHICH NAME OUTPUT flags... : picks beyond those of selector_engine.sh
+pick() { WORK="$RUN" pick_best "$@"; }
 
 # answer K NAME OUTPUT_DIR METHODS METHOD=FILE... : the METHODS, a list in one word, from the selections
 answer() {

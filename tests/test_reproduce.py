@@ -208,9 +208,11 @@ def test_each_steps_inputs_are_the_outputs_of_the_step_before(runs):
         for method in ("gainrag", "gainrag_no_pseudo", "rerank"):
             start = method == "rerank"
             selector = folder / "models" / "bge-reranker-base" if start else work / "selector"
-            selected = inputs_of(f"selected/{method}/{name}.jsonl")
-            assert selected["data_path"] == identity(work / "retrieved" / f"{name}.jsonl")
-            assert identity(selector) in selected.values()
+            which = f"scored/{'start' if start else 'trained'}/{name}.jsonl"
+            scored = inputs_of(which)
+            assert scored["data_path"] == identity(work / "retrieved" / f"{name}.jsonl")
+            assert identity(selector) in scored.values()
+            assert inputs_of(f"selected/{method}/{name}.jsonl")["data_path"] == identity(work / which)
             answered = inputs_of(f"answers/{name}/{method}.jsonl")
             assert answered["data_path"] == identity(work / "retrieved" / f"{name}.jsonl")
             assert answered["selection"] == identity(work / "selected" / method / f"{name}.jsonl")

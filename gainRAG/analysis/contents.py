@@ -228,8 +228,9 @@ def scores_part(found: QuestionSet) -> Plot | Missing:
     by_selector = {which: list(measures.scores_and_gains(found, which)) for which in SELECTORS}
     by_selector = {which: questions for which, questions in by_selector.items() if questions}
     if not by_selector:
-        before = "" if found.picks.candidates else f"GAINS=1 bash scripts/rag_generation.sh {name} && "
-        return Missing("selector scores against gains", f"{before}bash scripts/report.sh {name}")
+        if found.picks.candidates:
+            return Missing("selector scores against gains", f"bash scripts/selector_engine.sh {name}")
+        return Missing("selector scores against gains", f"GAINS=1 bash scripts/rag_generation.sh {name}")
     said = []
     for which, questions in by_selector.items():
         value = measures.correlation(questions)

@@ -2,7 +2,7 @@
 
 Reads what the stage scripts left under --work (answers, and where they are there: selections, retrieval output, gains,
 selector scores, the training's log, the table scripts' tables); where something was not computed, the page names the
-command. The page loads nothing from elsewhere. scripts/report.sh computes the selector's scores first.
+command. The page loads nothing from elsewhere.
 
     python -m gainRAG.analysis.report --work results/demo --output report.html --figures figures
 """

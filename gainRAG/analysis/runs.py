@@ -3,7 +3,7 @@
 answers/NAME/results.json      facts and means of every method (run_baselines)
 answers/NAME/METHOD.jsonl      its predictions
 selected/METHOD/NAME.jsonl     what a selector picked
-scored/WHICH/NAME.jsonl        every candidate's score by the start and the trained selector (scripts/report.sh)
+scored/WHICH/NAME.jsonl        every candidate's score by the start, the trained selector and others
 retrieved/NAME.jsonl           what the retriever found, best first
 gains/NAME.jsonl               every candidate's gain, where it was computed
 selector/trainer_state.json    loss and learning rate of the training
@@ -130,9 +130,13 @@ class QuestionSet:
 
     @cached_property
     def scored(self) -> dict[str, dict[str, dict[tuple, float]]]:
-        """By selector (start, trained) and question id: every candidate's selector score, by `passage_key`."""
+        """By selector (start, trained) and question id: every candidate's selector score, by `passage_key`; nothing
+        where no gains are known, beside which to show them."""
+        if not self.picks.candidates:
+            return {}
         found = {}
-        for path in sorted(self.work.glob(f"scored/*/{self.name}.jsonl")):
+        paths = (self.work / "scored" / which / f"{self.name}.jsonl" for which in ("start", "trained"))
+        for path in filter(Path.exists, paths):
             records = read_records(path, with_unique_ids(as_scored))
             found[path.parent.name] = {
                 str(record["id"]): {passage_key(one): one["selector_score"] for one in record["ctxs"]}

@@ -2,18 +2,20 @@
 
 selector_gainRag with --K_docs as high as there are candidates (one more than --n_candidates, for the pseudo-passage)
 writes each question's candidates with their `selector_score`, best first. This takes the best --K_docs of them, also as
-if there were no pseudo-passage:
+if there were no pseudo-passage. A finished output is left as it is:
 
     python -m gainRAG.selector_engine.pick_best --data_path scored.jsonl --output_path picked.jsonl --no_pseudo
 """
 
 import argparse
-from collections.abc import Iterator
 from itertools import pairwise
 
 from gainRAG.common.cli import input_file, positive_int, run_stage, say_next, stage_parser
-from gainRAG.common.jsonl import FieldError, Record, read_records, write_records
+from gainRAG.common.jsonl import FieldError, Record, output_file, read_records
+from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.common.schemas import as_scored
+
+CHUNK = 256  # questions
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,22 +24,26 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_path", required=True, help="selection output, .jsonl or .json")
     parser.add_argument("--K_docs", type=positive_int, default=1, help="passages kept a question")
     parser.add_argument("--no_pseudo", action="store_true", help="leave the LLM's own passages out")
+    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    input_file(args.data_path)
-    write_records(args.output_path, picked(args.data_path, args.K_docs, args.no_pseudo))
+    path = output_file(args.output_path)
+    inputs = {"data_path": input_file(args.data_path)}
+    settings = stage_settings("pick_best", inputs, K_docs=args.K_docs, no_pseudo=args.no_pseudo)
+    with StageOutput(path, settings, args.overwrite or not path.exists()) as output:  # too quick to resume halfway
+        for chunk in output.remaining(read_records(args.data_path, as_ranked), CHUNK, "picking"):
+            output.append([pick(record, args.K_docs, args.no_pseudo) for record in chunk])
     command = f"python -m gainRAG.rag_workflow.rag_generation --data_path {args.output_path} --K_docs {args.K_docs}"
     say_next("picks", args.output_path, command)
 
 
-def picked(path: str, k: int, no_pseudo: bool) -> Iterator[Record]:
-    """Each question with its best passages."""
-    for record in read_records(path, as_ranked):
-        passages = [one for one in record["ctxs"] if not (no_pseudo and one.get("is_pseudo"))]
-        yield {**record, "ctxs": passages[:k]}
+def pick(record: Record, k: int, no_pseudo: bool) -> Record:
+    """A question with its best passages."""
+    passages = [one for one in record["ctxs"] if not (no_pseudo and one.get("is_pseudo"))]
+    return {**record, "ctxs": passages[:k]}
 
 
 def as_ranked(record: Record) -> Record:

@@ -16,6 +16,7 @@ import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 
@@ -136,7 +137,7 @@ def main() -> None:
         chunks = output.remaining(records, size, "selecting", len(questions))
         for selected in map_chunks(worker, chunks, workers):
             output.append(selected)
-    metrics = selection_metrics(before, list(read_records(path)), pseudo, args.K_docs, args.n_candidates)
+    metrics = selection_metrics(before, read_hits(path), pseudo, args.K_docs, args.n_candidates)
     write_json(path.with_suffix(".metrics.json"), {**metrics, "too_long": too_long})
     print_report(metrics)
     say_next("picks", path, f"python -m gainRAG.rag_workflow.rag_generation --data_path {path} --K_docs {args.K_docs}")
@@ -213,6 +214,14 @@ class SelectionWorker:
             {**record, "ctxs": keep_best(record["ctxs"], scores, self.k)}
             for record, scores in zip(chunk, np.split(self.selector.score(pairs), ends[:-1]), strict=True)
         ]
+
+
+def read_hits(path: Path) -> list[Record]:
+    """The selected questions; of each passage, which may be a hundred a question, `hasanswer` and `is_pseudo` alone."""
+    return [
+        {"ctxs": [{name: passage[name] for name in ("hasanswer", "is_pseudo")} for passage in record["ctxs"]]}
+        for record in read_records(path)
+    ]
 
 
 def selection_metrics(

@@ -111,7 +111,7 @@ def test_what_was_not_computed_is_named_with_its_command(tmp_path):
     answer(tmp_path, "A_test", {"no_retrieval": ["Paris"]})
     found = collect(tmp_path, 5)
     commands = {part.command for part in parts(found, Missing)}
-    for script in ("rag_generation", "selector_engine", "report", "selector_finetune", "table_topk", "figure_gap"):
+    for script in ("rag_generation", "selector_finetune", "table_topk", "figure_gap"):
         assert any(f"scripts/{script}.sh" in command for command in commands), script
         assert (REPOSITORY / f"scripts/{script}.sh").exists()
     assert found.result is None

@@ -69,6 +69,20 @@ def test_the_picks_are_those_of_a_selection(run, write_jsonl, read_jsonl, tmp_pa
     assert all(sum(one["is_pseudo"] for one in record["ctxs"]) == 1 for record in read_jsonl(scored))
 
 
+def test_a_finished_output_stays_and_other_picks_are_refused(run, write_jsonl, tmp_path):
+    ranked = [{**one, "ctxs": [{**passage, "selector_score": 0} for passage in one["ctxs"]]} for one in QUESTIONS]
+    out = tmp_path / "out.jsonl"
+    command = (pick_best.main, "--data_path", write_jsonl("scored.jsonl", ranked), "--output_path", out)
+    run(*command)
+    written = out.stat().st_mtime_ns
+    run(*command)
+    assert out.stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="K_docs"):
+        run(*command, "--K_docs", 2)
+    run(*command, "--K_docs", 2, "--overwrite")
+    assert out.stat().st_mtime_ns > written
+
+
 def test_candidates_that_no_selector_scored_or_ordered_are_refused(run, write_jsonl, tmp_path):
     out = ("--output_path", tmp_path / "out.jsonl")
     with pytest.raises(UserError, match=r"retrieved\.jsonl:1: field 'ctxs\[0\]\.selector_score': missing"):
