@@ -12,6 +12,7 @@ import random
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 from gainRAG.common.cli import non_negative_int, positive_float, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_records
@@ -35,12 +36,12 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    positions = None
+    paths, positions = filled(args.data_path), None
     if args.sample is not None:
-        total = sum(1 for _ in read_all(args.data_path, args.signal))
+        total = sum(1 for _ in read_all(paths, args.signal))
         positions = set(random.Random(args.seed).sample(range(total), min(args.sample, total)))
     counts: Counter = Counter()
-    records = take(read_all(args.data_path, args.signal), positions)
+    records = take(read_all(paths, args.signal), positions)
     groups = (make_group(record, args.signal, args.max_ppl, args.no_pseudo, counts) for record in records)
     written = write_records(args.output_path, filter(None, groups))
     for reason, count in counts.items():
@@ -48,6 +49,14 @@ def main() -> None:
     logger.info("%s: %d groups", args.output_path, written)
     command = f"torchrun --nproc_per_node 1 -m gainRAG.selector_finetune --train_data {args.output_path}"
     say_next("training groups", args.output_path, command)
+
+
+def filled(paths: list[str]) -> list[str]:
+    """The files, without those of which the filter kept nothing unless all are such."""
+    empty = [path for path in paths if Path(path).is_file() and not Path(path).stat().st_size]
+    for path in empty if len(empty) < len(paths) else ():
+        logger.warning("%s is left out: it is empty, the filter kept nothing of it", path)
+    return [path for path in paths if path not in empty] or paths
 
 
 def read_all(paths: list[str], signal: str) -> Iterator[Record]:

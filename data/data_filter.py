@@ -26,7 +26,9 @@ def main() -> None:
     records = read_records(args.data_path, partial(as_answered, options=options))
     write_records(args.output_path, keep_answered(records, options, counts))
     logger.info("%s: %s", args.output_path, describe_kept(counts))
-    say_next("questions kept", args.output_path, f"python data/data2selector.py --data_path {args.output_path}")
+    if counts["kept"]:
+        command = f"python data/data2selector.py --data_path {args.output_path} --output_path TRAIN.jsonl"
+        say_next("questions kept", args.output_path, command)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ KEPT=("$WORK"/kept/{train,excluded}.jsonl)
 # rate and the training flags that are set.
 train() {
   local folder="$WORK/training/$1"
-  if [ -e "$folder/selector/config.json" ]; then return; fi
+  if [ -e "$folder/selector/trainer_state.json" ]; then return; fi # written last
   python "$REPO/data/data2selector.py" --data_path "${KEPT[@]}" --output_path "$folder/train.jsonl" "${@:2}"
   (WORK="$folder" SELECTOR="$folder/selector" && script selector_finetune)
 }
@@ -30,10 +30,12 @@ train() {
 # start training/share_SHARE/selector
 average() {
   local folder="$WORK/training/share_$1" folders=("${SEEDS[@]/#/$WORK/training/seed_}")
-  if [ -e "$folder/selector/config.json" ]; then return; fi
+  if [ -e "$folder/selector" ]; then return; fi
+  rm -rf "$folder/merged"
   python "$REPO/data/extract_adapter.py" --start "$SELECTOR_START" --share "$1" \
     --selector "${folders[@]/%//selector}" --train_data "$WORK/training/seed_0/train.jsonl" \
-    --output_dir "$folder/adapter" --merged_dir "$folder/selector"
+    --output_dir "$folder/adapter" --merged_dir "$folder/merged"
+  mv "$folder/merged" "$folder/selector" # when it is complete
 }
 
 # judge NAME no_pseudo|with_pseudo : the gain of a selector's pick on dev, without and with the pseudo-passage among the

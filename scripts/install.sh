@@ -40,7 +40,9 @@ install() {
 if [ ! -x "$REPO/.venv/bin/python" ]; then
   python="$(find_python)"
   echo "making $REPO/.venv with $("$python" --version)"
+  trap 'rm -rf "$REPO/.venv"' EXIT # half an environment is none
   "$python" -m venv "$REPO/.venv"
+  trap - EXIT
 fi
 if [ -n "${TORCH_INDEX_URL:-}" ]; then # without its dependencies, which the CPU set brings from the usual index
   install "PyTorch" --no-deps --index-url "$TORCH_INDEX_URL" "$(grep '^torch==' "$REPO/requirements-cpu.txt")"

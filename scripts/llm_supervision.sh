@@ -23,7 +23,8 @@ done
 say "training groups of: $*"
 others=()
 for file in "$WORK"/kept/*.jsonl; do
-  if [[ " ${kept[*]} " != *" $file "* ]]; then others+=("$(basename "$file" .jsonl)"); fi
+  name="$(basename "$file" .jsonl)"
+  if [[ " $* " != *" $name "* && -e "$WORK/retrieved/$name.jsonl" ]]; then others+=("$name"); fi
 done
 if [ ${#others[@]} -gt 0 ]; then
   say "NOT among them: ${others[*]}. To train on all: bash scripts/llm_supervision.sh ${others[*]} $*, which computes nothing twice"

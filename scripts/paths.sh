@@ -134,7 +134,7 @@ if [ "$WORKERS" -gt 1 ]; then WORKER_FLAGS=(--num_workers "$WORKERS" ${RAY_ADDRE
 task_of() { echo "${TASK:-${1%_*}}"; }
 
 # needs_vectors : whether retrieval is by vectors; BM25 reads words.
-needs_vectors() { [[ " ${RETRIEVAL_FLAGS[*]} " != *" --retriever bm25 "* ]]; }
+needs_vectors() { [[ ! " ${RETRIEVAL_FLAGS[*]} " =~ " --retriever"[\ =]"bm25 " ]]; }
 
 # published_vectors : the name by which download_data.sh has vectors of PASSAGES by ENCODER; nothing where it has none, or
 # none are needed.

@@ -17,8 +17,12 @@ find_vectors() {
   : "${EMBEDDINGS:=$WORK/embeddings}"
 }
 
-has_published_vectors() { # those that passage_embed makes end in .npy
-  [[ ! -e "$EMBEDDINGS/shards.jsonl" && -n "$(compgen -G "$EMBEDDINGS/passages_[0-9]*" | grep -v '\.npy$')" ]]
+has_published_vectors() { # not those that passage_embed makes, or had begun to make
+  [[ -z "$(compgen -G "$EMBEDDINGS/shards.jsonl*")" && -n "$(compgen -G "$EMBEDDINGS/passages_[0-9]*")" ]]
+}
+
+shares_search() { # only exact search has workers
+  needs_vectors && [[ ! " ${RETRIEVAL_FLAGS[*]} " =~ " --index_type"[\ =][^F] ]]
 }
 
 is_large() { # the corpus has more than MILLION passages; fewer lines need not be read to know
@@ -43,9 +47,11 @@ if needs_vectors && ! has_published_vectors; then
   python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
     --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" ${EMBED:+"${OVERWRITE_FLAG[@]}"}
 fi
+shared=()
+if shares_search; then shared=("${WORKER_FLAGS[@]}"); fi
 say "retrieving $N_DOCS passages a question: $*"
 files=()
 for name in "$@"; do files+=("$QUESTIONS/$name.jsonl"); done
 python -m gainRAG.retrieval_engine.retrieval --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
   "${vectors[@]}" --data_path "${files[@]}" --output_dir "$WORK/retrieved" --n_docs "$N_DOCS" \
-  "${ENCODER_FLAGS[@]}" "${RETRIEVAL_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${OVERWRITE_FLAG[@]}"
+  "${ENCODER_FLAGS[@]}" "${RETRIEVAL_FLAGS[@]}" "${shared[@]}" "${OVERWRITE_FLAG[@]}"

@@ -111,4 +111,5 @@ def describe_kept(counts: Counter) -> str:
     """One line: how many questions were kept, and why the rest went."""
     total = sum(count for reason, count in counts.items() if not reason.startswith("kept,"))
     rest = "; ".join(f"{count} {reason}" for reason, count in counts.items() if reason != "kept" and count)
-    return f"kept {counts['kept']} of {total} questions" + (f" ({rest})" if rest else "")
+    advice = "" if counts["kept"] else "; --keep answerable and --keep holds keep more"
+    return f"kept {counts['kept']} of {total} questions" + (f" ({rest})" if rest else "") + advice

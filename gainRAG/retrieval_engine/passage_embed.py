@@ -54,7 +54,8 @@ def main() -> None:
         encoded = map_chunks(partial(ShardEncoder, options, store.folder), shards, workers)
         for number, [(ids, vectors)] in enumerate(encoded, output.done):
             output.append([save_shard(folder, number, ids, vectors, store.digest, number * size)])
-    command = f"python -m gainRAG.retrieval_engine.retrieval --passages {args.passages} --passages_embeddings {folder}"
+    command = f"python -m gainRAG.retrieval_engine.retrieval --model_name_or_path {args.model_name_or_path} "
+    command += f"--passages {args.passages} --passages_embeddings {folder} --data_path QUESTIONS --output_dir FOLDER"
     say_next("vectors", folder, command)
 
 

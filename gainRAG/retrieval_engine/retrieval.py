@@ -130,7 +130,8 @@ def main() -> None:
             write_found(records, found, store, outputs)
     report({source.name: output.records() for source, output in outputs.items()}, folder, args.n_docs)
     first = next(iter(targets.values()))
-    say_next("questions with passages", folder, f"python -m gainRAG.llm_supervision.construct_hf --data_path {first}")
+    command = f"python -m gainRAG.llm_supervision.construct_hf --data_path {first} --output_path GAINS.jsonl "
+    say_next("questions with passages", folder, command + "--task TASK --lm_type LLM")
 
 
 def dense_options(args: argparse.Namespace) -> tuple[EncoderOptions, SearchOptions]:

@@ -37,7 +37,7 @@ def main() -> None:
         for chunk in output.remaining(read_records(args.data_path, as_ranked), CHUNK, "picking"):
             output.append([pick(record, args.K_docs, args.no_pseudo) for record in chunk])
     command = f"python -m gainRAG.rag_workflow.rag_generation --data_path {args.output_path} --K_docs {args.K_docs}"
-    say_next("picks", args.output_path, command)
+    say_next("picks", args.output_path, f"{command} --task TASK --lm_type LLM")
 
 
 def pick(record: Record, k: int, no_pseudo: bool) -> Record:

@@ -140,7 +140,8 @@ def main() -> None:
     metrics = selection_metrics(before, read_hits(path), pseudo, args.K_docs, args.n_candidates)
     write_json(path.with_suffix(".metrics.json"), {**metrics, "too_long": too_long})
     print_report(metrics)
-    say_next("picks", path, f"python -m gainRAG.rag_workflow.rag_generation --data_path {path} --K_docs {args.K_docs}")
+    command = f"python -m gainRAG.rag_workflow.rag_generation --data_path {path} --K_docs {args.K_docs}"
+    say_next("picks", path, f"{command} --task TASK --lm_type {args.lm_type}")
 
 
 def check_input(records: Iterable[Record], n_candidates: int) -> tuple[list[Record], list[Record]]:

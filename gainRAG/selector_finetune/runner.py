@@ -22,13 +22,14 @@ import os
 import pickle
 import shutil
 import warnings
+import zipfile
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
 import torch.distributed
 from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from transformers import HfArgumentParser
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
@@ -49,8 +50,8 @@ LOCK = "training.lock"
 FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
 DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sampling")
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
-TRAINING_FLAGS += ("optim", "lr_scheduler_type", "fp16", "bf16", "seed", "dataloader_drop_last")
-TRAINING_FLAGS += ("train_sampling_strategy", "teacher_temperature")
+TRAINING_FLAGS += ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "fp16", "bf16", "seed")
+TRAINING_FLAGS += ("dataloader_drop_last", "train_sampling_strategy", "teacher_temperature")
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 UNWRITTEN = ("unexpected pos", "PytorchStreamWriter", *(f"(os error {number})" for number in NO_SPACE))
 
@@ -128,9 +129,9 @@ def is_finished(args: TrainingArguments, settings: Record) -> bool:
     if args.resume_from_checkpoint != "auto":
         return False
     args.resume_from_checkpoint = None
-    if not (folder / SETTINGS).exists():
-        return False
     finished, problem = (folder / FINISHED).exists(), f"{folder} holds a training with other settings"
+    if not (folder / SETTINGS).exists() or (finished and args.overwrite_output_dir):
+        return False
     try:
         require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
     except UserError as difference:
@@ -207,11 +208,15 @@ def warn_of_other_settings(former: Path, settings: Record) -> None:
 
 
 def is_whole(checkpoint: Path) -> bool:
-    """Whether its state, which transformers writes last, is there: a run may have died while it saved."""
+    """Whether its state, which transformers writes last, is there, and no weights are cut short: a run may have died
+    while it saved, and a machine before all had reached the disk."""
     try:
-        return bool(json.loads((checkpoint / "trainer_state.json").read_text("utf-8")))
-    except (OSError, ValueError):
+        state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+        for path in checkpoint.glob("*.safetensors"):
+            safe_open(path, "pt")
+    except (OSError, ValueError, SafetensorError):
         return False
+    return bool(state) and all(map(zipfile.is_zipfile, checkpoint.glob("**/*.pt")))  # what torch.save writes is a zip
 
 
 def wait_for_all() -> None:

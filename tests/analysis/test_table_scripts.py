@@ -121,7 +121,7 @@ def test_an_interrupted_embedding_is_resumed(questions, recorder):
     variables, log = recorder
     settings = {**variables, "PASSAGES": str(questions / "corpus.tsv")}
     (questions / "embeddings").mkdir()
-    for name in ("passages_00000.npy", "passages_00000.ids.npy", "shards.jsonl.unfinished"):
+    for name in ("passages_00000.npy", "passages_00000.ids.npy.partial", "shards.jsonl.unfinished"):
         (questions / "embeddings" / name).touch()
     for embed in ("", "1"):
         log.write_text("")
@@ -131,15 +131,26 @@ def test_an_interrupted_embedding_is_resumed(questions, recorder):
 
 def test_bm25_needs_no_vectors(questions, recorder):
     variables, log = recorder
-    settings = {**variables, "PASSAGES": str(questions / "corpus.tsv"), "RETRIEVAL_FLAGS": "--retriever bm25"}
+    settings = {**variables, "PASSAGES": str(questions / "corpus.tsv"), "WORKERS": "8"}
+    for flags in ("--retriever bm25", "--retriever=bm25"):
+        log.write_text("")
+        assert run_script("retrieval", questions, "A_test", **settings, RETRIEVAL_FLAGS=flags).returncode == 0
+        (command,) = commands(log)
+        assert "--passages_embeddings" not in command and "--num_workers" not in command
+
+
+@pytest.mark.parametrize(("flags", "workers"), [("--index_type Flat", True), ("--index_type IVF64,Flat", False)])
+def test_only_exact_search_is_shared_out(flags, workers, questions, recorder):
+    variables, log = recorder
+    settings = {**variables, "PASSAGES": str(questions / "corpus.tsv"), "WORKERS": "8", "RETRIEVAL_FLAGS": flags}
     assert run_script("retrieval", questions, "A_test", **settings).returncode == 0
-    (command,) = commands(log)
-    assert "--passages_embeddings" not in command and options(command)["--retriever"] == "bm25"
+    embed, retrieve = commands(log)
+    assert "--num_workers" in embed and ("--num_workers" in retrieve) == workers
 
 
 def test_training_groups_name_the_kept_sets_that_are_not_among_them(questions, recorder):
     variables, log = recorder
-    for folder, names in {"retrieved": "AB", "kept": "AC"}.items():
+    for folder, names in {"retrieved": "AC", "kept": "ACD"}.items():
         (questions / folder).mkdir()
         for name in names:
             (questions / folder / f"{name}_train.jsonl").touch()

@@ -543,11 +543,26 @@ def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train,
     ):
         train(*auto, "--num_train_epochs", 1)
     assert (out / "model.safetensors").stat().st_mtime_ns == trained
+    train(*auto, "--overwrite_output_dir")
+    assert (out / "model.safetensors").stat().st_mtime_ns > trained
     train(*auto, "--num_train_epochs", 1, "--overwrite_output_dir")
     assert len(losses(out)) == 3
     (out / runner.FINISHED).unlink()  # as if killed before its first checkpoint
     train(*auto, "--num_train_epochs", 1)
     assert (out / runner.FINISHED).exists()
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
+def test_a_checkpoint_that_is_cut_short_is_passed_over(train, name):
+    auto = ["--resume_from_checkpoint", "auto", "--save_strategy", "steps", "--save_steps", 2]
+    out = train(*auto)
+    whole = losses(out)
+    last = sorted(out.glob("checkpoint-*"))[-1]
+    with (last / name).open("r+b") as file:
+        file.truncate((last / name).stat().st_size // 2)
+    (out / runner.FINISHED).unlink()  # as if the machine died then
+    train(*auto)
+    assert losses(out) == pytest.approx(whole, abs=1e-6)
 
 
 def test_checkpoints_of_other_names_are_left_alone(train, tmp_path):
