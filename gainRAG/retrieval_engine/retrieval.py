@@ -24,7 +24,7 @@ from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options
 from gainRAG.common.progress import ProgressBar
 from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings
-from gainRAG.common.schemas import as_question
+from gainRAG.common.schemas import as_question, with_unique_ids
 from gainRAG.evaluation.recall import KS, MATCH, MATCHES, AnswerMatcher, match_rule, recall_at
 from gainRAG.retrieval_engine.exact_search import (
     GIB,
@@ -213,7 +213,7 @@ def output_files(sources: list[Path], folder: Path) -> dict[Path, Path]:
 def read_questions(path: Path, match: str) -> list[Record]:
     """The questions of a file, with the rule by which their answers are looked for unless it is DPR's."""
     noted = {} if match == "tokens" else {MATCH: match}
-    return [{**record, **noted} for record in read_records(path, as_question)]
+    return [{**record, **noted} for record in read_records(path, with_unique_ids(as_question))]
 
 
 def retrieval_settings(
@@ -286,6 +286,9 @@ def write_found(
     records: dict[Path, list[Record]], found: TopK, store: PassageStore, outputs: dict[Path, StageOutput]
 ) -> None:
     """Writes each question with its `ctxs`, file after file."""
+    without = int((found.positions < 0).all(axis=1).sum())
+    if without:
+        logger.warning("%d questions have no passage, as they share no word with any; answers need one", without)
     rows = zip(found.scores, found.positions, strict=True)
     for source, questions in records.items():
         with_found = list(zip(questions, itertools.islice(rows, len(questions)), strict=True))

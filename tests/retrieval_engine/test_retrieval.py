@@ -222,6 +222,16 @@ def test_mistakes_are_named_before_any_search(setting, call, more, message):
         call(retrieval, *flags, *more)
 
 
+def test_ids_that_later_stages_refuse_are_refused_at_once(setting, call, write_jsonl):
+    flags = setting()
+    twice = write_jsonl("twice.jsonl", [QUESTIONS[0], QUESTIONS[0]])
+    with pytest.raises(UserError, match=r"twice\.jsonl:2: field 'id': .* is there twice"):
+        call(retrieval, *flags, "--data_path", twice)
+    without = write_jsonl("without.jsonl", [{name: value for name, value in QUESTIONS[0].items() if name != "id"}])
+    with pytest.raises(UserError, match=r"without\.jsonl:1: field 'id': missing"):
+        call(retrieval, *flags, "--data_path", without)
+
+
 def test_outputs_that_would_collide(tmp_path, setting, call, write_jsonl):
     flags = setting()
     with pytest.raises(UserError, match="would replace its own input"):
