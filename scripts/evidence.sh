@@ -58,11 +58,16 @@ score_and_pick() {
   pick "$1" "$1" --no_pseudo
 }
 
-# answer K METHOD=FILE... : the answers to the questions of retrieved/sample.jsonl from K passages, answers/topK
+# answer NAME K FOLDER flags-of-run_baselines... : the answers to NAME's questions from K passages, answers/FOLDER
 answer() {
-  python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/sample.jsonl" --task "$TASK" \
-    --lm_type "$LLM" --output_dir "$WORK/answers/top$1" --K_docs "$1" --methods standard_rag rerank gainrag_no_pseudo \
-    --selections "${@:2}" "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}"
+  python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/$1.jsonl" --task "$TASK" --lm_type "$LLM" \
+    --output_dir "$WORK/answers/$3" --K_docs "$2" "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}" "${@:4}"
+}
+
+# answer_test : the answers of all methods to WORK's test questions, beside the gains of their picks
+answer_test() {
+  answer test 1 test --gains_path "$WORK/gains/test.jsonl" --selections rerank="$WORK/selected/rerank/test.jsonl" \
+    gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl"
 }
 
 # answer_from_more : the answers to a sample of the test questions from one to five passages
@@ -72,7 +77,10 @@ answer_from_more() {
     --output_path "$WORK/retrieved/sample.jsonl" --sample 200
   pick_best start test "$start" --K_docs 5 --no_pseudo
   pick_best "share_$SHARE" test "$trained" --K_docs 5 --no_pseudo
-  for k in 1 2 3 4 5; do answer "$k" rerank="$start" gainrag_no_pseudo="$trained"; done
+  for k in 1 2 3 4 5; do
+    answer sample "$k" "top$k" --methods standard_rag rerank gainrag_no_pseudo \
+      --selections rerank="$start" gainrag_no_pseudo="$trained"
+  done
 }
 
 # pick_from_bm25 : BM25's passages of a sample of the test questions, their gains, and what both selectors pick of them
@@ -89,10 +97,7 @@ pick_from_bm25() {
     score_candidates "share_$SHARE" "$trained" test --background_path "$written"
     pick rerank start --no_pseudo
     pick gainrag_no_pseudo "share_$SHARE" --no_pseudo
-    python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.jsonl" --task "$TASK" \
-      --lm_type "$LLM" --output_dir "$WORK/answers/test" --K_docs 1 --gains_path "$WORK/gains/test.jsonl" \
-      --selections rerank="$WORK/selected/rerank/test.jsonl" \
-      gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl" "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}"
+    answer_test
   )
 }
 
@@ -148,11 +153,7 @@ pick gainrag_no_pseudo "share_$SHARE" --no_pseudo
 for name in seed_{0,1,2} unseen groups_{125,250,500} alpha_0 float32; do
   score_and_pick "$name"
 done
-python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/test.jsonl" --task "$TASK" --lm_type "$LLM" \
-  --output_dir "$WORK/answers/test" --K_docs 1 --gains_path "$WORK/gains/test.jsonl" \
-  --selections rerank="$WORK/selected/rerank/test.jsonl" \
-  gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl" \
-  "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}"
+answer_test
 say "more passages in the prompt, and BM25's, for samples of the test questions"
 answer_from_more
 pick_from_bm25

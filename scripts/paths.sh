@@ -136,10 +136,10 @@ task_of() { echo "${TASK:-${1%_*}}"; }
 # needs_vectors : whether retrieval is by vectors; BM25 reads words.
 needs_vectors() { [[ ! " ${RETRIEVAL_FLAGS[*]} " =~ " --retriever"[\ =]"bm25 " ]]; }
 
-# published_vectors : the name by which download_data.sh has vectors of PASSAGES by ENCODER; nothing where it has none, or
-# none are needed.
+# published_vectors : the name by which download_data.sh has vectors of PASSAGES by ENCODER; nothing where it has none,
+# where none are needed, and where EMBEDDINGS names others or EMBED wants them made.
 published_vectors() {
-  if ! needs_vectors; then return; fi
+  if [ -n "$EMBEDDINGS$EMBED" ] || ! needs_vectors; then return; fi
   case "$PASSAGES ${ENCODER##*/}" in
     "$DOWNLOADS/psgs_w100.tsv.gz contriever-msmarco") echo embeddings ;;
     "$DOWNLOADS/psgs_w100.tsv.gz contriever") echo embeddings_contriever ;;

@@ -140,8 +140,8 @@ def plan_steps() -> list[Step]:
 
 
 def has_published_vectors() -> bool:
-    """Whether step 1 downloads vectors of the corpus: it is the published one, and no others are named or wanted."""
-    return bool(setting("PUBLISHED_VECTORS")) and not setting("EMBED") and not setting("EMBEDDINGS")
+    """Whether step 1 downloads vectors of the corpus, by the rule of scripts/paths.sh."""
+    return bool(setting("PUBLISHED_VECTORS"))
 
 
 def embeddings() -> Path:

@@ -35,7 +35,7 @@ step "1 downloads: the corpus, its vectors, the question sets"
 downloads=()
 if [ "$PASSAGES" = "$DOWNLOADS/psgs_w100.tsv.gz" ]; then downloads+=(corpus); fi
 vectors="$(published_vectors)"
-if [[ -n "$vectors" && -z "$EMBEDDINGS$EMBED" ]]; then downloads+=("$vectors"); fi
+if [ -n "$vectors" ]; then downloads+=("$vectors"); fi
 for name in "${sets[@]}"; do
   if [ ! -e "$QUESTIONS/$name.jsonl" ]; then downloads+=("${name/#$drawn/HotpotQA_train}"); fi
 done

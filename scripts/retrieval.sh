@@ -10,14 +10,13 @@ MILLION=1000000
 
 # find_vectors: sets EMBEDDINGS, unless it is set, to the published vectors if they are those of this corpus and encoder.
 find_vectors() {
-  local published="$DOWNLOADS/wikipedia_embeddings/${ENCODER##*/}"
-  if [[ -z "$EMBEDDINGS$EMBED" && -d "$published" && -n "$(published_vectors)" ]]; then
-    EMBEDDINGS="$published"
-  fi
+  local folder="$DOWNLOADS/wikipedia_embeddings/${ENCODER##*/}"
+  published="$(published_vectors)"
+  if [[ -n "$published" && -d "$folder" ]]; then EMBEDDINGS="$folder"; fi
   : "${EMBEDDINGS:=$WORK/embeddings}"
 }
 
-has_published_vectors() { # not those that passage_embed makes, or had begun to make
+holds_published_vectors() { # not those that passage_embed makes, or had begun to make
   [[ -z "$(compgen -G "$EMBEDDINGS/shards.jsonl*")" && -n "$(compgen -G "$EMBEDDINGS/passages_[0-9]*")" ]]
 }
 
@@ -36,9 +35,8 @@ find_vectors
 [ -e "$PASSAGES" ] || fail "$PASSAGES: no such file (bash scripts/download_data.sh corpus fetches the paper's)"
 vectors=()
 if needs_vectors; then vectors=(--passages_embeddings "$EMBEDDINGS"); fi
-if needs_vectors && ! has_published_vectors; then
+if needs_vectors && ! holds_published_vectors; then
   if [[ -z "$EMBED" && ! -e "$EMBEDDINGS/shards.jsonl" ]] && is_large; then
-    published="$(published_vectors)"
     fail "$PASSAGES has more than a million passages, and $EMBEDDINGS not the vectors of all:" \
       "${published:+bash scripts/download_data.sh $published fetches the published ones, }EMBEDDINGS=FOLDER names others," \
       "EMBED=1 embeds the passages here, and resumes where that was interrupted"
