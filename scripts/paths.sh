@@ -172,15 +172,23 @@ compute_gains() {
     "${OVERWRITE_FLAG[@]}" "$@"
 }
 
+# find_pseudo FOLDER NAME : sets PSEUDO, the flags with which a stage takes up the pseudo-passages that scoring NAME wrote
+# under FOLDER, or none where SELECTION_FLAGS leave them out
+find_pseudo() {
+  PSEUDO=(--background_path "$1/scored/trained/$2.background.jsonl")
+  if [[ " ${SELECTION_FLAGS[*]} " == *" --no_pseudo "* ]]; then PSEUDO=(--no_pseudo); fi
+}
+
 # score_candidates WHICH SELECTOR NAME extra-flags... : the scores that the selector gives to NAME's retrieved passages and
 # pseudo-passages, $WORK/scored/WHICH/NAME.jsonl
 score_candidates() {
-  local which="$1" selector="$2" name="$3"
+  local which="$1" selector="$2" name="$3" candidates="$((N_DOCS + 1))" # the pseudo-passage is one
   shift 3
+  if [[ " ${SELECTION_FLAGS[*]} $* " == *" --no_pseudo "* ]]; then candidates="$N_DOCS"; fi
   say "scores of all candidates of $name by $selector"
   python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path "$selector" \
     --data_path "$WORK/retrieved/$name.jsonl" --output_path "$WORK/scored/$which/$name.jsonl" \
-    --K_docs "$((N_DOCS + 1))" --n_candidates "$N_DOCS" --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" \
+    --K_docs "$candidates" --n_candidates "$N_DOCS" --lm_type "$LLM" "${LLM_FLAGS[@]}" "${SELECTION_FLAGS[@]}" \
     "${WORKER_FLAGS[@]}" "${LIMIT_FLAG[@]}" "${OVERWRITE_FLAG[@]}" "$@"
 }
 

@@ -12,8 +12,8 @@ for name in "$@"; do
   gains=()
   if [ -n "$GAINS" ]; then
     say "gains of all candidates of $name (for the table only)"
-    compute_gains "$name" "$N_DOCS" --predictions none \
-      --background_path "$WORK/scored/trained/$name.background.jsonl"
+    find_pseudo "$WORK" "$name"
+    compute_gains "$name" "$N_DOCS" --predictions none "${PSEUDO[@]}"
     gains=(--gains_path "$WORK/gains/$name.jsonl")
   fi
   shipped=()

@@ -13,13 +13,13 @@ pick() { # method which name extra-flags...
 need_names "$WORK/retrieved" "$@"
 for name in "$@"; do
   score_candidates trained "$SELECTOR" "$name"
-  written=(--background_path "$WORK/scored/trained/$name.background.jsonl")
-  score_candidates start "$SELECTOR_START" "$name" "${written[@]}"
+  find_pseudo "$WORK" "$name"
+  score_candidates start "$SELECTOR_START" "$name" "${PSEUDO[@]}"
   pick gainrag trained "$name"
   pick gainrag_no_pseudo trained "$name" --no_pseudo
   pick rerank start "$name" --no_pseudo
   if [ -n "$SHIPPED" ]; then
-    score_candidates shipped "$SHIPPED" "$name" "${written[@]}"
+    score_candidates shipped "$SHIPPED" "$name" "${PSEUDO[@]}"
     pick shipped shipped "$name" --no_pseudo
   fi
 done

@@ -38,8 +38,8 @@ for name in "${NAMES[@]}"; do
   if [ -e "$PLAIN/selector/config.json" ]; then
     methods+=" plain_ppl"
     selections+=(plain_ppl="$RUN/selected/plain_ppl/$name.jsonl")
-    WORK="$RUN" score_candidates plain_ppl "$PLAIN/selector" "$name" \
-      --background_path "$RUN/scored/trained/$name.background.jsonl" >/dev/null
+    find_pseudo "$RUN" "$name"
+    WORK="$RUN" score_candidates plain_ppl "$PLAIN/selector" "$name" "${PSEUDO[@]}" >/dev/null
     pick plain_ppl "$name" "$RUN/selected/plain_ppl/$name.jsonl" --K_docs "$K_DOCS"
   fi
   answer "$K_DOCS" "$name" "$RUN/answers_ablation/$name" "$methods" "${selections[@]}"

@@ -36,7 +36,13 @@ from gainRAG.llm_inference.background import (
     pseudo_passage_options,
     write_pseudo_passage_file,
 )
-from gainRAG.llm_inference.engine import add_engine_arguments, check_engine, engine_options, generation_options
+from gainRAG.llm_inference.engine import (
+    add_engine_arguments,
+    check_engine,
+    engine_options,
+    generation_options,
+    generation_settings,
+)
 from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.prompts import TASKS
 from gainRAG.selector_engine.selector import Selector, check_selector, keep_best, selector_dtype
@@ -112,14 +118,16 @@ def main() -> None:
         too_long = lengths.skipped
     selector = check_selector(args.model_name_or_path)
     device = pick_device(args.device)
+    pseudo, writing = [], None
     if options.written_here:
-        options = replace(options, path=path.with_suffix(".background.jsonl"))
-        write_pseudo_passage_file(options.path, questions, args.data_path, engine, generation, workers, args.overwrite)
-    pseudo = pseudo_passages(questions, options)
+        writing = {**generation_settings(engine, generation), "max_new_tokens": generation.max_new_tokens}
+    else:
+        pseudo = pseudo_passages(questions, options)
     settings = stage_settings(
         "selector_gainRag",
         {"model_name_or_path": selector, "data_path": args.data_path, "background_path": options.path},
         **{name: getattr(args, name) for name in FLAGS},
+        pseudo_passages=writing,
         selector_dtype=dtype_name(selector_dtype(args.selector_dtype, device)),
     )
     worker = partial(
@@ -132,6 +140,11 @@ def main() -> None:
         batch_tokens=args.batch_tokens,
     )
     with StageOutput(path, settings, args.overwrite) as output:
+        if options.written_here:
+            options = replace(options, path=path.with_suffix(".background.jsonl"))
+            afresh = args.overwrite and not output.resumed  # given again after a kill, it keeps what is written
+            write_pseudo_passage_file(options.path, questions, args.data_path, engine, generation, workers, afresh)
+            pseudo = pseudo_passages(questions, options)
         records = with_pseudo_passages(read(), pseudo)
         size = chunk_size(CHUNK[device.type], LEAST_CHUNK, len(questions), workers.num_workers)
         chunks = output.remaining(records, size, "selecting", len(questions))

@@ -314,6 +314,21 @@ def test_a_small_run_fills_the_cells_it_ran_and_leaves_the_rest_empty(name, meth
     assert not list(work.rglob("*unfinished*"))
 
 
+def test_selection_goes_without_pseudo_passages(tiny_run, tmp_path, read_jsonl):
+    work, variables = tiny_run
+    (tmp_path / "retrieved").symlink_to(work / "retrieved")
+    flags = {**variables, "SELECTION_FLAGS": "--no_pseudo", "SUPERVISION_FLAGS": "--gain_dtype float32", "GAINS": "1"}
+    for script in ("selector_engine", "rag_generation"):
+        done = run_script(script, tmp_path, "NaturalQA_test", **flags)
+        assert done.returncode == 0, done.stderr[-3000:]
+    with_pseudo, without = (
+        read_jsonl(tmp_path / "selected" / method / "NaturalQA_test.jsonl")
+        for method in ("gainrag", "gainrag_no_pseudo")
+    )
+    assert len(with_pseudo) == 3
+    assert with_pseudo == without
+
+
 def test_figure_1_needs_no_selector(tiny_run, tmp_path):
     work, variables = tiny_run
     (tmp_path / "retrieved").symlink_to(work / "retrieved")

@@ -9,6 +9,7 @@ import torch
 from conftest import SENTENCES, killed_at_record
 
 from gainRAG.common.cli import UserError
+from gainRAG.llm_inference import background
 from gainRAG.selector_engine import selector_gainRag
 from gainRAG.selector_engine.selector import Selector
 
@@ -153,6 +154,25 @@ def test_the_llm_writes_pseudo_passages_once(select, retrieved, read_jsonl, tiny
     assert select(retrieved, *flags).read_bytes() == former
     other = select(retrieved, "--background_path", kept, "--limit", 10, output="other.jsonl")
     assert other.read_bytes() == former
+
+
+def test_overwrite_given_again_writes_no_pseudo_passage_twice(select, retrieved, tiny_llama, monkeypatch):
+    flags = ["--lm_type", tiny_llama, "--background_tokens", 8, "--dtype", "float32", "--overwrite"]
+    whole = select(retrieved, *flags).read_bytes()
+    load = background.load_writer
+    writers = []
+    monkeypatch.setattr(background, "load_writer", lambda *options: writers.append(options) or load(*options))
+
+    def stops(self, pairs):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Selector, "score", stops)
+        select(retrieved, *flags)
+    assert select(retrieved, *flags).read_bytes() == whole
+    assert len(writers) == 1
+    select(retrieved, *flags)
+    assert len(writers) == 2
 
 
 def test_questions_too_long_to_write_about_are_named_or_left_out(select, write_jsonl, read_jsonl, tiny_llama):
