@@ -2,7 +2,6 @@
 
 import logging
 import math
-import re
 import shutil
 from pathlib import Path
 
@@ -15,12 +14,12 @@ from transformers import EvalPrediction, TrainerCallback
 from gainRAG.selector_finetune.arguments import TrainingArguments
 from gainRAG.selector_finetune.dataset import EpochOrder
 from gainRAG.selector_finetune.modeling import distillation_loss
+from gainRAG.selector_finetune.training_folder import find_checkpoints
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("loss", "top1_agreement", "gain_regret", "ndcg@10")
 COLLAPSED_SPREAD = 1e-5
-CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
 
 
 def ranking_metrics(student: Tensor, teacher: Tensor, temperature: float = 1.0) -> Tensor:
@@ -64,12 +63,6 @@ class SetDatasetEpoch(TrainerCallback):
 
     def on_epoch_begin(self, args, state, control, train_dataloader=None, **_) -> None:
         train_dataloader.dataset.epoch = int(state.epoch or 0)
-
-
-def find_checkpoints(folder: Path) -> list[Path]:
-    """The trainer's own checkpoints by their steps; a folder of another name (checkpoint-2-best) is the user's."""
-    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
 class DeleteOldCheckpoints(TrainerCallback):

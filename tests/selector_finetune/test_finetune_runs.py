@@ -21,6 +21,7 @@ from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import open_locked, write_json
 from gainRAG.selector_engine.selector import Selector
 from gainRAG.selector_finetune import runner
+from gainRAG.selector_finetune.training_folder import FINISHED, LOCK, SETTINGS
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
 PUBLISHED = [
@@ -328,11 +329,14 @@ def test_a_run_goes_on_with_the_same_settings_only_and_alone(train, tmp_path):
     out = tmp_path / "out"
     (out / "checkpoint-3").mkdir(parents=True)
     (out / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
-    write_json(out / runner.SETTINGS, {"flags": {"learning_rate": 0.5}})
+    write_json(out / SETTINGS, {"flags": {"learning_rate": 0.5}})
     resume = ["--model_name_or_path", NOWHERE, "--resume_from_checkpoint", "True"]
     with pytest.raises(UserError, match=r"training with other settings \(.*learning_rate: 0\.5 then, 0\.001 now"):
         train(*resume)
-    with open_locked(out / runner.LOCK, out, "w"), pytest.raises(UserError, match="another process is writing"):
+    with (
+        open_locked(out / LOCK, out, "w"),
+        pytest.raises(UserError, match="another process is writing"),
+    ):
         train(*resume)
     train("--resume_from_checkpoint", "True", "--overwrite_output_dir", "--num_train_epochs", 1)
     assert not (out / "checkpoint-3").exists()
@@ -547,9 +551,22 @@ def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train,
     assert (out / "model.safetensors").stat().st_mtime_ns > trained
     train(*auto, "--num_train_epochs", 1, "--overwrite_output_dir")
     assert len(losses(out)) == 3
-    (out / runner.FINISHED).unlink()  # as if killed before its first checkpoint
+    (out / FINISHED).unlink()  # as if killed before its first checkpoint
     train(*auto, "--num_train_epochs", 1)
-    assert (out / runner.FINISHED).exists()
+    assert (out / FINISHED).exists()
+
+
+def test_a_finished_training_is_measured_when_asked_again(train, write_jsonl):
+    flags = ["--resume_from_checkpoint", "auto", "--eval_data", write_jsonl("eval.jsonl", records(5))]
+    out = train(*flags)
+    measured = json.loads((out / "eval_results.json").read_text())
+    (out / "eval_results.json").unlink()  # as if it died while it measured
+    trained = (out / "model.safetensors").stat().st_mtime_ns
+    train(*flags)
+    again = json.loads((out / "eval_results.json").read_text())
+    assert again["eval_loss"] == pytest.approx(measured["eval_loss"], abs=1e-5)
+    assert (out / "model.safetensors").stat().st_mtime_ns == trained
+    assert (out / FINISHED).exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
@@ -560,7 +577,7 @@ def test_a_checkpoint_that_is_cut_short_is_passed_over(train, name):
     last = sorted(out.glob("checkpoint-*"))[-1]
     with (last / name).open("r+b") as file:
         file.truncate((last / name).stat().st_size // 2)
-    (out / runner.FINISHED).unlink()  # as if the machine died then
+    (out / FINISHED).unlink()  # as if the machine died then
     train(*auto)
     assert losses(out) == pytest.approx(whole, abs=1e-6)
 
@@ -607,12 +624,12 @@ def test_settings_do_not_depend_on_spelling_and_other_versions_only_stop_an_unfi
     spelled = [*auto, "--model_name_or_path", "./start", "--train_data", "same.jsonl", "--output_dir", "./out"]
     saved = (out / "model.safetensors").stat().st_mtime_ns
     train(*spelled)
-    settings = json.loads((out / runner.SETTINGS).read_text())
-    write_json(out / runner.SETTINGS, {**settings, "versions": {**settings["versions"], "torch": "1.0"}})
+    settings = json.loads((out / SETTINGS).read_text())
+    write_json(out / SETTINGS, {**settings, "versions": {**settings["versions"], "torch": "1.0"}})
     train(*spelled)
     assert (out / "model.safetensors").stat().st_mtime_ns == saved
     assert "made with other versions of libraries (torch: '1.0' then" in caplog.text
-    (out / runner.FINISHED).unlink()
+    (out / FINISHED).unlink()
     with pytest.raises(UserError, match="torch: '1.0' then"):
         train(*spelled)
 
@@ -622,7 +639,7 @@ def test_resuming_auto_takes_up_the_last_checkpoint(train):
     out = train(*flags)
     whole = losses(out)
     shutil.rmtree(out / "checkpoint-6")
-    (out / runner.FINISHED).unlink()
+    (out / FINISHED).unlink()
     kept = (out / "checkpoint-4").stat().st_mtime_ns
     train(*flags)
     assert losses(out) == whole

@@ -1,0 +1,156 @@
+"""The output folder of a training: what it was made from, whether it is finished, and where it resumes."""
+
+import contextlib
+import json
+import logging
+import re
+import shutil
+import zipfile
+from pathlib import Path
+
+import torch.distributed
+from safetensors import SafetensorError, safe_open
+
+from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
+from gainRAG.common.resume import require_same, stage_settings
+from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
+SETTINGS = "training.settings.json"
+LOCK = "training.lock"
+FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
+DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sampling")
+TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
+TRAINING_FLAGS += ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "fp16", "bf16", "seed")
+TRAINING_FLAGS += ("dataloader_drop_last", "train_sampling_strategy", "teacher_temperature")
+
+
+def lock_output_dir(args: TrainingArguments):
+    """Holds the output folder against a second training; the first process of several does."""
+    folder = output_folder(args.output_dir)
+    return open_locked(folder / LOCK, folder, "w") if args.should_save else contextlib.nullcontext()
+
+
+def training_settings(model: ModelArguments, data: DataArguments, training: TrainingArguments) -> Record:
+    """What decides the selector. Of batches it is how many questions an update sees, however they are spread."""
+    inputs = {"model_name_or_path": model.model_name_or_path}
+    inputs |= {f"train_data {number}": path for number, path in enumerate(data.train_data, 1)}
+    flags = {name: getattr(data, name) for name in DATA_FLAGS}
+    flags |= {name: getattr(training, name) for name in TRAINING_FLAGS}
+    batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * max(1, training.world_size)
+    return stage_settings("selector_finetune", inputs, **flags, questions_an_update=batch)
+
+
+def is_finished(args: TrainingArguments, settings: Record) -> bool:
+    """With --resume_from_checkpoint auto, whether the training wanted is there already; if not, what to do is settled:
+    resume, or start afresh.
+
+    Raises:
+        UserError: the folder holds a training with other settings, and --overwrite_output_dir is not given.
+    """
+    folder = Path(args.output_dir)
+    if args.resume_from_checkpoint != "auto":
+        return False
+    args.resume_from_checkpoint = None
+    finished, problem = (folder / FINISHED).exists(), f"{folder} holds a training with other settings"
+    if not (folder / SETTINGS).exists() or (finished and args.overwrite_output_dir):
+        return False
+    try:
+        require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
+    except UserError as difference:
+        if not args.overwrite_output_dir:
+            raise
+        logger.info("training starts afresh: %s", difference)
+        return False
+    if finished:
+        logger.info("%s is complete already, with the same settings", folder)
+    elif any(map(is_whole, find_checkpoints(folder))):
+        args.resume_from_checkpoint = "True"
+    args.overwrite_output_dir = True
+    return finished
+
+
+def prepare_output(args: TrainingArguments, settings: Record) -> None:
+    folder = Path(args.output_dir)
+    if args.resume_from_checkpoint:
+        args.resume_from_checkpoint = choose_checkpoint(args, settings)
+    if args.resume_from_checkpoint:
+        return
+    stale = folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, SETTINGS}
+    if stale and not args.overwrite_output_dir:
+        raise UserError(
+            f"{folder} holds files; --overwrite_output_dir trains into it, --resume_from_checkpoint True resumes"
+        )
+    wait_for_all()  # no process clears the folder while another still looks into it
+    if args.should_save:
+        (folder / FINISHED).unlink(missing_ok=True)
+        for checkpoint in find_checkpoints(folder):
+            shutil.rmtree(checkpoint)
+        write_json(folder / SETTINGS, settings)
+    wait_for_all()
+
+
+def choose_checkpoint(args: TrainingArguments, settings: Record) -> str | None:
+    """The checkpoint to resume from; with --overwrite_output_dir, None (afresh) where there is none."""
+    wanted = args.resume_from_checkpoint
+    if wanted.lower() != "true":
+        if not is_whole(Path(wanted)):
+            raise UserError(f"--resume_from_checkpoint {wanted}: holds no trainer_state.json, is no whole checkpoint")
+        warn_of_other_settings(Path(wanted).parent / SETTINGS, settings)
+        return wanted
+    try:
+        return last_checkpoint(Path(args.output_dir), settings)
+    except UserError as problem:
+        if not args.overwrite_output_dir:
+            raise
+        logger.info("training starts afresh: %s", problem)
+        return None
+
+
+def last_checkpoint(folder: Path, settings: Record) -> str:
+    """The whole checkpoint with the most steps.
+
+    Raises:
+        UserError: there is none, or the training had other settings.
+    """
+    whole = list(filter(is_whole, find_checkpoints(folder)))
+    if not whole:
+        raise UserError(f"--resume_from_checkpoint True: {folder} holds no whole checkpoint-* folder")
+    problem = f"--resume_from_checkpoint True: {folder} holds a training with other settings"
+    finished = (folder / FINISHED).exists()
+    require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
+    return str(whole[-1])
+
+
+def warn_of_other_settings(former: Path, settings: Record) -> None:
+    """A checkpoint named by its path may be trained on with other settings, but not unawares."""
+    try:
+        require_same(former, settings, f"{former.parent} was trained with other settings", "what is new counts now")
+    except UserError as difference:
+        logger.warning("%s", difference)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Whether its state, which transformers writes last, is there, and no weights are cut short: a run may have died
+    while it saved, and a machine before all had reached the disk."""
+    try:
+        state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
+        for path in checkpoint.glob("*.safetensors"):
+            safe_open(path, "pt")
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return bool(state) and all(map(zipfile.is_zipfile, checkpoint.glob("**/*.pt")))  # what torch.save writes is a zip
+
+
+def wait_for_all() -> None:
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+
+
+def find_checkpoints(folder: Path) -> list[Path]:
+    """The trainer's own checkpoints by their steps; a folder of another name (checkpoint-2-best) is the user's."""
+    found = [path for path in folder.glob("checkpoint-*") if CHECKPOINT.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
