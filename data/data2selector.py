@@ -14,7 +14,15 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import non_negative_int, positive_float, positive_int, run_stage, say_next, stage_parser
+from gainRAG.common.cli import (
+    keep_apart,
+    non_negative_int,
+    positive_float,
+    positive_int,
+    run_stage,
+    say_next,
+    stage_parser,
+)
 from gainRAG.common.jsonl import Record, read_records, write_records
 from gainRAG.common.schemas import as_supervised, passage_text
 from gainRAG.evaluation.gains import SIGNALS, gain_of
@@ -36,6 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    keep_apart(args.output_path, *args.data_path)
     paths, positions = filled(args.data_path), None
     if args.sample is not None:
         total = sum(1 for _ in read_all(paths, args.signal))
@@ -53,10 +62,16 @@ def main() -> None:
 
 def filled(paths: list[str]) -> list[str]:
     """The files, without those of which the filter kept nothing unless all are such."""
-    empty = [path for path in paths if Path(path).is_file() and not Path(path).stat().st_size]
+    empty = [path for path in paths if Path(path).is_file() and holds_nothing(Path(path))]
     for path in empty if len(empty) < len(paths) else ():
         logger.warning("%s is left out: it is empty, the filter kept nothing of it", path)
     return [path for path in paths if path not in empty] or paths
+
+
+def holds_nothing(path: Path) -> bool:
+    """Whether it is empty, or an empty list where it ends in .json."""
+    with path.open("rb") as file:
+        return file.read(8).strip() in (b"", b"[]")
 
 
 def read_all(paths: list[str], signal: str) -> Iterator[Record]:

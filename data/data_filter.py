@@ -9,7 +9,7 @@ import logging
 from collections import Counter
 from functools import partial
 
-from gainRAG.common.cli import run_stage, say_next, stage_parser
+from gainRAG.common.cli import keep_apart, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import read_records, write_records
 from gainRAG.evaluation.gains import add_filter_arguments, as_answered, describe_kept, filter_options, keep_answered
 
@@ -22,6 +22,7 @@ def main() -> None:
     parser.add_argument("--output_path", required=True, help="the records kept, .jsonl or .json")
     add_filter_arguments(parser)
     args = parser.parse_args()
+    keep_apart(args.output_path, args.data_path)
     options, counts = filter_options(**vars(args)), Counter()
     records = read_records(args.data_path, partial(as_answered, options=options))
     write_records(args.output_path, keep_answered(records, options, counts))

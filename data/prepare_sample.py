@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, keep_apart, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_records
 from gainRAG.common.schemas import as_question, as_retrieved
 from gainRAG.evaluation.question_files import read_wordings
@@ -70,6 +70,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Reads, draws, writes."""
     args = parse_arguments()
+    keep_apart(args.output_path, *args.data_path)
     only = read_wordings(*args.only_questions) if args.only_questions else None
     conditions = Conditions(only, args.answerable_in_top, args.max_answers)
     counts: Counter = Counter()

@@ -20,7 +20,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, fraction, non_negative_float, run_stage, stage_parser
+from gainRAG.common.cli import UserError, fraction, keep_apart, non_negative_float, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_records
 from gainRAG.common.schemas import as_question
 from gainRAG.evaluation.answers import normalize_answer
@@ -61,6 +61,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Reads, parts, leaves out what is nearly the same, writes."""
     args = parse_arguments()
+    for name in (*PARTS, "excluded"):
+        keep_apart(Path(args.output_dir) / f"{name}.jsonl", *args.data_path)
     records = read_all(args.data_path)
     parts = part_questions(records, args.test, args.dev)
     wordings = read_wordings(*args.exclude) if args.exclude else set()

@@ -70,11 +70,20 @@ answer_test() {
     gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl"
 }
 
+# train_with_all_contrast : alpha_1, from gains of the questions that the start has not seen, computed anew with alpha 1
+train_with_all_contrast() {
+  local folder="$WORK/alpha_1"
+  mkdir -p "$folder"
+  ln -sfn "$WORK/retrieved" "$folder/retrieved"
+  (WORK="$folder" && SUPERVISION_FLAGS+=(--no_pseudo --alpha 1) && script llm_supervision train)
+  (KEPT=("$folder/kept/train.jsonl") && train alpha_1 "${GROUP_FLAGS[@]}")
+}
+
 # answer_from_more : the answers to a sample of the test questions from one to five passages
 answer_from_more() {
   local k start="$WORK/top5/rerank.jsonl" trained="$WORK/top5/gainrag_no_pseudo.jsonl"
   python "$REPO/data/prepare_sample.py" --data_path "$WORK/retrieved/test.jsonl" \
-    --output_path "$WORK/retrieved/sample.jsonl" --sample 200
+    --output_path "$WORK/retrieved/sample.jsonl" --sample 400
   pick_best start test "$start" --K_docs 5 --no_pseudo
   pick_best "share_$SHARE" test "$trained" --K_docs 5 --no_pseudo
   for k in 1 2 3 4 5; do
@@ -135,13 +144,14 @@ for share in 0.6 0.8 1; do
 done
 judge "share_$SHARE" with_pseudo
 
-say "other selectors: one seed more, fewer groups, plain perplexity, float32"
+say "other selectors: one seed more, fewer groups, less and more contrast, float32"
 (TRAINING_FLAGS+=(--seed 2) && train seed_2 "${GROUP_FLAGS[@]}")
 (KEPT=("$WORK/kept/train.jsonl") && train unseen "${GROUP_FLAGS[@]}")
 for number in 125 250 500; do
   train "groups_$number" --sample "$number" "${GROUP_FLAGS[@]}"
 done
 train alpha_0 --signal retrieved_ppl "${GROUP_FLAGS[@]}"
+train_with_all_contrast
 (SPEED_FLAGS+=(--bf16 False) && train float32 "${GROUP_FLAGS[@]}")
 
 say "picks, gains and answers of the test questions"
@@ -150,7 +160,7 @@ compute_gains test "$NUM_PASSAGES" --background_path "$written"
 pick rerank start --no_pseudo
 score_candidates "share_$SHARE" "$WORK/training/share_$SHARE/selector" test --background_path "$written" >/dev/null
 pick gainrag_no_pseudo "share_$SHARE" --no_pseudo
-for name in seed_{0,1,2} unseen groups_{125,250,500} alpha_0 float32; do
+for name in seed_{0,1,2} unseen groups_{125,250,500} alpha_{0,1} float32; do
   score_and_pick "$name"
 done
 answer_test

@@ -20,6 +20,7 @@ VARIANTS = {  # name of a selection -> its selector, which is not cut to an adap
     "groups_250": "seed 0, 250 groups",
     "groups_500": "seed 0, 500 groups",
     "alpha_0": "all groups, seed 0, plain perplexity (alpha 0)",
+    "alpha_1": "seed 0, only questions that the start has not seen, alpha 1",
     "float32": "all groups, seed 0, in float32",
 }
 HEAD = """# The experiment's results

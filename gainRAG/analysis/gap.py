@@ -81,7 +81,7 @@ def measure(work: Path, name: str, methods: list[str]) -> list[Record]:
                 "label": METHODS[method],
                 "model": found and found.get("model"),
                 "K": found and found["K_docs"],
-                "gap": gap(read_predictions(folder, method, found["questions"]), picks, method) if there else None,
+                "gap": gap(read_predictions(folder, method, found), picks, method) if there else None,
             }
         )
     return rows

@@ -10,8 +10,10 @@ selector/trainer_state.json    loss and learning rate of the training
 table_*.json, figure_gap.json  the paper's tables and figure 1, where they were made
 """
 
+import math
 from functools import cached_property
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from gainRAG.common.cli import UserError, input_file
@@ -57,23 +59,30 @@ def _is_score(score: Any) -> bool:
     return all(map(is_number, numbers))
 
 
-def read_predictions(folder: Path, method: str, questions: int) -> list[Record]:
+def read_predictions(folder: Path, method: str, result: Record) -> list[Record]:
     """A method's predictions.
 
     Args:
         folder: that of the question set's results.json.
-        questions: how many results.json speaks of.
+        result: what results.json says of the method.
 
     Raises:
-        UserError: the file is missing or bad, or holds another number of questions.
+        UserError: the file is missing or bad, or not what results.json speaks of.
     """
     path = folder / f"{method}.jsonl"
     predictions = list(read_records(path, as_prediction))
-    if len(predictions) != questions:
+    remedy = "run run_baselines again, it resumes where it stopped"
+    if len(predictions) != result["questions"]:
         raise UserError(
-            f"{path}: {len(predictions)} predictions, but results.json speaks of {questions}; "
-            "run run_baselines again, it resumes where it stopped"
+            f"{path}: {len(predictions)} predictions, but results.json speaks of {result['questions']}; {remedy}"
         )
+    for metric, score in result["metrics"].items():
+        scores = [record[metric] for record in predictions if is_number(record.get(metric))]
+        if len(scores) == len(predictions) and not math.isclose(fmean(scores), score["mean"], abs_tol=1e-6):
+            raise UserError(
+                f"{path}: its {metric} is {fmean(scores):.4f}, but results.json says {score['mean']:.4f}, so it is of "
+                f"another run; {remedy}"
+            )
     return predictions
 
 
@@ -102,7 +111,7 @@ class QuestionSet:
         self.picks = find_picks(work, self.name, k=1)
         self.predictions: dict[str, dict[str, Record]] = {}
         for method, result in self.results.items():
-            predictions = read_predictions(folder, method, result["questions"])
+            predictions = read_predictions(folder, method, result)
             self.predictions[method] = {str(record.get("id")): record for record in predictions}
         first, *others = self.predictions.items()
         for method, records in others:

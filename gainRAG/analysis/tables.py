@@ -172,7 +172,7 @@ class Answered:
             return None
         result, folder = self.results[method, k]
         if metric == "mean":
-            predictions = read_predictions(folder, method, result["questions"])
+            predictions = read_predictions(folder, method, result)
             found = mean_with_interval([(record["cover_em"] + record["f1"]) / 2 for record in predictions])
         else:
             found = result["metrics"].get(metric) or result.get("picks", {}).get(metric)

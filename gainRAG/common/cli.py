@@ -100,6 +100,17 @@ def require(package: str) -> None:
         raise UserError(f"the package {package} is not installed: {OPTIONAL[package]}")
 
 
+def keep_apart(output: str | Path, *inputs: str | Path | None) -> None:
+    """Refuses an output that would take the place of what it is made from.
+
+    Raises:
+        UserError: it is one of the inputs, by whatever path.
+    """
+    for path in inputs:
+        if path and Path(output).resolve() == Path(path).resolve():
+            raise UserError(f"{output}: the output would replace its own input; give it another name or folder")
+
+
 def input_file(path: str | Path) -> Path:
     """`path` as a Path.
 
@@ -162,6 +173,6 @@ def run_stage(main: Callable[[], None]) -> None:
             raise
         print(f"error: the package {missing.name} is not installed: {OPTIONAL[missing.name]}", file=sys.stderr)
         sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted; the same command resumes where it stopped", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        print(f"interrupted; {stop or 'the same command resumes where it stopped'}", file=sys.stderr)
         sys.exit(130)

@@ -37,14 +37,16 @@ FINGERPRINT_BYTES = 1 << 20  # of a file's head and of its tail
 FINGERPRINT_SAMPLES = 64  # pages in between: fine-tuned weights may differ in some layers only
 PAGE = 4096
 MODEL_FILES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".jinja", ".txt", ".tiktoken")
-NOT_OF_A_MODEL = ("training_args.bin", "trainer_state.json", "train_results.json", "all_results.json",
-                  "eval_results.json", "training.settings.json", "README.txt", "LICENSE.txt")  # fmt: skip
+TRAINING_SETTINGS = "training.settings.json"  # of a selector's folder
+TRAINING_FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
+NOT_OF_A_MODEL = ("training_args.bin", TRAINING_FINISHED, "train_results.json", "all_results.json",
+                  "eval_results.json", TRAINING_SETTINGS, "README.txt", "LICENSE.txt")  # fmt: skip
 STARTED_AFRESH = "overwrite"  # in an unfinished run's settings: it began with --overwrite
 
 
 def fingerprint(path: str | Path, files: Iterable[Path] | None = None) -> str:
-    """Identifies a file or folder by names, sizes and a hash of heads, tails and a few pages in between: seconds even
-    for a 60 GB index.
+    """Identifies a file or folder by names, sizes and a hash: of records all bytes, of other files heads, tails and a
+    few pages in between, which takes seconds even for a 60 GB index.
 
     Args:
         files: those of the folder that count; None: all below it.
@@ -60,7 +62,10 @@ def fingerprint(path: str | Path, files: Iterable[Path] | None = None) -> str:
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
         with file.open("rb") as handle:
             digest.update(handle.read(FINGERPRINT_BYTES))
-            if size > 2 * FINGERPRINT_BYTES:
+            if size > 2 * FINGERPRINT_BYTES and file.suffix in (".jsonl", ".json"):
+                for left in range(size - 2 * FINGERPRINT_BYTES, 0, -FINGERPRINT_BYTES):
+                    digest.update(handle.read(min(left, FINGERPRINT_BYTES)))
+            elif size > 2 * FINGERPRINT_BYTES:
                 for sample in range(FINGERPRINT_SAMPLES):
                     handle.seek(FINGERPRINT_BYTES + (size - 2 * FINGERPRINT_BYTES) * sample // FINGERPRINT_SAMPLES)
                     digest.update(handle.read(PAGE))
@@ -164,7 +169,7 @@ class StageOutput:
     def _open(self, overwrite: bool) -> None:
         if self._unfinished_settings.exists() and not self.unfinished.exists() and self.path.exists():
             self._unfinished_settings.replace(self._settings_path)  # died between the two renames of finish()
-        if self.path.exists() and not overwrite and not self.unfinished.exists():
+        if self.path.exists() and not overwrite and (not self.unfinished.exists() or self._only_the_whole_is_ours()):
             self._require_same(self._settings_path, "exists, made with other settings", finished=True)
             self.complete = True
             logger.info("%s is complete already, with the same settings", self.path)
@@ -179,6 +184,17 @@ class StageOutput:
         self.done = self._cut_torn_line()
         if self.done:
             logger.info("%s: resumes after %d records of an earlier run", self.path, self.done)
+
+    def _only_the_whole_is_ours(self) -> bool:
+        """Whether the finished file has these settings, and the unfinished one, of a run that replaces it, others."""
+        return self._are_settings(self._settings_path) and not self._are_settings(self._unfinished_settings)
+
+    def _are_settings(self, path: Path) -> bool:
+        try:
+            require_same(path, self.settings, "", "", finished=True)
+        except UserError:
+            return False
+        return True
 
     def _began_with_overwrite(self) -> bool:
         """Whether --overwrite began the unfinished run with these settings: given again after a kill, it resumes."""

@@ -8,7 +8,7 @@ Records pair by id. Scores are shown in percent; the difference is B - A, so pos
 from collections.abc import Sequence
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, keep_apart, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import FieldError, Record, read_records, write_json
 from gainRAG.common.schemas import with_unique_ids
 from gainRAG.evaluation.results import markdown_table
@@ -96,6 +96,8 @@ def main() -> None:
     parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the resampling")
     args = parser.parse_args()
 
+    if args.json:
+        keep_apart(args.json, args.a, args.b)
     pairs = paired_scores(args.a, args.b)
     rows = compare(pairs, args.samples, args.seed)
     print(f"A: {args.a}\nB: {args.b}\n{len(pairs)} questions, scores in percent\n\n{comparison_table(rows)}", end="")

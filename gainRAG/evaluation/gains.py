@@ -6,11 +6,27 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import FieldError, Record
 from gainRAG.common.schemas import as_supervised
 
 SIGNALS = ("PPL_CD", "retrieved_ppl")
 KEEPS = ("answered", "answerable", "holds")
+LARGEST_NLL = 700.0  # nats; its exponential still is a finite float64, which JSON can hold
+
+
+def perplexity_of(nll: float) -> float:
+    """exp(nll), of a mean negative log-likelihood in nats; cut so that JSON can hold it.
+
+    Raises:
+        UserError: it is not a number, so the LLM overflowed.
+    """
+    if math.isnan(nll):
+        raise UserError(
+            "the LLM's scores of a gold answer are not numbers: its number format overflows; give a wider one, "
+            "--gain_dtype float32 or bfloat16 (construct_vllm: --dtype), and run the same command with it"
+        )
+    return math.exp(min(nll, LARGEST_NLL))
 
 
 def gain_of(perplexity: float) -> float:

@@ -16,7 +16,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import input_file, non_negative_float, run_stage, say_next, stage_parser
+from gainRAG.common.cli import input_file, keep_apart, non_negative_float, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, map_chunks, worker_options
@@ -66,7 +66,7 @@ def main() -> None:
     args = parse_arguments()
     workers, options = worker_options(**vars(args)), candidate_options(**vars(args))
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
-    input_file(args.data_path)
+    keep_apart(args.output_path, input_file(args.data_path), args.background_path)
     check_engine(engine, generation)
     scorer = scorer_options(engine, args.gain_dtype)
     lengths = length_check(options, scorer, generation)

@@ -9,16 +9,16 @@ and PPL_CD. The LLM works in `--dtype auto` unless told otherwise. A stopped run
 """
 
 import logging
-import math
 from collections.abc import Sequence
 from functools import partial
 from statistics import fmean
 from typing import TYPE_CHECKING
 
-from gainRAG.common.cli import input_file, run_stage, say_next, stage_parser
+from gainRAG.common.cli import input_file, keep_apart, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record
 from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput
+from gainRAG.evaluation.gains import perplexity_of
 from gainRAG.llm_inference.build_prompts import PromptBuilder, encode_answers, encode_prompts
 from gainRAG.llm_inference.engine import (
     EngineOptions,
@@ -50,7 +50,7 @@ def main() -> None:
     parser = stage_parser(__doc__)
     add_candidate_arguments(parser, backends=("vllm",))
     args = parser.parse_args()
-    input_file(args.data_path)
+    keep_apart(args.output_path, input_file(args.data_path), args.background_path)
     engine, generation, options = (
         engine_options(**vars(args)),
         generation_options(**vars(args)),
@@ -99,7 +99,7 @@ def add_perplexities(engine: "VLLMEngine", builder: PromptBuilder, chunk: Sequen
     cases = [(prompt, answer) for _, prompt, answers in candidates for answer in answers]
     found = iter(engine.answer_log_probabilities(cases))
     for passage, _, answers in candidates:
-        passage["retrieved_ppl"] = min(math.exp(-fmean(next(found))) for _ in answers)
+        passage["retrieved_ppl"] = min(perplexity_of(-fmean(next(found))) for _ in answers)
 
 
 if __name__ == "__main__":

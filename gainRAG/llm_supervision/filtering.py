@@ -18,7 +18,7 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, say_next, stage_parser
+from gainRAG.common.cli import UserError, input_file, keep_apart, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_records
 from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput, stage_settings
@@ -78,6 +78,7 @@ def main() -> None:
     read = partial(read_records, args.data_path, lambda record: lengths(as_supervised(record, options.signal)))
     total = sum(1 for _ in read())
     lengths.report(total)
+    keep_apart(args.output_path, args.data_path)
     predictions = Path(args.output_path).with_suffix(".predictions.jsonl")
     settings = answer_settings(args.data_path, args.skip_too_long, options, engine, generation)
     with StageOutput(predictions, settings, args.overwrite) as output:

@@ -8,7 +8,6 @@ With logits z_c after (passage, question) and z_0 after the question alone, z = 
 PPL_CD = exp(-mean log softmax(z)[answer token]). A low value says that the passage helps the model to the answer.
 """
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,13 +16,13 @@ from itertools import islice
 import torch
 
 from gainRAG.common.batching import CPU_LLM_TOKENS, LLM_TOKENS, BatchBudget
+from gainRAG.evaluation.gains import perplexity_of
 from gainRAG.llm_inference.build_prompts import encode_answers, encode_prompts
 from gainRAG.llm_inference.decoding import common_start
 from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
 
 WINDOW_BATCHES = 8  # batches' worth of tokens that are sorted by length together
 SLICE_LOGITS = 4096  # float32 logits held at once for each token of the budget: 256 MiB at 16384 tokens
-LARGEST_NLL = 700.0  # nats; its exponential still is a finite float64, which JSON can hold
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ class GainScorer:
         for lowest in self._lowest_nll(window):
             contrasts, plains = lowest.tolist()
             yield [
-                PassageGain(_perplexity(contrast), _perplexity(plain))
+                PassageGain(perplexity_of(contrast), perplexity_of(plain))
                 for contrast, plain in zip(contrasts, plains, strict=True)
             ]
 
@@ -204,10 +203,6 @@ class GainScorer:
                 found[0, part, here] = _log_likelihood(z, nodes[here] - low, targets[here])
         lengths = [len(answer) for answer in tree.answers]
         return torch.stack([-part.double().mean(dim=2) for part in found.split(lengths, dim=2)], dim=2)
-
-
-def _perplexity(nll: float) -> float:
-    return math.exp(min(nll, LARGEST_NLL))
 
 
 def _log_likelihood(logits: torch.Tensor, nodes: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from gainRAG.common.cli import positive_int
-from gainRAG.common.jsonl import FieldError, Record, read_records
+from gainRAG.common.cli import UserError, keep_apart, positive_int
+from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.common.schemas import as_retrieved
 from gainRAG.evaluation.answers import accuracy, option_labels, score_prediction
@@ -46,33 +46,34 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
 def read_answerable(
     path: str | Path, limit: int | None, lengths: LengthCheck, shape: Callable[[Record], Record] | None = None
 ) -> Iterator[Record]:
-    """The first questions of a selection or retrieval file that fit the LLM, each with a passage at least.
+    """The first questions of a selection or retrieval file that fit the LLM.
 
     Args:
-        shape: what checks a record; None: `as_answerable`.
+        shape: what checks a record; None: `as_retrieved`.
 
     Raises:
-        UserError: a record is unusable, has no passage, or is too long and not to be skipped.
+        UserError: a record is unusable, or is too long and not to be skipped.
     """
-    shape = shape or as_answerable
+    shape = shape or as_retrieved
     return itertools.islice(read_records(path, lambda record: lengths(shape(record))), limit)
-
-
-def as_answerable(record: Record) -> Record:
-    """A question with `ctxs`, at least one."""
-    record = as_retrieved(record)
-    if not record["ctxs"]:
-        raise FieldError("ctxs", "empty; wanted at least one passage")
-    return record
 
 
 def check_questions(records: Iterable[Record], k: int) -> list[Record]:
     """The questions without their passages. Reads every record, so that a bad one ends the run before any model loads;
-    questions with fewer than `k` passages are counted in the log."""
-    questions, fewer = [], 0
+    questions with fewer than `k` passages, and with none, are counted in the log.
+
+    Raises:
+        UserError: no question has a passage.
+    """
+    questions, fewer, none = [], 0, 0
     for record in records:
         fewer += len(record["ctxs"]) < k
+        none += not record["ctxs"]
         questions.append({name: value for name, value in record.items() if name != "ctxs"})
+    if questions and none == len(questions):
+        raise UserError("no question has a passage in its 'ctxs'; wanted retrieval or selection output")
+    if none:
+        logger.warning("%d of %d questions have no passage and are answered without one", none, len(questions))
     if fewer:
         logger.info("%d of %d questions have fewer than K_docs=%d passages", fewer, len(questions), k)
     return questions
@@ -93,7 +94,11 @@ def open_predictions(
     Args:
         inputs: flag name -> the file that passages come from.
         k: passages in the prompt.
+
+    Raises:
+        UserError: `path` is one of the inputs, or as `StageOutput`.
     """
+    keep_apart(path, *inputs.values())
     flags = {"K_docs": k, "max_new_tokens": generation.max_new_tokens, "limit": limit, "skip_too_long": skip_too_long}
     settings = stage_settings("generation", inputs, **generation_settings(engine, generation), **flags)
     return StageOutput(path, settings, overwrite)

@@ -79,7 +79,7 @@ class Picks:
         """Reads every file but the retrieval output, from which the questions come.
 
         Raises:
-            UserError: one is unusable, or lacks one of the questions.
+            UserError: one is unusable, lacks one of the questions, or was made for fewer passages than `k`.
         """
         names = [str(record["id"]) for record in questions]
         for method, path in self.files.items():
@@ -89,6 +89,16 @@ class Picks:
                 raise UserError(
                     f"{path}: lacks {len(missing)} questions of --data_path, the first is id {missing[0]!r}"
                 )
+            if method in SELECTED:
+                self._require_k(method)
+
+    def _require_k(self, method: str) -> None:
+        held = max(map(len, self._of(method).values()), default=self.k)
+        if held < self.k and held < max(map(len, self._of("standard_rag").values()), default=0):
+            raise UserError(
+                f"{self.files[method]}: holds {held} passages a question, --K_docs {self.k} wants more; select with "
+                f"--K_docs {self.k}"
+            )
 
     def gain_for(self, question: Record, passage: Record) -> float | None:
         """The gain of a passage for a question; None where it was not computed."""

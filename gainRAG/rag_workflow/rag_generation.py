@@ -99,7 +99,8 @@ class AnswerWorker:
         return answer_chunk(chunk, self._prompt, self._write, self.builder.task)
 
     def _prompt(self, record: Record) -> str:
-        return self.builder.with_passages(record, record["ctxs"][: self.k])
+        passages = record["ctxs"][: self.k]
+        return self.builder.with_passages(record, passages) if passages else self.builder.without_passage(record)
 
     def _write(self, prompts: list[str]) -> list[Answer]:
         return write_answers(self.engine, prompts, self.max_new_tokens)

@@ -19,9 +19,10 @@ from pathlib import Path
 from statistics import fmean
 
 from gainRAG.common.cli import UserError, input_file, run_stage, say_next, stage_parser
-from gainRAG.common.jsonl import Record, read_records
-from gainRAG.common.resume import StageOutput
-from gainRAG.common.schemas import with_unique_ids
+from gainRAG.common.jsonl import Record, parse_json, read_records
+from gainRAG.common.models import weights_path
+from gainRAG.common.resume import StageOutput, identity, settings_file
+from gainRAG.common.schemas import as_retrieved, with_unique_ids
 from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import find_hits
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, write_results
@@ -40,7 +41,6 @@ from gainRAG.rag_workflow.answering import (
     Answer,
     add_generation_arguments,
     answer_chunk,
-    as_answerable,
     check_questions,
     open_predictions,
     read_answerable,
@@ -105,12 +105,14 @@ def main() -> None:
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     check_engine(engine, generation)
     lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
-    read = read_answerable(args.data_path, args.limit, lengths, with_unique_ids(as_answerable))
+    read = read_answerable(args.data_path, args.limit, lengths, with_unique_ids(as_retrieved))
     questions = check_questions(read, args.K_docs)
     lengths.report(len(questions))
     flags = args.K_docs, args.limit, args.skip_too_long, args.overwrite
-    picks = Picks(args.K_docs, args.data_path, args.selections, args.gains_path)
+    asked = {method: path for method, path in args.selections.items() if method in args.methods}
+    picks = Picks(args.K_docs, args.data_path, asked, args.gains_path)
     picks.require(questions)
+    warn_of_other_llm(args.gains_path, engine)
     llm = SharedLLM(engine, generation)
     folder, results, scores = Path(args.output_dir), {}, {}
     for method in args.methods:
@@ -139,6 +141,15 @@ def main() -> None:
     write_results(folder / "results.json", results, text)
     first, last = (folder / f"{method}.jsonl" for method in (args.methods[0], args.methods[-1]))
     say_next("answers and table", folder, f"python -m gainRAG.evaluation.compare {first} {last}")
+
+
+def warn_of_other_llm(gains_path: str | None, engine: EngineOptions) -> None:
+    """Says so where the settings beside the gains name other weights than those that answer."""
+    settings = settings_file(Path(gains_path)) if gains_path else None
+    if settings and settings.exists() and engine.backend != "openai":
+        scored_by = parse_json(settings.read_bytes(), str(settings))["flags"].get("weights")
+        if scored_by not in (None, identity(weights_path(engine.lm_type))):
+            logger.warning("%s: gains of another LLM than %s, which answers here", gains_path, engine.lm_type)
 
 
 class SharedLLM:
@@ -187,11 +198,11 @@ def pick_scores(picks: Picks, method: str, questions: list[Record]) -> dict[str,
     """What the first pick of every question is worth: `hit_at_1` (it holds a gold answer), `hit_at_k` (one of its K
     picks does), `pick_gain` (its -log(PPL_CD + 1); None unless all picks were scored), `pseudo_share`. Empty where the
     method picks nothing."""
-    picked = [(record, passages) for record in questions if (passages := picks.passages_for(method, record))]
-    if not picked:
+    picked = [(record, picks.passages_for(method, record)) for record in questions]
+    if not any(passages for _, passages in picked):
         return {}
-    hits = [find_hits(record, passages) for record, passages in picked]
-    gains = [picks.gain_for(record, passages[0]) for record, passages in picked]
+    hits = [find_hits(record, passages) or [False] for record, passages in picked]
+    gains = [picks.gain_for(record, passages[0]) if passages else None for record, passages in picked]
     unscored = sum(gain is None for gain in gains)
     if unscored and picks.candidates:
         logger.warning("%s: %d picks are not among the scored passages; mean gain is left out", method, unscored)
@@ -199,7 +210,7 @@ def pick_scores(picks: Picks, method: str, questions: list[Record]) -> dict[str,
         "hit_at_1": [float(row[0]) for row in hits],
         "hit_at_k": [float(any(row)) for row in hits],
         "pick_gain": None if unscored else gains,
-        "pseudo_share": [float(bool(passages[0].get("is_pseudo"))) for _, passages in picked],
+        "pseudo_share": [float(bool(passages and passages[0].get("is_pseudo"))) for _, passages in picked],
     }
 
 

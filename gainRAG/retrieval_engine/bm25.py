@@ -77,6 +77,8 @@ def _make(store: PassageStore, folder: Path) -> None:
         np.array([vocabulary.setdefault(word, len(vocabulary)) for word in passage], "int32")
         for passage in _passage_words(store)
     ]
+    if not vocabulary:
+        raise UserError(f"{store.folder}: no passage has a word that BM25 could look for")
     index = bm25s.BM25()
     index.index((tokens, vocabulary))
     index.save(folder)

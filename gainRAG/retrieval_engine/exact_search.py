@@ -21,7 +21,7 @@ from gainRAG.common.cli import UserError
 from gainRAG.common.parallel import WorkerOptions, map_chunks
 from gainRAG.common.progress import ProgressBar
 from gainRAG.retrieval_engine.passages import PassageStore
-from gainRAG.retrieval_engine.vectors import Shard, as_float32, rows_of
+from gainRAG.retrieval_engine.vectors import Shard, as_float32, require_all, rows_of
 
 logger = logging.getLogger(__name__)
 
@@ -95,6 +95,7 @@ def search_shards(
     k: int,
     max_bytes: float,
     knns: list[Knn] | None = None,
+    whole: bool = True,
 ) -> TopK:
     """Exact search over all shards.
 
@@ -105,9 +106,10 @@ def search_shards(
         k: passages wanted a query.
         max_bytes: bound on the memory that the search takes beside the queries and their results.
         knns: what searches a chunk, one a device; None finds the GPUs, else takes the CPU.
+        whole: whether the shards are of the whole corpus.
 
     Raises:
-        UserError: a vector's dimension is not the queries', or an id is of no passage: says which.
+        UserError: a vector's dimension is not the queries', an id is of no passage, or a passage has no vector.
     """
     knns = knns or faiss_knns()
     k = min(k, len(store))
@@ -115,16 +117,19 @@ def search_shards(
     size = min(len(store), chunk_rows(len(queries), dim, k, max_bytes, len(knns)))
     chunks = with_progress(shard_chunks(shards, store, dim, size), len(store))
     heaps = TopKHeaps(len(queries), k)
-    devices = [(knn, np.empty((size, dim), "float32")) for knn in knns]
+    devices, seen = [(knn, np.empty((size, dim), "float32")) for knn in knns], 0
     with ThreadPoolExecutor(len(devices)) as pool:
         running = deque()
         for number, (positions, vectors) in enumerate(without_empty(chunks, store.empty)):
+            seen += len(positions)
             if len(running) == len(devices):
                 heaps.add(*running.popleft().result())
             device = devices[number % len(devices)]
             running.append(pool.submit(search_chunk, device, queries, vectors, positions, k, heaps.floor))
         for search in running:
             heaps.add(*search.result())
+    if whole:
+        require_all(seen, store)
     return heaps.finish()
 
 
@@ -158,7 +163,7 @@ class ShardSearcher:
         self.store = PassageStore(store_folder)
 
     def __call__(self, shards: list[Shard]) -> TopK:
-        return search_shards(self.queries, shards, self.store, self.k, self.max_bytes)
+        return search_shards(self.queries, shards, self.store, self.k, self.max_bytes, whole=False)
 
 
 def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:

@@ -18,7 +18,16 @@ from pathlib import Path
 
 import numpy as np
 
-from gainRAG.common.cli import UserError, positive_float, positive_int, require, run_stage, say_next, stage_parser
+from gainRAG.common.cli import (
+    UserError,
+    keep_apart,
+    positive_float,
+    positive_int,
+    require,
+    run_stage,
+    say_next,
+    stage_parser,
+)
 from gainRAG.common.jsonl import Record, parse_json, read_records, write_json
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options
@@ -184,7 +193,7 @@ def question_files(patterns: Iterable[str]) -> list[Path]:
         path = Path(pattern)
         if path.is_dir():
             found = sorted(file for ending in ("*.jsonl", "*.json") for file in path.glob(ending))
-            found = [file for file in found if not file.name.endswith(".settings.json")]
+            found = [file for file in found if not file.name.endswith((".settings.json", RECALLS))]
         else:
             found = [path] if path.exists() else sorted(map(Path, glob.glob(pattern)))
         if not found:
@@ -202,8 +211,7 @@ def output_files(sources: list[Path], folder: Path) -> dict[Path, Path]:
     outputs: dict[Path, Path] = {}
     for source in sources:
         output = folder / source.name
-        if output.resolve() == source.resolve():
-            raise UserError(f"--output_dir {folder}: the output would replace its own input {source}")
+        keep_apart(output, source)
         if output in outputs.values():
             raise UserError(f"--data_path: two files are named {source.name}, and so would be their outputs")
         outputs[source] = output

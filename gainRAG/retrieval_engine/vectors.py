@@ -174,7 +174,7 @@ def embeddings_folder(patterns: Sequence[str]) -> Path | None:
         UserError: they mean nothing, several folders, or not all embeddings of one.
     """
     patterns = [pattern for pattern in patterns if pattern]
-    if len(patterns) < 2 and not any(map(glob.has_magic, patterns)):
+    if len(patterns) < 2 and (Path(*patterns).is_dir() or not any(map(glob.has_magic, patterns))):
         return Path(patterns[0]) if patterns else None
     given = " ".join(patterns)
     files = {Path(file) for pattern in patterns for file in glob.glob(pattern)}
@@ -214,13 +214,37 @@ def check_shards(shards: list[Shard], dim: int, store: PassageStore) -> None:
     """Refuses, before anything is computed, what can be told without reading vectors.
 
     Raises:
-        UserError: a shard's dimension is not `dim`, or one of its ids is of no passage.
+        UserError: a shard's dimension is not `dim`, it is known to be of another corpus, or one of its ids is of no
+            passage; or all of them have fewer vectors than there are passages.
     """
     for shard in shards:
+        if shard.passages not in (None, store.digest):
+            raise UserError(
+                f"{shard.path}: vectors of another corpus, or of this one before it was changed; give that corpus, or "
+                "embed this one (passage_embed, with --overwrite if into the same folder)"
+            )
         if shard.dim not in (None, dim):
             raise UserError(f"{shard.path}: vectors of {shard.dim} dimensions, the encoder makes {dim}")
         if shard.ids_path:
             shard.place(store)
+    if shards and all(shard.count is not None for shard in shards):
+        require_all(sum(shard.count for shard in shards), store)
+
+
+def require_all(vectors: int, store: PassageStore) -> None:
+    """Refuses to search a part of the corpus as if it were the whole.
+
+    Args:
+        vectors: how many there are of its passages that have a text.
+
+    Raises:
+        UserError: fewer than there are such passages.
+    """
+    passages = len(store) - len(store.empty)
+    if vectors < passages:
+        raise UserError(
+            f"{passages - vectors} of the corpus's {passages} passages have no vector; fetch or embed the missing ones"
+        )
 
 
 def shards_fingerprint(shards: list[Shard]) -> str:

@@ -10,7 +10,7 @@ if there were no pseudo-passage. A finished output is left as it is:
 import argparse
 from itertools import pairwise
 
-from gainRAG.common.cli import input_file, positive_int, run_stage, say_next, stage_parser
+from gainRAG.common.cli import input_file, keep_apart, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import FieldError, Record, output_file, read_records
 from gainRAG.common.resume import StageOutput, stage_settings
 from gainRAG.common.schemas import as_scored
@@ -32,6 +32,7 @@ def main() -> None:
     args = parse_arguments()
     path = output_file(args.output_path)
     inputs = {"data_path": input_file(args.data_path)}
+    keep_apart(path, args.data_path)
     settings = stage_settings("pick_best", inputs, K_docs=args.K_docs, no_pseudo=args.no_pseudo)
     with StageOutput(path, settings, args.overwrite or not path.exists()) as output:  # too quick to resume halfway
         for chunk in output.remaining(read_records(args.data_path, as_ranked), CHUNK, "picking"):

@@ -7,6 +7,7 @@ best = Selector("BAAI/bge-reranker-base").select(question, passages, k=1)
 import logging
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from gainRAG.common.models import (
     straight_to,
     weights_path,
 )
+from gainRAG.common.resume import TRAINING_FINISHED, TRAINING_SETTINGS
 from gainRAG.common.schemas import passage_text
 
 logger = logging.getLogger(__name__)
@@ -180,11 +182,17 @@ def check_selector(name: str) -> str:
     """What `from_pretrained` takes for a selector, found without loading its weights.
 
     Raises:
-        UserError: no such model, not one with a single logit, or a tokenizer that does not fit it.
+        UserError: no such model, not one with a single logit, a tokenizer that does not fit it, or an unfinished
+            training.
     """
     from transformers import AutoConfig
 
     path = weights_path(name)
+    if (Path(path) / TRAINING_SETTINGS).exists() and not (Path(path) / TRAINING_FINISHED).exists():
+        raise UserError(
+            f"{name}: its training is unfinished ({TRAINING_SETTINGS} without {TRAINING_FINISHED}), so the weights are "
+            "of an earlier one; run selector_finetune to its end"
+        )
     with explain_load_errors(name):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     if config.num_labels != 1:

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from gainRAG.common.batching import chunk_size
-from gainRAG.common.cli import UserError, input_file, positive_int, run_stage, say_next, stage_parser
+from gainRAG.common.cli import UserError, input_file, keep_apart, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, output_file, read_records, write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
@@ -104,7 +104,7 @@ def main() -> None:
         pseudo_passage_options(**vars(args)),
     )
     generation = replace(generation_options(**vars(args)), max_new_tokens=options.max_new_tokens)
-    input_file(args.data_path)
+    keep_apart(path, input_file(args.data_path), args.background_path)
     lengths = None
     if options.written_here:
         check_engine(engine, generation)

@@ -37,7 +37,13 @@ from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, T
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
 from gainRAG.selector_finetune.trainer import SelectorTrainer
-from gainRAG.selector_finetune.training_folder import is_finished, lock_output_dir, prepare_output, training_settings
+from gainRAG.selector_finetune.training_folder import (
+    is_finished,
+    lock_output_dir,
+    prepare_output,
+    refuse_own_checkpoint,
+    training_settings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +57,7 @@ def main() -> None:
         logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = parse_arguments()
+    refuse_own_checkpoint(model_args.model_name_or_path, training_args)
     with lock_output_dir(training_args):
         settings = training_settings(model_args, data_args, training_args)
         if not is_finished(training_args, settings):
@@ -136,6 +143,12 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
         args = self.data_args
         wanted = args.query_max_len + args.passage_max_len
         self.max_length = min(wanted, longest_input(self.model.model.config, self.tokenizer) or wanted)
+        special = self.tokenizer.num_special_tokens_to_add(pair=True)
+        if self.max_length <= special:
+            raise UserError(
+                f"--query_max_len {args.query_max_len} --passage_max_len {args.passage_max_len}: {special} tokens mark "
+                "where the two begin and end; wanted more than that in all"
+            )
         if self.max_length < wanted:
             logger.info(
                 "pairs are cut to the %d tokens that the model can read; query_max_len + passage_max_len is %d",
@@ -182,6 +195,10 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
         checkpoint = self.training_args.resume_from_checkpoint
         try:
             return self.trainer.train(resume_from_checkpoint=checkpoint)
+        except KeyboardInterrupt:
+            raise KeyboardInterrupt(
+                "--resume_from_checkpoint auto, without --overwrite_output_dir, resumes at the last checkpoint"
+            ) from None
         except torch.OutOfMemoryError as problem:
             args = self.training_args
             size, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps

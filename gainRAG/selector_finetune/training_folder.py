@@ -13,19 +13,30 @@ from safetensors import SafetensorError, safe_open
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
-from gainRAG.common.resume import require_same, stage_settings
+from gainRAG.common.resume import TRAINING_FINISHED, TRAINING_SETTINGS, require_same, stage_settings
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
 
 CHECKPOINT = re.compile(r"checkpoint-[0-9]+")
-SETTINGS = "training.settings.json"
 LOCK = "training.lock"
-FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
 DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sampling")
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
 TRAINING_FLAGS += ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "fp16", "bf16", "seed")
 TRAINING_FLAGS += ("dataloader_drop_last", "train_sampling_strategy", "teacher_temperature")
+
+
+def refuse_own_checkpoint(model: str, args: TrainingArguments) -> None:
+    """Refuses a start that a new training would delete.
+
+    Raises:
+        UserError: the start is a checkpoint in the output folder.
+    """
+    if args.num_train_epochs and Path(args.output_dir).resolve() in Path(model).resolve().parents:
+        raise UserError(
+            f"--model_name_or_path {model}: is inside --output_dir, whose checkpoints a new training deletes; give "
+            "another --output_dir, or resume it with --resume_from_checkpoint"
+        )
 
 
 def lock_output_dir(args: TrainingArguments):
@@ -55,11 +66,11 @@ def is_finished(args: TrainingArguments, settings: Record) -> bool:
     if args.resume_from_checkpoint != "auto":
         return False
     args.resume_from_checkpoint = None
-    finished, problem = (folder / FINISHED).exists(), f"{folder} holds a training with other settings"
-    if not (folder / SETTINGS).exists() or (finished and args.overwrite_output_dir):
+    finished, problem = (folder / TRAINING_FINISHED).exists(), f"{folder} holds a training with other settings"
+    if not (folder / TRAINING_SETTINGS).exists() or (finished and args.overwrite_output_dir):
         return False
     try:
-        require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
+        require_same(folder / TRAINING_SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
     except UserError as difference:
         if not args.overwrite_output_dir:
             raise
@@ -79,17 +90,17 @@ def prepare_output(args: TrainingArguments, settings: Record) -> None:
         args.resume_from_checkpoint = choose_checkpoint(args, settings)
     if args.resume_from_checkpoint:
         return
-    stale = folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, SETTINGS}
+    stale = folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, TRAINING_SETTINGS}
     if stale and not args.overwrite_output_dir:
         raise UserError(
             f"{folder} holds files; --overwrite_output_dir trains into it, --resume_from_checkpoint True resumes"
         )
     wait_for_all()  # no process clears the folder while another still looks into it
     if args.should_save:
-        (folder / FINISHED).unlink(missing_ok=True)
+        (folder / TRAINING_FINISHED).unlink(missing_ok=True)
         for checkpoint in find_checkpoints(folder):
             shutil.rmtree(checkpoint)
-        write_json(folder / SETTINGS, settings)
+        write_json(folder / TRAINING_SETTINGS, settings)
     wait_for_all()
 
 
@@ -99,7 +110,7 @@ def choose_checkpoint(args: TrainingArguments, settings: Record) -> str | None:
     if wanted.lower() != "true":
         if not is_whole(Path(wanted)):
             raise UserError(f"--resume_from_checkpoint {wanted}: holds no trainer_state.json, is no whole checkpoint")
-        warn_of_other_settings(Path(wanted).parent / SETTINGS, settings)
+        warn_of_other_settings(Path(wanted).parent / TRAINING_SETTINGS, settings)
         return wanted
     try:
         return last_checkpoint(Path(args.output_dir), settings)
@@ -120,8 +131,8 @@ def last_checkpoint(folder: Path, settings: Record) -> str:
     if not whole:
         raise UserError(f"--resume_from_checkpoint True: {folder} holds no whole checkpoint-* folder")
     problem = f"--resume_from_checkpoint True: {folder} holds a training with other settings"
-    finished = (folder / FINISHED).exists()
-    require_same(folder / SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
+    finished = (folder / TRAINING_FINISHED).exists()
+    require_same(folder / TRAINING_SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
     return str(whole[-1])
 
 

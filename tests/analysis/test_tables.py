@@ -155,6 +155,13 @@ def test_predictions_that_do_not_fit_the_results_are_refused(answered):
         collect("main", [folder], ["NaturalQA_test"])
 
 
+def test_predictions_of_another_run_are_refused(answered):
+    folder = answered("NaturalQA_test", {"gainrag": ["Paris", "Rome"]})
+    write_records(folder / "NaturalQA_test" / "gainrag.jsonl", predictions(["Rome", "Rome"]))
+    with pytest.raises(UserError, match=r"gainrag.jsonl: its \w+ is 0\.0000, but results.json says 0\.5000"):
+        collect("main", [folder], ["NaturalQA_test"])
+
+
 def test_results_of_another_shape_are_refused(tmp_path):
     write_json(tmp_path / "NaturalQA_test" / "results.json", {"gainrag": {"questions": 3}})
     with pytest.raises(UserError, match="'gainrag' lacks"):

@@ -144,6 +144,16 @@ def test_overwrite_starts_afresh_once(tmp_path):
     assert write_some(path, 2, other, overwrite=True) == 0
 
 
+def test_a_whole_output_is_taken_beside_an_unfinished_one_of_other_settings(tmp_path):
+    path = tmp_path / "out.jsonl"
+    write_some(path, 3)
+    other = stage_settings("test", {}, alpha=0.7)
+    write_some(path, 2, other, finish=False, overwrite=True)
+    with StageOutput(path, SETTINGS) as output:
+        assert output.complete
+    assert write_some(path, 4, other) == 2
+
+
 def versions_of(**named) -> dict:
     return {**SETTINGS, "versions": {**SETTINGS["versions"], **named}}
 
@@ -332,6 +342,9 @@ def test_fingerprints_and_settings(tmp_path):
         file.write_bytes(change)
         seen.add(fingerprint(file))
     assert len(seen) == 6
+    file.write_bytes(b"x" * 1_500_000 + b"y" + b"x" * 1_499_999)  # of records every byte counts
+    assert fingerprint(file) not in seen
+    file.write_bytes(b"")
     (tmp_path / "b.jsonl").write_bytes(b"")
     assert fingerprint(tmp_path / "b.jsonl") == fingerprint(file)  # by content, not by name or place
     before = fingerprint(tmp_path)

@@ -1,11 +1,20 @@
 """The best passage, and the questions that the filter keeps by the answer from it."""
 
+import math
 from collections import Counter
 
 import pytest
 
+from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import FieldError
-from gainRAG.evaluation.gains import FilterOptions, as_answered, best_passage, describe_kept, keep_answered
+from gainRAG.evaluation.gains import (
+    FilterOptions,
+    as_answered,
+    best_passage,
+    describe_kept,
+    keep_answered,
+    perplexity_of,
+)
 
 
 def passage(ppl: float, right: float | None = None, text: str = "x", **more) -> dict:
@@ -15,6 +24,13 @@ def passage(ppl: float, right: float | None = None, text: str = "x", **more) -> 
 
 def question(number: int, *passages: dict) -> dict:
     return {"id": number, "question": f"Where, {number}?", "answers": ["Paris"], "passages": list(passages)}
+
+
+def test_a_perplexity_is_a_finite_number_or_an_error():
+    assert perplexity_of(math.log(3)) == pytest.approx(3)
+    assert perplexity_of(1e9) == perplexity_of(math.inf) == math.exp(700)
+    with pytest.raises(UserError, match="overflows; give a wider one, --gain_dtype float32"):
+        perplexity_of(math.nan)
 
 
 def test_the_best_passage_has_the_lowest_perplexity_and_the_first_of_equals_wins():

@@ -160,6 +160,15 @@ def test_an_interrupted_run_ends_with_the_same_bytes(generate, write_jsonl, monk
     assert path.with_suffix(".metrics.json").read_bytes() == whole.with_suffix(".metrics.json").read_bytes()
 
 
+def test_an_output_that_would_replace_its_input_is_refused(generate, write_jsonl, tmp_path):
+    data = write_jsonl("selected.jsonl", made_selection(2))
+    former = data.read_bytes()
+    (tmp_path / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="would replace its own input"):
+        generate(data, "--overwrite", output="link/selected.jsonl")
+    assert data.read_bytes() == former
+
+
 def test_a_complete_output_is_taken_as_it_is(generate, write_jsonl, monkeypatch):
     data = write_jsonl("selected.jsonl", made_selection(2))
     former = generate(data).read_bytes()
@@ -176,7 +185,7 @@ def test_mistakes_are_named_before_any_model_loads(generate, write_jsonl, monkey
     del selection[2]["ctxs"][1]["text"]
     with pytest.raises(UserError, match=r"a\.jsonl:3: field 'ctxs\[1\]'"):
         generate(write_jsonl("a.jsonl", selection))
-    with pytest.raises(UserError, match="b.jsonl:1: field 'ctxs': empty; wanted at least one passage"):
+    with pytest.raises(UserError, match="no question has a passage in its 'ctxs'"):
         generate(write_jsonl("b.jsonl", made_selection(2, ctxs=[])))
     with pytest.raises(UserError, match=r"c\.jsonl:1: field 'choices'"):
         generate(write_jsonl("c.jsonl", made_selection(1, choices={"label": ["A"], "text": []})))
@@ -211,6 +220,15 @@ def test_a_question_beyond_the_context_is_named_before_any_model_loads_or_left_o
     assert generate(data, "--skip_too_long").read_bytes() == former
     with pytest.raises(UserError, match="all 1 questions are too long"):
         generate(write_jsonl("one.jsonl", selection[1:2]), "--skip_too_long", output="one.out.jsonl")
+
+
+def test_a_question_without_passages_is_answered_without_one(generate, write_jsonl, read_jsonl, caplog):
+    selection = made_selection(3)
+    selection[1]["ctxs"] = []
+    answered = read_jsonl(generate(write_jsonl("some.jsonl", selection)))
+    assert len(answered) == 3
+    assert "Passages" in answered[0]["prompt"] and "Passages" not in answered[1]["prompt"]
+    assert "1 of 3 questions have no passage and are answered without one" in caplog.text
 
 
 def test_fewer_passages_than_wanted_are_counted(generate, write_jsonl, caplog):

@@ -148,6 +148,28 @@ def test_methods_read_the_same_prompt_with_k_passages(run, files, read_jsonl):
     assert list(json.loads((folder / "results.json").read_text())) == ["gainrag", "standard_rag"]
 
 
+def test_a_selection_for_fewer_passages_is_refused(run, files):
+    with pytest.raises(UserError, match=r"rerank\.jsonl: holds 1 passages a question, --K_docs 2 wants more"):
+        run(files, "--K_docs", 2, "--methods", "rerank")
+
+
+def test_a_question_without_passages_counts_as_one_that_holds_no_answer(run, files, write_jsonl, caplog):
+    retrieved = made(4, 0, 1, 2)
+    retrieved[2]["ctxs"] = []
+    changed = [files[0], write_jsonl("some.jsonl", retrieved), *files[2:]]
+    results = json.loads((run(changed, "--methods", "standard_rag", "gainrag") / "results.json").read_text())
+    assert results["standard_rag"]["picks"]["hit_at_1"]["mean"] == 0.75
+    assert results["standard_rag"]["picks"]["pick_gain"] is None
+    assert "1 of 4 questions have no passage" in caplog.text
+
+
+def test_gains_of_another_llm_are_named(run, files, tmp_path, caplog):
+    settings = tmp_path / "gains.jsonl.settings.json"
+    settings.write_text(json.dumps({"flags": {"weights": "another"}}))
+    run(files, "--methods", "standard_rag")
+    assert "gains.jsonl: gains of another LLM than" in caplog.text
+
+
 def test_picks_that_were_not_scored_leave_the_gain_out(run, files, write_jsonl, caplog):
     few = gains(4)
     del few[2]["passages"][1]

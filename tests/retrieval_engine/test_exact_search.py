@@ -158,6 +158,20 @@ def test_shards_of_another_store_go_by_their_ids(corpus):
     assert np.array_equal(search_shards(queries, shards, store, 5, GIB).positions, flat(queries, vectors, 5)[1])
 
 
+def test_vectors_of_another_corpus_or_of_a_part_are_refused(corpus):
+    vectors, queries = random_vectors(40), random_vectors(4, seed=1)
+    store, shards = corpus(vectors, [25, 15], known=True)
+    check_shards(shards, 24, store)
+    with pytest.raises(UserError, match=r"passages_00000.npy: vectors of another corpus, or of this one before"):
+        check_shards([dataclasses.replace(shard, passages="another") for shard in shards], 24, store)
+    for call in (
+        lambda: check_shards(shards[:1], 24, store),
+        lambda: search_shards(queries, shards[:1], store, 5, GIB),
+    ):
+        with pytest.raises(UserError, match="15 of the corpus's 40 passages have no vector"):
+            call()
+
+
 def test_a_manifest_that_goes_beyond_the_corpus(corpus):
     store, shards = corpus(random_vectors(4), [2, 2], known=True)
     late = dataclasses.replace(shards[1], first=3)

@@ -19,9 +19,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import open_locked, write_json
-from gainRAG.selector_engine.selector import Selector
+from gainRAG.common.resume import TRAINING_FINISHED, TRAINING_SETTINGS
+from gainRAG.selector_engine.selector import Selector, check_selector
 from gainRAG.selector_finetune import runner
-from gainRAG.selector_finetune.training_folder import FINISHED, LOCK, SETTINGS
+from gainRAG.selector_finetune.training_folder import LOCK
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
 PUBLISHED = [
@@ -329,7 +330,7 @@ def test_a_run_goes_on_with_the_same_settings_only_and_alone(train, tmp_path):
     out = tmp_path / "out"
     (out / "checkpoint-3").mkdir(parents=True)
     (out / "checkpoint-3" / "trainer_state.json").write_text('{"global_step": 3}')
-    write_json(out / SETTINGS, {"flags": {"learning_rate": 0.5}})
+    write_json(out / TRAINING_SETTINGS, {"flags": {"learning_rate": 0.5}})
     resume = ["--model_name_or_path", NOWHERE, "--resume_from_checkpoint", "True"]
     with pytest.raises(UserError, match=r"training with other settings \(.*learning_rate: 0\.5 then, 0\.001 now"):
         train(*resume)
@@ -551,9 +552,25 @@ def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train,
     assert (out / "model.safetensors").stat().st_mtime_ns > trained
     train(*auto, "--num_train_epochs", 1, "--overwrite_output_dir")
     assert len(losses(out)) == 3
-    (out / FINISHED).unlink()  # as if killed before its first checkpoint
+    (out / TRAINING_FINISHED).unlink()  # as if killed before its first checkpoint
     train(*auto, "--num_train_epochs", 1)
-    assert (out / FINISHED).exists()
+    assert (out / TRAINING_FINISHED).exists()
+
+
+def test_a_start_that_the_training_would_delete_is_refused(train):
+    out = train("--save_strategy", "steps", "--save_steps", 2)
+    checkpoint = out / "checkpoint-2"
+    with pytest.raises(UserError, match=r"checkpoint-2: is inside --output_dir"):
+        train("--model_name_or_path", checkpoint, "--overwrite_output_dir")
+    assert (checkpoint / "model.safetensors").exists()
+
+
+def test_an_unfinished_training_is_no_selector(train):
+    out = train()
+    assert check_selector(str(out)) == str(out)
+    (out / TRAINING_FINISHED).unlink()  # as while another training writes over the weights
+    with pytest.raises(UserError, match="its training is unfinished"):
+        check_selector(str(out))
 
 
 def test_a_finished_training_is_measured_when_asked_again(train, write_jsonl):
@@ -566,7 +583,7 @@ def test_a_finished_training_is_measured_when_asked_again(train, write_jsonl):
     again = json.loads((out / "eval_results.json").read_text())
     assert again["eval_loss"] == pytest.approx(measured["eval_loss"], abs=1e-5)
     assert (out / "model.safetensors").stat().st_mtime_ns == trained
-    assert (out / FINISHED).exists()
+    assert (out / TRAINING_FINISHED).exists()
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt"])
@@ -577,7 +594,7 @@ def test_a_checkpoint_that_is_cut_short_is_passed_over(train, name):
     last = sorted(out.glob("checkpoint-*"))[-1]
     with (last / name).open("r+b") as file:
         file.truncate((last / name).stat().st_size // 2)
-    (out / FINISHED).unlink()  # as if the machine died then
+    (out / TRAINING_FINISHED).unlink()  # as if the machine died then
     train(*auto)
     assert losses(out) == pytest.approx(whole, abs=1e-6)
 
@@ -624,12 +641,12 @@ def test_settings_do_not_depend_on_spelling_and_other_versions_only_stop_an_unfi
     spelled = [*auto, "--model_name_or_path", "./start", "--train_data", "same.jsonl", "--output_dir", "./out"]
     saved = (out / "model.safetensors").stat().st_mtime_ns
     train(*spelled)
-    settings = json.loads((out / SETTINGS).read_text())
-    write_json(out / SETTINGS, {**settings, "versions": {**settings["versions"], "torch": "1.0"}})
+    settings = json.loads((out / TRAINING_SETTINGS).read_text())
+    write_json(out / TRAINING_SETTINGS, {**settings, "versions": {**settings["versions"], "torch": "1.0"}})
     train(*spelled)
     assert (out / "model.safetensors").stat().st_mtime_ns == saved
     assert "made with other versions of libraries (torch: '1.0' then" in caplog.text
-    (out / FINISHED).unlink()
+    (out / TRAINING_FINISHED).unlink()
     with pytest.raises(UserError, match="torch: '1.0' then"):
         train(*spelled)
 
@@ -639,7 +656,7 @@ def test_resuming_auto_takes_up_the_last_checkpoint(train):
     out = train(*flags)
     whole = losses(out)
     shutil.rmtree(out / "checkpoint-6")
-    (out / FINISHED).unlink()
+    (out / TRAINING_FINISHED).unlink()
     kept = (out / "checkpoint-4").stat().st_mtime_ns
     train(*flags)
     assert losses(out) == whole
