@@ -227,7 +227,7 @@ def test_a_question_without_passages_is_answered_without_one(generate, write_jso
     selection[1]["ctxs"] = []
     answered = read_jsonl(generate(write_jsonl("some.jsonl", selection)))
     assert len(answered) == 3
-    assert "Passages" in answered[0]["prompt"] and "Passages" not in answered[1]["prompt"]
+    assert "Passage:" in answered[0]["prompt"] and "Passage:" not in answered[1]["prompt"]
     assert "1 of 3 questions have no passage and are answered without one" in caplog.text
 
 
