@@ -17,7 +17,7 @@ from selector import demo_passages
 from gainRAG.common.cli import positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import write_json
 from gainRAG.common.models import dtype_name, pick_device
-from gainRAG.common.resume import versions
+from gainRAG.common.settings import versions
 from gainRAG.retrieval_engine.modeling import GPU_BATCH, Encoder, EncoderOptions
 
 

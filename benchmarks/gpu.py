@@ -22,7 +22,7 @@ import torch
 
 from gainRAG.common.cli import positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import write_json
-from gainRAG.common.resume import versions
+from gainRAG.common.settings import versions
 
 HERE = Path(__file__).resolve().parent
 PACKAGES = (

@@ -25,8 +25,8 @@ from made_up import made_up_passages
 from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import read_records, write_json
 from gainRAG.common.models import pick_device
-from gainRAG.common.resume import versions
 from gainRAG.common.schemas import as_question, passage_text
+from gainRAG.common.settings import versions
 from gainRAG.evaluation.results import markdown_table
 from gainRAG.selector_engine.selector import Selector, check_selector
 

@@ -24,7 +24,7 @@ from selector import RANDOM, make_pairs, random_reranker, read_passages, read_qu
 from gainRAG.common.cli import non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, read_records, write_json, write_records
 from gainRAG.common.models import pick_device
-from gainRAG.common.resume import versions
+from gainRAG.common.settings import versions
 from gainRAG.evaluation.results import markdown_table
 
 ALIKE = "--query_max_len 512 --passage_max_len 512 --learning_rate 6e-5 --weight_decay 0.01 --dataloader_drop_last True"

@@ -103,11 +103,19 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 : "${HOTPOTQA_QUESTIONS:=20000}"                  # drawn of HotpotQA's about 90,000
 : "${TASK:=}"                                     # whose prompt; empty: the file's name up to its last _
 : "${GAINS:=}"                                    # 1: the tables of answers show the gain of every pick
-: "${OVERWRITE:=}"                                # 1: the stages of a script start afresh; embedding only with EMBED=1
+: "${OVERWRITE:=}"                                # 1: what was made with other settings is made anew, vectors only with EMBED=1
 : "${TRAINING:=HotpotQA_train$HOTPOTQA_QUESTIONS WebQuestions_train}"
 : "${DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test}"
 : "${TABLE_DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev NaturalQA_test}" # of the ablation and the top-k table
 : "${TABLES:=$WORK${LIMIT:+/first$LIMIT}}"        # where the tables go
+
+for name in GAINS EMBED FAST OVERWRITE; do
+  case "${!name}" in
+    "" | 1) ;;
+    0) printf -v "$name" "" ;;
+    *) fail "$name=${!name}: wanted 1, or 0 or nothing" ;;
+  esac
+done
 
 # Flags. docs/fidelity.md says what each has to do with the paper.
 default_flags ENCODER_FLAGS                       # --normalize for MiniLM, E5 and BGE
@@ -127,7 +135,7 @@ default_flags SELECTION_FLAGS --background_tokens 512 --keep_na
 default_flags GENERATION_FLAGS --max_new_tokens 512 # of filtering and answering; with vLLM also --tensor_parallel_size 8
 
 LIMIT_FLAG=(${LIMIT:+--limit "$LIMIT"})
-OVERWRITE_FLAG=(${OVERWRITE:+--overwrite})
+OVERWRITE_FLAG=(${OVERWRITE:+--overwrite changed})
 WORKER_FLAGS=()
 if [ "$WORKERS" -gt 1 ]; then WORKER_FLAGS=(--num_workers "$WORKERS" ${RAY_ADDRESS:+--ray_address "$RAY_ADDRESS"}); fi
 

@@ -11,10 +11,6 @@
 #   GPUS=8 WORKERS=32 RAY_ADDRESS=node1:6379 bash scripts/reproduce.sh     on a Ray cluster of four such machines
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
-if [ -n "$OVERWRITE" ]; then
-  fail "OVERWRITE=1 would compute again in every step what the step before has made: take another WORK, or run a single" \
-    "script with OVERWRITE=1"
-fi
 if [ "${1:-}" = --plan ]; then
   for name in "${FLAGS[@]}"; do declare -n list="$name"; export "TEXT_$name=${list[*]}"; done
   for name in "${VALUES[@]}"; do export "${name?}"; done

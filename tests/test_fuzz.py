@@ -29,8 +29,9 @@ from gainRAG.analysis.contents import collect
 from gainRAG.analysis.runs import as_prediction
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import read_records
-from gainRAG.common.resume import StageOutput, stage_settings
+from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_question, as_retrieved, as_supervised, as_training_group
+from gainRAG.common.settings import stage_settings
 from gainRAG.evaluation.compare import compare, paired_scores
 from gainRAG.evaluation.question_files import read_wordings
 from gainRAG.llm_inference.background import pseudo_passage_lookup

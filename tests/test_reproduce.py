@@ -22,7 +22,7 @@ import miniature
 import pytest
 from conftest import REPOSITORY
 
-from gainRAG.common.resume import identity
+from gainRAG.common.settings import identity
 
 REPRODUCE = REPOSITORY / "scripts" / "reproduce.sh"
 STEPS = range(1, 10)
@@ -279,9 +279,9 @@ def test_the_plan_follows_the_settings(tmp_path):
 def test_what_cannot_end_well_is_refused_at_once(tmp_path):
     spread = run_with(tmp_path, "", PROCESSES="3")
     assert spread.returncode == 2 and "BATCH=8 groups an update cannot be spread" in spread.stderr
-    anew = run_with(tmp_path, "", OVERWRITE="1")
-    assert anew.returncode == 2 and "take another WORK" in anew.stderr
-    assert spread.stdout == anew.stdout == ""
+    unclear = run_with(tmp_path, "", OVERWRITE="yes")
+    assert unclear.returncode == 2 and "OVERWRITE=yes: wanted 1, or 0 or nothing" in unclear.stderr
+    assert spread.stdout == unclear.stdout == ""
     assert "PROCESSES that divide BATCH=8; 3 does not" in run_with(tmp_path, "", "--plan", PROCESSES="3").stdout
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 PACKAGE = Path(__file__).resolve().parents[1]
+CHANGED = "changed"  # --overwrite: only what was made with other settings
 
 
 class UserError(Exception):
@@ -98,6 +99,18 @@ def require(package: str) -> None:
     """
     if importlib.util.find_spec(package) is None:
         raise UserError(f"the package {package} is not installed: {OPTIONAL[package]}")
+
+
+def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
+    """--overwrite, as `common.resume.StageOutput` takes it: "" where it is not given, "all" or CHANGED."""
+    parser.add_argument(
+        "--overwrite",
+        nargs="?",
+        const="all",
+        default="",
+        choices=("all", CHANGED),
+        help=f"start afresh; as `--overwrite {CHANGED}` only where an output was made with other settings",
+    )
 
 
 def keep_apart(output: str | Path, *inputs: str | Path | None) -> None:

@@ -20,7 +20,7 @@ import torch
 
 from gainRAG.common.cli import UserError, require
 from gainRAG.common.jsonl import cache_folder, make_once
-from gainRAG.common.resume import fingerprint
+from gainRAG.common.settings import fingerprint
 
 logger = logging.getLogger(__name__)
 

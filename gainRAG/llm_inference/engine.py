@@ -25,7 +25,7 @@ from gainRAG.common.models import (
     weights_path,
 )
 from gainRAG.common.parallel import WorkerOptions
-from gainRAG.common.resume import identity
+from gainRAG.common.settings import identity
 from gainRAG.llm_inference.build_prompts import PROMPT_DATE, PromptBuilder, require_chat_template
 from gainRAG.prompts import load_prompts
 

@@ -7,10 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gainRAG.common.cli import positive_int
+from gainRAG.common.cli import (
+    add_overwrite_argument,
+    positive_int,
+)
 from gainRAG.common.jsonl import Record, read_records
-from gainRAG.common.resume import stage_settings
 from gainRAG.common.schemas import as_retrieved
+from gainRAG.common.settings import stage_settings
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
 from gainRAG.llm_inference.background import (
     PseudoPassageOptions,
@@ -84,7 +87,7 @@ def add_candidate_arguments(parser: argparse.ArgumentParser, backends: Sequence[
     )
     parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest prediction, in tokens")
     parser.add_argument("--limit", type=positive_int, default=None, help="only the first questions")
-    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
+    add_overwrite_argument(parser)
     add_length_arguments(parser)
     add_background_arguments(parser)
     add_engine_arguments(parser, backends)

@@ -20,7 +20,8 @@ from gainRAG.common.cli import input_file, keep_apart, non_negative_float, run_s
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, map_chunks, worker_options
-from gainRAG.common.resume import StageOutput, identity, remove_output
+from gainRAG.common.resume import StageOutput, remove_output
+from gainRAG.common.settings import identity
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
@@ -78,7 +79,7 @@ def main() -> None:
     generated = Path(args.output_path).with_suffix(".generated.jsonl")
     with StageOutput(args.output_path, settings, args.overwrite) as output:
         if not output.complete:
-            with StageOutput(generated, text_settings, args.overwrite and not output.resumed) as texts:
+            with StageOutput(generated, text_settings, "" if output.resumed else args.overwrite) as texts:
                 chunks = texts.remaining(read_candidates(options, lengths), CHUNK, "writing", total)
                 for written in write_texts(chunks, options, engine, generation, workers):
                     texts.append(written)

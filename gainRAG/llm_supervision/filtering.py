@@ -18,11 +18,21 @@ from collections import Counter
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, input_file, keep_apart, positive_int, run_stage, say_next, stage_parser
+from gainRAG.common.cli import (
+    UserError,
+    add_overwrite_argument,
+    input_file,
+    keep_apart,
+    positive_int,
+    run_stage,
+    say_next,
+    stage_parser,
+)
 from gainRAG.common.jsonl import Record, output_file, read_records, write_records
 from gainRAG.common.parallel import map_chunks
-from gainRAG.common.resume import StageOutput, stage_settings
+from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_supervised
+from gainRAG.common.settings import stage_settings
 from gainRAG.evaluation.gains import (
     FilterOptions,
     add_filter_arguments,
@@ -58,7 +68,7 @@ def parse_arguments() -> argparse.Namespace:
     add_filter_arguments(parser)
     parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest prediction, in tokens")
     add_length_arguments(parser)
-    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
+    add_overwrite_argument(parser)
     add_engine_arguments(parser)
     return parser.parse_args()
 

@@ -7,10 +7,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, keep_apart, positive_int
+from gainRAG.common.cli import (
+    UserError,
+    add_overwrite_argument,
+    keep_apart,
+    positive_int,
+)
 from gainRAG.common.jsonl import Record, read_records
-from gainRAG.common.resume import StageOutput, stage_settings
+from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_retrieved
+from gainRAG.common.settings import stage_settings
 from gainRAG.evaluation.answers import accuracy, option_labels, score_prediction
 from gainRAG.evaluation.results import summarize
 from gainRAG.llm_inference.engine import (
@@ -38,7 +44,7 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--K_docs", type=positive_int, default=1, help="passages in the prompt, best first")
     parser.add_argument("--max_new_tokens", type=positive_int, default=32, help="longest answer, in tokens")
     parser.add_argument("--limit", type=positive_int, default=None, help="only the first questions")
-    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
+    add_overwrite_argument(parser)
     add_length_arguments(parser)
     add_engine_arguments(parser)
 
@@ -87,7 +93,7 @@ def open_predictions(
     k: int,
     limit: int | None,
     skip_too_long: bool,
-    overwrite: bool,
+    overwrite: str,
 ) -> StageOutput:
     """The resumable output of one list of predictions.
 

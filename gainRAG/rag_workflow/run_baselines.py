@@ -21,8 +21,9 @@ from statistics import fmean
 from gainRAG.common.cli import UserError, input_file, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, parse_json, read_records
 from gainRAG.common.models import weights_path
-from gainRAG.common.resume import StageOutput, identity, settings_file
+from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_retrieved, with_unique_ids
+from gainRAG.common.settings import identity, settings_file
 from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import find_hits
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, write_results

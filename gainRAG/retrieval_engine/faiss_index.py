@@ -15,7 +15,7 @@ import numpy as np
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record, make_once, parse_json, write_json
-from gainRAG.common.resume import fingerprint, settings_file
+from gainRAG.common.settings import fingerprint, settings_file
 from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GIB, TopK, shard_chunks, with_progress
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, embedding_settings, shards_fingerprint

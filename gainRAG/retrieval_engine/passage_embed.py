@@ -14,12 +14,20 @@ from pathlib import Path
 
 import numpy as np
 
-from gainRAG.common.cli import UserError, positive_int, run_stage, say_next, stage_parser
+from gainRAG.common.cli import (
+    UserError,
+    add_overwrite_argument,
+    positive_int,
+    run_stage,
+    say_next,
+    stage_parser,
+)
 from gainRAG.common.jsonl import Record
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
 from gainRAG.common.progress import ProgressBar
-from gainRAG.common.resume import StageOutput, remove_output, stage_settings
+from gainRAG.common.resume import StageOutput, remove_output
+from gainRAG.common.settings import stage_settings
 from gainRAG.retrieval_engine.modeling import Encoder, EncoderOptions, add_encoder_arguments, encoder_options
 from gainRAG.retrieval_engine.passages import PassageStore, add_store_arguments, open_store
 from gainRAG.retrieval_engine.vectors import MANIFEST, save_shard
@@ -34,7 +42,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--output_dir", required=True, help="folder for the shards")
     add("--passage_prefix", default="", help='put before every passage, for example "passage: " for E5')
     add("--shard_size", type=positive_int, default=100_000, help="passages a shard, and lost at most when killed")
-    add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
+    add_overwrite_argument(parser)
     add_encoder_arguments(parser, "passages")
     add_worker_arguments(parser)
     return parser.parse_args()

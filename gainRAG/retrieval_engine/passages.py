@@ -28,7 +28,7 @@ import numpy as np
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record, line_of, make_once
-from gainRAG.common.resume import fingerprint
+from gainRAG.common.settings import fingerprint
 from gainRAG.retrieval_engine.corpus import corpus_file, has_contents, read_corpus
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ import numpy as np
 
 from gainRAG.common.cli import (
     UserError,
+    add_overwrite_argument,
     keep_apart,
     positive_float,
     positive_int,
@@ -32,8 +33,9 @@ from gainRAG.common.jsonl import Record, parse_json, read_records, write_json
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options
 from gainRAG.common.progress import ProgressBar
-from gainRAG.common.resume import StageOutput, fingerprint, identity, stage_settings
+from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_question, with_unique_ids
+from gainRAG.common.settings import fingerprint, identity, stage_settings
 from gainRAG.evaluation.recall import KS, MATCH, MATCHES, AnswerMatcher, match_rule, recall_at
 from gainRAG.retrieval_engine.exact_search import (
     GIB,
@@ -94,7 +96,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     add("--plan", action="store_true", help="print passages, vectors, memory and disk for these settings, and stop")
     add("--query_prefix", default="", help='put before every question, for example "query: " for E5')
-    add("--overwrite", action="store_true", help="start afresh instead of resuming or refusing")
+    add_overwrite_argument(parser)
     add("--save_or_load_index", action="store_true", help="of the published code; an index is always kept and reused")
     add_encoder_arguments(parser, "questions")
     add_worker_arguments(parser)
@@ -157,7 +159,7 @@ def dense_options(args: argparse.Namespace) -> tuple[EncoderOptions, SearchOptio
         raise UserError(f"{index_path}: no such index; --passages_embeddings and --index_type make one there")
     index_path = index_path or default_index_path(args.index_type, embeddings)
     search = SearchOptions(
-        embeddings, args.index_type, index_path, args.search_params, args.max_memory * GIB, args.overwrite
+        embeddings, args.index_type, index_path, args.search_params, args.max_memory * GIB, bool(args.overwrite)
     )
     return encode_as_passages(args, embeddings or index_path), search
 

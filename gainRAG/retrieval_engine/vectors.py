@@ -21,7 +21,7 @@ import torch
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import FieldError, Record, parse_json, read_records
-from gainRAG.common.resume import fingerprint
+from gainRAG.common.settings import fingerprint
 from gainRAG.retrieval_engine.modeling import SHARED
 from gainRAG.retrieval_engine.passages import PassageStore
 

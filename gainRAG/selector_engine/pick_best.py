@@ -10,10 +10,19 @@ if there were no pseudo-passage. A finished output is left as it is:
 import argparse
 from itertools import pairwise
 
-from gainRAG.common.cli import input_file, keep_apart, positive_int, run_stage, say_next, stage_parser
+from gainRAG.common.cli import (
+    add_overwrite_argument,
+    input_file,
+    keep_apart,
+    positive_int,
+    run_stage,
+    say_next,
+    stage_parser,
+)
 from gainRAG.common.jsonl import FieldError, Record, output_file, read_records
-from gainRAG.common.resume import StageOutput, stage_settings
+from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_scored
+from gainRAG.common.settings import stage_settings
 
 CHUNK = 256  # questions
 
@@ -24,7 +33,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output_path", required=True, help="selection output, .jsonl or .json")
     parser.add_argument("--K_docs", type=positive_int, default=1, help="passages kept a question")
     parser.add_argument("--no_pseudo", action="store_true", help="leave the LLM's own passages out")
-    parser.add_argument("--overwrite", action="store_true", help="start afresh, whatever is there")
+    add_overwrite_argument(parser)
     return parser.parse_args()
 
 
@@ -34,7 +43,8 @@ def main() -> None:
     inputs = {"data_path": input_file(args.data_path)}
     keep_apart(path, args.data_path)
     settings = stage_settings("pick_best", inputs, K_docs=args.K_docs, no_pseudo=args.no_pseudo)
-    with StageOutput(path, settings, args.overwrite or not path.exists()) as output:  # too quick to resume halfway
+    overwrite = args.overwrite or ("" if path.exists() else "all")  # too quick to resume halfway
+    with StageOutput(path, settings, overwrite) as output:
         for chunk in output.remaining(read_records(args.data_path, as_ranked), CHUNK, "picking"):
             output.append([pick(record, args.K_docs, args.no_pseudo) for record in chunk])
     command = f"python -m gainRAG.rag_workflow.rag_generation --data_path {args.output_path} --K_docs {args.K_docs}"

@@ -25,8 +25,8 @@ from gainRAG.common.models import (
     straight_to,
     weights_path,
 )
-from gainRAG.common.resume import TRAINING_FINISHED, TRAINING_SETTINGS
 from gainRAG.common.schemas import passage_text
+from gainRAG.common.settings import TRAINING_FINISHED, TRAINING_SETTINGS
 
 logger = logging.getLogger(__name__)
 

@@ -21,12 +21,22 @@ from pathlib import Path
 import numpy as np
 
 from gainRAG.common.batching import chunk_size
-from gainRAG.common.cli import UserError, input_file, keep_apart, positive_int, run_stage, say_next, stage_parser
+from gainRAG.common.cli import (
+    UserError,
+    add_overwrite_argument,
+    input_file,
+    keep_apart,
+    positive_int,
+    run_stage,
+    say_next,
+    stage_parser,
+)
 from gainRAG.common.jsonl import Record, output_file, read_records, write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
-from gainRAG.common.resume import StageOutput, stage_settings
+from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_retrieved, passage_text
+from gainRAG.common.settings import stage_settings
 from gainRAG.evaluation.recall import mark_hits, match_rule, recall_at
 from gainRAG.llm_inference.background import (
     PseudoPassageOptions,
@@ -77,7 +87,7 @@ def parse_arguments() -> argparse.Namespace:
         help="number format of the selector's weights; None: float16 on a GPU, float32 on a CPU",
     )
     add("--limit", type=positive_int, default=None, help="only the first questions")
-    add("--overwrite", action="store_true", help="start afresh, pseudo-passages written here included")
+    add_overwrite_argument(parser)
     add_background_arguments(parser)
     add_length_arguments(parser)
     add_engine_arguments(parser)
@@ -142,7 +152,7 @@ def main() -> None:
     with StageOutput(path, settings, args.overwrite) as output:
         if options.written_here:
             options = replace(options, path=path.with_suffix(".background.jsonl"))
-            afresh = args.overwrite and not output.resumed  # given again after a kill, it keeps what is written
+            afresh = "" if output.resumed else args.overwrite  # given again after a kill, it keeps what is written
             write_pseudo_passage_file(options.path, questions, args.data_path, engine, generation, workers, afresh)
             pseudo = pseudo_passages(questions, options)
         records = with_pseudo_passages(read(), pseudo)

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
-from gainRAG.common.resume import TRAINING_FINISHED, TRAINING_SETTINGS, require_same, stage_settings
+from gainRAG.common.settings import TRAINING_FINISHED, TRAINING_SETTINGS, require_same, stage_settings
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -67,7 +67,7 @@ def is_finished(args: TrainingArguments, settings: Record) -> bool:
         return False
     args.resume_from_checkpoint = None
     finished, problem = (folder / TRAINING_FINISHED).exists(), f"{folder} holds a training with other settings"
-    if not (folder / TRAINING_SETTINGS).exists() or (finished and args.overwrite_output_dir):
+    if not (folder / TRAINING_SETTINGS).exists():
         return False
     try:
         require_same(folder / TRAINING_SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)

@@ -10,9 +10,10 @@ import pytest
 from conftest import REPOSITORY, each, files_no_longer_than
 
 from gainRAG.common import resume
-from gainRAG.common.cli import UserError
+from gainRAG.common.cli import CHANGED, UserError
 from gainRAG.common.jsonl import read_records, write_json
-from gainRAG.common.resume import STARTED_AFRESH, StageOutput, fingerprint, identity, stage_settings
+from gainRAG.common.resume import StageOutput
+from gainRAG.common.settings import STARTED_AFRESH, fingerprint, identity, stage_settings
 
 SETTINGS = stage_settings("test", {}, alpha=0.5)
 
@@ -142,6 +143,28 @@ def test_overwrite_starts_afresh_once(tmp_path):
     other = stage_settings("test", {}, alpha=0.7)
     write_some(path, 2, finish=False, overwrite=True)
     assert write_some(path, 2, other, overwrite=True) == 0
+
+
+def test_overwriting_what_changed_leaves_the_rest(tmp_path):
+    path = tmp_path / "out.jsonl"
+    other = stage_settings("test", {}, alpha=0.7)
+    write_some(path, 3)
+    with StageOutput(path, SETTINGS, CHANGED) as output:
+        assert output.complete
+    assert write_some(path, 2, other, finish=False, overwrite=CHANGED) == 0
+    assert write_some(path, 4, other, finish=False, overwrite=CHANGED) == 2
+    with StageOutput(path, SETTINGS, CHANGED) as output:  # changed back: the whole one is there still
+        assert output.complete
+    assert write_some(path, 5, other, overwrite=CHANGED) == 4
+    assert settings_of(path) == other
+    with StageOutput(path, other, CHANGED) as output:
+        assert output.complete
+
+
+def test_overwriting_what_changed_resumes_what_began_without(tmp_path):
+    path = tmp_path / "out.jsonl"
+    write_some(path, 2, finish=False)
+    assert write_some(path, 3, overwrite=CHANGED) == 2
 
 
 def test_a_whole_output_is_taken_beside_an_unfinished_one_of_other_settings(tmp_path):
