@@ -7,6 +7,7 @@ source "$(dirname "${BASH_SOURCE[0]}")/tables_common.sh"
 
 read -r -a sets <<<"$DATASETS"
 need_retrieved "${sets[@]}"
+if [ -n "$(compgen -G "$RUN/answers/*/gainrag.jsonl")" ]; then need_selector; fi # whose answers would be lost
 if [[ "$SELECTOR" == /* && ! -f "$SELECTOR/config.json" ]]; then
   say "$SELECTOR: no trained selector there, so standard RAG alone"
   for name in "${NAMES[@]}"; do answer "$K_DOCS" "$name" "$RUN/answers/$name" standard_rag; done

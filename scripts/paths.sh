@@ -103,7 +103,7 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 : "${HOTPOTQA_QUESTIONS:=20000}"                  # drawn of HotpotQA's about 90,000
 : "${TASK:=}"                                     # whose prompt; empty: the file's name up to its last _
 : "${GAINS:=}"                                    # 1: the tables of answers show the gain of every pick
-: "${OVERWRITE:=}"                                # 1: what was made with other settings is made anew, vectors only with EMBED=1
+: "${OVERWRITE:=}"                                # 1: what was made with other settings is made anew
 : "${TRAINING:=HotpotQA_train$HOTPOTQA_QUESTIONS WebQuestions_train}"
 : "${DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test}"
 : "${TABLE_DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev NaturalQA_test}" # of the ablation and the top-k table

@@ -1,6 +1,7 @@
 """What the paper's run needs, step by step, and all that is missing: `bash scripts/reproduce.sh --plan`.
 
-Reads the settings of scripts/paths.sh from the environment. Standard library only, so that it runs in a fresh clone.
+With the argument `tasks` it only names the question sets without a prompt. Reads the settings of scripts/paths.sh from
+the environment. Standard library only, so that it runs in a fresh clone.
 Exit code 0 where nothing is missing, else 2. Sizes of downloads and memory are rounded up; hours are predicted from
 rates of a first sketch on one H100 where there are some (docs/cluster.md), for one GPU.
 """
@@ -92,11 +93,16 @@ def size_of(name: str) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
+def question_sets() -> list[str]:
+    """All that are trained on, answered and shown, each once."""
+    return list(dict.fromkeys(f"{setting('TRAINING')} {setting('DATASETS')} {setting('TABLE_DATASETS')}".split()))
+
+
 def plan_steps() -> list[Step]:
     """The steps, in the order of reproduce.sh."""
     work, selector = folder("WORK"), folder("SELECTOR") / "config.json"
     training, evaluation, shown = (setting(name).split() for name in ("TRAINING", "DATASETS", "TABLE_DATASETS"))
-    names = list(dict.fromkeys([*training, *evaluation, *shown]))
+    names = question_sets()
     trained, asked = sum(map(size_of, training)), sum(map(size_of, evaluation))
     n_docs, candidates = int(setting("N_DOCS")), int(setting("NUM_PASSAGES"))
 
@@ -170,8 +176,30 @@ def find_missing(steps: list[Step]) -> list[str]:
     for name in ("ENCODER", "LLM", "SELECTOR_START"):
         if lack := missing_model(setting(name)):
             missing.append(f"{name}={setting(name)}: {lack}")
-    missing += missing_hardware()
+    missing += missing_hardware() + unknown_tasks()
     return missing + [f"{path} ({source_of(path)})" for path in steps[0].outputs if not path.exists()]
+
+
+def unknown_tasks() -> list[str]:
+    """A line for each question set whose task has no prompt. Nothing where the package cannot be imported yet."""
+    sys.path.insert(0, str(REPO))
+    try:
+        from gainRAG.common.cli import UserError
+        from gainRAG.prompts import load_prompts
+    except ImportError:
+        return []
+    given, problems = flags("LLM_FLAGS").split(), []
+    path = given[given.index("--prompts") + 1] if "--prompts" in given[:-1] else None
+    try:
+        prompts = load_prompts(path)
+    except UserError as problem:
+        return [str(problem)]
+    for name in question_sets():
+        try:
+            prompts.task(setting("TASK") or name.rpartition("_")[0] or name)
+        except UserError as problem:
+            problems.append(f"{name}: {problem}; TASK names one for all sets")
+    return problems
 
 
 def source_of(path: Path) -> str:
@@ -274,9 +302,9 @@ def free_bytes(place: Path) -> int:
 
 
 def state_of(step: Step, earlier: list[Step]) -> str:
-    """Done, ready, or what it waits for."""
+    """Whether its files are there, it is ready, or what it waits for."""
     if all(path.exists() for path in step.outputs):
-        return "done"
+        return "its files are there; a stage refuses those made with other settings"
     absent = [path for path in step.inputs if not path.exists()]
     if not absent:
         return "its inputs are there" if step.inputs else "to be run"
@@ -285,6 +313,11 @@ def state_of(step: Step, earlier: list[Step]) -> str:
 
 
 def main() -> int:
+    if sys.argv[1:] == ["tasks"]:
+        problems = unknown_tasks()
+        for problem in problems:
+            print(f"error: {problem}", file=sys.stderr)
+        return 2 if problems else 0
     steps = plan_steps()
     print(f"{setting('LLM')}, {setting('ENCODER')}, {setting('SELECTOR_START')}; GPUS={setting('GPUS')}, "
           f"WORKERS={setting('WORKERS')}{', Ray at ' + setting('RAY_ADDRESS') if setting('RAY_ADDRESS') else ''}; "

@@ -5,6 +5,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 need_nothing "$@"
-python -m gainRAG.analysis.report --work "$WORK" --selector "$SELECTOR" --output "$WORK/report.html" \
-  --figures "$WORK/figures"
-say "$WORK/report.html, $WORK/figures"
+run="$WORK"
+if [ -d "$WORK/first$LIMIT/answers" ]; then run="$WORK/first$LIMIT"; fi # of a trial of the tables
+python -m gainRAG.analysis.report --work "$run" --selector "$SELECTOR" --output "$run/report.html" \
+  --figures "$run/figures"
+say "$run/report.html, $run/figures"

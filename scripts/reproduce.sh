@@ -11,14 +11,24 @@
 #   GPUS=8 WORKERS=32 RAY_ADDRESS=node1:6379 bash scripts/reproduce.sh     on a Ray cluster of four such machines
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
+plan() { # with the settings in its environment, and nowhere else
+  (
+    for name in "${FLAGS[@]}"; do declare -n list="$name" && export "TEXT_$name=${list[*]}"; done
+    for name in "${VALUES[@]}"; do export "${name?}"; done
+    PUBLISHED_VECTORS="$(published_vectors)" python "$REPO/scripts/plan.py" "$@"
+  )
+}
 if [ "${1:-}" = --plan ]; then
-  for name in "${FLAGS[@]}"; do declare -n list="$name"; export "TEXT_$name=${list[*]}"; done
-  for name in "${VALUES[@]}"; do export "${name?}"; done
-  PUBLISHED_VECTORS="$(published_vectors)" python "$REPO/scripts/plan.py"
+  plan
   exit
 fi
 need_nothing "$@"
 need_even_batch
+if [ -n "$LIMIT" ]; then
+  fail "LIMIT=$LIMIT makes a trial of a table; here gains and selector would be made of so few questions as well:" \
+    "for a trial of the whole, CONFIG=scripts/demo.conf or smaller question sets, in a WORK of its own"
+fi
+plan tasks
 
 step() { printf '\n##### %s\n' "$*" >&2; }
 

@@ -43,7 +43,7 @@ if needs_vectors && ! holds_published_vectors; then
   fi
   say "embedding $PASSAGES with $ENCODER"
   python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
-    --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" ${EMBED:+"${OVERWRITE_FLAG[@]}"}
+    --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${OVERWRITE_FLAG[@]}"
 fi
 shared=()
 if shares_search; then shared=("${WORKER_FLAGS[@]}"); fi

@@ -252,7 +252,7 @@ def test_the_plan_of_a_finished_run_misses_nothing(runs):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Nothing is missing." in done.stdout
-    assert re.findall(r"state +(.*)", done.stdout) == ["done"] * len(STEPS)
+    assert len(re.findall("state +its files are there", done.stdout)) == len(STEPS)
 
 
 def run_with(tmp_path: Path, config: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess:
@@ -281,7 +281,11 @@ def test_what_cannot_end_well_is_refused_at_once(tmp_path):
     assert spread.returncode == 2 and "BATCH=8 groups an update cannot be spread" in spread.stderr
     unclear = run_with(tmp_path, "", OVERWRITE="yes")
     assert unclear.returncode == 2 and "OVERWRITE=yes: wanted 1, or 0 or nothing" in unclear.stderr
-    assert spread.stdout == unclear.stdout == ""
+    trial = run_with(tmp_path, "", LIMIT="2")
+    assert trial.returncode == 2 and "LIMIT=2 makes a trial of a table" in trial.stderr
+    task = run_with(tmp_path, "TRAINING=mine_train DATASETS='mine_dev NaturalQA_test' TABLE_DATASETS=mine_dev")
+    assert task.returncode == 2 and task.stderr.count("--task mine: unknown") == 2
+    assert spread.stdout == unclear.stdout == trial.stdout == task.stdout == ""
     assert "PROCESSES that divide BATCH=8; 3 does not" in run_with(tmp_path, "", "--plan", PROCESSES="3").stdout
 
 

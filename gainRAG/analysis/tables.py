@@ -158,7 +158,13 @@ class Answered:
             return None
         result, _ = next(iter(self.results.values()))
         names = ("questions", *FACTS, "versions", "git_commit", "suspect_answers")
-        return {name: result[name] for name in names if name in result}
+        return {name: result[name] for name in names if name in result} | {"K_docs": self.k}
+
+    @property
+    def k(self) -> int | None:
+        """Passages in every method's prompt; None in a table by K, and where nothing was run."""
+        by_k = any(k is not None for _, k in self.results)
+        return None if by_k else next((result["K_docs"] for result, _ in self.results.values()), None)
 
     def metrics(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """A table's metrics; for a task with its own, accuracy in the place of those that compare texts."""
@@ -198,7 +204,7 @@ def cells(table: Table, name: str, answered: Answered) -> list[Record]:
                 if metric == "pseudo_share" and method not in WITH_PSEUDO:
                     continue
                 ours = answered.score(method, k, metric)
-                paper = published(method, dataset_of(name), metric) if k in (None, 1) else None
+                paper = published(method, dataset_of(name), metric) if (k or answered.k or 1) == 1 else None
                 both = ours is not None and paper is not None
                 cell = {"dataset": name, "method": method, "label": label, "K": k, "metric": metric, "paper": paper}
                 made.append(
@@ -244,7 +250,8 @@ def about(facts: Record | None) -> str:
         return "Not run."
     commit = (facts.get("git_commit") or "unknown")[:12]
     model, prompts = facts.get("model"), facts.get("prompts_hash")
-    return f"{facts['questions']} questions, {model}, prompts {prompts}, commit {commit}."
+    passages = "" if facts.get("K_docs") is None else f"top {facts['K_docs']}, "
+    return f"{facts['questions']} questions, {passages}{model}, prompts {prompts}, commit {commit}."
 
 
 if __name__ == "__main__":

@@ -181,6 +181,7 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
         if self.training_args.num_train_epochs:
             with explain_full_disk(self.training_args.output_dir):
                 result = self._train()
+                require_finite(self.model)
                 self.trainer.save_model()
                 self.trainer.save_metrics("train", result.metrics)
                 self.trainer.save_state()
@@ -211,6 +212,19 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
             if not checkpoint:
                 raise
             raise UserError(f"{checkpoint}: the checkpoint is damaged, or holds more than tensors") from problem
+
+
+def require_finite(model: torch.nn.Module) -> None:
+    """Refuses to save what a diverged training leaves.
+
+    Raises:
+        UserError: a weight is not a finite number.
+    """
+    if not all(bool(parameter.isfinite().all()) for parameter in model.parameters()):
+        raise UserError(
+            "the training diverged: there are weights that are not finite numbers; take a lower --learning_rate, a "
+            "longer --warmup_ratio, or --bf16 in the place of --fp16"
+        )
 
 
 def check_batches(questions: int, args: TrainingArguments) -> None:

@@ -314,6 +314,18 @@ def test_a_small_run_fills_the_cells_it_ran_and_leaves_the_rest_empty(name, meth
     assert not list(work.rglob("*unfinished*"))
 
 
+def test_passages_of_another_retriever_are_taken_as_they_are(tiny_run, tmp_path):
+    work, variables = tiny_run
+    (tmp_path / "retrieved").symlink_to(work / "retrieved")
+    (tmp_path / "questions").mkdir()
+    (tmp_path / "questions" / "NaturalQA_test.jsonl").write_text("{}\n")
+    (tmp_path / "corpus.jsonl").write_text("{}\n")
+    flags = {**variables, "PASSAGES": str(tmp_path / "corpus.jsonl"), "SELECTOR": str(tmp_path / "none")}
+    done = run_script("figure_gap", tmp_path, **flags)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "not written by retrieval.sh; taken as it is" in done.stderr
+
+
 def test_selection_goes_without_pseudo_passages(tiny_run, tmp_path, read_jsonl):
     work, variables = tiny_run
     (tmp_path / "retrieved").symlink_to(work / "retrieved")

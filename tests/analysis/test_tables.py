@@ -100,6 +100,14 @@ def test_a_cell_has_paper_ours_difference_and_count(answered):
     assert content["runs"]["HotpotQA_dev"]["model"] == "tiny"
 
 
+def test_the_papers_one_passage_is_not_compared_with_more(answered):
+    folder = answered("HotpotQA_dev", {"gainrag": ["Paris"]}, k=2)
+    content = collect("main", [folder], ["HotpotQA_dev"])
+    found = cell(content, method="gainrag", metric="cover_em")
+    assert (found["paper"], found["difference"], found["ours"]["mean"]) == (None, None, 100)
+    assert "1 questions, top 2, tiny" in markdown(content)
+
+
 def test_what_was_not_run_is_empty_and_what_is_not_published_too(answered):
     folder = answered("SQuAD_test", {"gainrag": ["Paris", "Rome"]})
     content = collect("main", [folder], ["HotpotQA_dev", "SQuAD_test"])

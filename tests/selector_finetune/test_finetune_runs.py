@@ -557,6 +557,13 @@ def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train,
     assert (out / TRAINING_FINISHED).exists()
 
 
+def test_a_diverged_training_is_an_error_and_leaves_no_selector(train, tmp_path, caplog):
+    with pytest.raises(UserError, match="the training diverged"):
+        train("--learning_rate", "1e30", "--max_grad_norm", 0)
+    assert "the loss is nan" in caplog.text
+    assert not (tmp_path / "out" / TRAINING_FINISHED).exists()
+
+
 def test_a_start_that_the_training_would_delete_is_refused(train):
     out = train("--save_strategy", "steps", "--save_steps", 2)
     checkpoint = out / "checkpoint-2"
