@@ -27,7 +27,7 @@ from functools import partial
 import torch.distributed
 from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
 from safetensors import SafetensorError
-from transformers import HfArgumentParser
+from transformers import AutoConfig, HfArgumentParser
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 
@@ -132,9 +132,14 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
             import deepspeed
 
             deepspeed.init_distributed()  # ZeRO 3 shards weights as they load, so it must know of all processes by then
-        with explain_load_errors(self.model_args.model_name_or_path):
+        start = self.model_args.model_name_or_path
+        with explain_load_errors(start):
+            if AutoConfig.from_pretrained(start).num_labels != 1:
+                logger.warning(
+                    "%s is no reranker: its head starts at random, and it cannot score as the untrained", start
+                )
             tokenizer, loaded = super().load_tokenizer_and_model()
-        fit_tokenizer(tokenizer, loaded.model.config, self.model_args.model_name_or_path)
+        fit_tokenizer(tokenizer, loaded.model.config, start)
         base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
         return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)
 
