@@ -87,7 +87,8 @@ class Picks:
             missing = [name for name in names if name not in known]
             if missing:
                 raise UserError(
-                    f"{path}: lacks {len(missing)} questions of --data_path, the first is id {missing[0]!r}"
+                    f"{path}: lacks {len(missing)} questions of --data_path, the first is id {missing[0]!r}; "
+                    "if --skip_too_long left them out there, take them out of --data_path too"
                 )
             if method in SELECTED:
                 self._require_k(method)

@@ -557,6 +557,11 @@ def test_resuming_auto_does_what_is_left_to_do_and_refuses_other_settings(train,
     assert (out / TRAINING_FINISHED).exists()
 
 
+def test_a_start_without_a_rerankers_head_is_named(train, tiny_encoder, caplog):
+    train("--model_name_or_path", tiny_encoder, "--max_steps", 1)
+    assert "is no reranker: its head starts at random" in caplog.text
+
+
 def test_a_diverged_training_is_an_error_and_leaves_no_selector(train, tmp_path, caplog):
     with pytest.raises(UserError, match="the training diverged"):
         train("--learning_rate", "1e30", "--max_grad_norm", 0)
