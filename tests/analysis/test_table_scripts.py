@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import SENTENCES, each
+from safetensors.torch import load_file, save_file
 
 SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NAMES = ["table_main", "table_ablation", "table_topk", "figure_gap"]
@@ -312,6 +313,25 @@ def test_a_small_run_fills_the_cells_it_ran_and_leaves_the_rest_empty(name, meth
     assert "NaturalQA" in (tables / f"{name}.md").read_text("utf-8")
     assert not list(work.glob("*.json"))
     assert not list(work.rglob("*unfinished*"))
+
+
+def test_another_selector_makes_anew_only_what_follows_from_it(tiny_run, tmp_path, tiny_reranker):
+    work, variables = tiny_run
+    (tmp_path / "retrieved").symlink_to(work / "retrieved")
+    selector = shutil.copytree(tiny_reranker, tmp_path / "selector")
+    flags = {**variables, "SELECTOR": str(selector)}
+    assert run_script("selector_engine", tmp_path, "NaturalQA_test", **flags).returncode == 0
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("scored/*/*.jsonl")}
+    weights = load_file(selector / "model.safetensors")
+    save_file(
+        {name: tensor * 1.5 for name, tensor in weights.items()}, selector / "model.safetensors", {"format": "pt"}
+    )
+    refused = run_script("selector_engine", tmp_path, "NaturalQA_test", **flags)
+    assert refused.returncode == 2 and "take another WORK, or OVERWRITE=1" in refused.stderr
+    done = run_script("selector_engine", tmp_path, "NaturalQA_test", **flags, OVERWRITE="1")
+    assert done.returncode == 0, done.stderr[-3000:]
+    anew = {path.relative_to(tmp_path / "scored") for path, time in made.items() if path.stat().st_mtime_ns != time}
+    assert anew == {Path("trained/NaturalQA_test.jsonl")}  # neither the pseudo-passages nor the start's scores
 
 
 def test_passages_of_another_retriever_are_taken_as_they_are(tiny_run, tmp_path):
