@@ -103,7 +103,7 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 : "${HOTPOTQA_QUESTIONS:=20000}"                  # drawn of HotpotQA's about 90,000
 : "${TASK:=}"                                     # whose prompt; empty: the file's name up to its last _
 : "${GAINS:=}"                                    # 1: the tables of answers show the gain of every pick
-: "${OVERWRITE:=}"                                # 1: what was made with other settings is made anew
+: "${OVERWRITE:=}"                                # 1: what was made with other settings is made anew, a large corpus's vectors only with EMBED=1
 : "${TRAINING:=HotpotQA_train$HOTPOTQA_QUESTIONS WebQuestions_train}"
 : "${DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test}"
 : "${TABLE_DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev NaturalQA_test}" # of the ablation and the top-k table
@@ -140,6 +140,12 @@ WORKER_FLAGS=()
 if [ "$WORKERS" -gt 1 ]; then WORKER_FLAGS=(--num_workers "$WORKERS" ${RAY_ADDRESS:+--ray_address "$RAY_ADDRESS"}); fi
 
 task_of() { echo "${TASK:-${1%_*}}"; }
+
+# is_foreign NAME : whether another retriever wrote NAME's passages: there are no settings beside them, finished or not
+is_foreign() {
+  local file="$WORK/retrieved/$1.jsonl"
+  [[ -e "$file" && ! -e "$file.settings.json" && ! -e "$file.unfinished.settings.json" ]]
+}
 
 # needs_vectors : whether retrieval is by vectors; BM25 reads words.
 needs_vectors() { [[ ! " ${RETRIEVAL_FLAGS[*]} " =~ " --retriever"[\ =]"bm25 " ]]; }

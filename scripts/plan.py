@@ -188,12 +188,12 @@ def unknown_tasks() -> list[str]:
         from gainRAG.prompts import load_prompts
     except ImportError:
         return []
-    given, problems = flags("LLM_FLAGS").split(), []
-    path = given[given.index("--prompts") + 1] if "--prompts" in given[:-1] else None
+    given = " ".join(flags(name) for name in ("LLM_FLAGS", "SUPERVISION_FLAGS", "GENERATION_FLAGS"))
+    named, problems = re.findall(r"--prompts[= ](\S+)", given), []
     try:
-        prompts = load_prompts(path)
-    except UserError as problem:
-        return [str(problem)]
+        prompts = load_prompts(named[-1] if named else None)
+    except UserError:  # a name with a space in it, perhaps; the stages tell
+        return []
     for name in question_sets():
         try:
             prompts.task(setting("TASK") or name.rpartition("_")[0] or name)

@@ -31,6 +31,15 @@ is_large() { # the corpus has more than MILLION passages; fewer lines need not b
 }
 
 need_names "$QUESTIONS" "$@"
+files=()
+for name in "$@"; do
+  if is_foreign "$name"; then
+    say "$WORK/retrieved/$name.jsonl: not written by retrieval.sh; taken as it is"
+  else
+    files+=("$QUESTIONS/$name.jsonl")
+  fi
+done
+if [ ${#files[@]} -eq 0 ]; then exit; fi
 find_vectors
 [ -e "$PASSAGES" ] || fail "$PASSAGES: no such file (bash scripts/download_data.sh corpus fetches the paper's)"
 vectors=()
@@ -41,15 +50,15 @@ if needs_vectors && ! holds_published_vectors; then
       "${published:+bash scripts/download_data.sh $published fetches the published ones, }EMBEDDINGS=FOLDER names others," \
       "EMBED=1 embeds the passages here, and resumes where that was interrupted"
   fi
+  anew=()
+  if [[ -n "$OVERWRITE" ]] && { [ -n "$EMBED" ] || ! is_large; }; then anew=("${OVERWRITE_FLAG[@]}"); fi
   say "embedding $PASSAGES with $ENCODER"
   python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
-    --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${OVERWRITE_FLAG[@]}"
+    --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${anew[@]}"
 fi
 shared=()
 if shares_search; then shared=("${WORKER_FLAGS[@]}"); fi
 say "retrieving $N_DOCS passages a question: $*"
-files=()
-for name in "$@"; do files+=("$QUESTIONS/$name.jsonl"); done
 python -m gainRAG.retrieval_engine.retrieval --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
   "${vectors[@]}" --data_path "${files[@]}" --output_dir "$WORK/retrieved" --n_docs "$N_DOCS" \
   "${ENCODER_FLAGS[@]}" "${RETRIEVAL_FLAGS[@]}" "${shared[@]}" "${OVERWRITE_FLAG[@]}"

@@ -10,6 +10,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 need_nothing "$@"
 [ -e "$WORK/train.jsonl" ] || fail "$WORK/train.jsonl: no such file; scripts/llm_supervision.sh writes it"
 need_even_batch
+if [[ -n "$OVERWRITE" && -e "$SELECTOR/config.json" && ! -e "$SELECTOR/training.settings.json" ]]; then
+  fail "$SELECTOR was not trained here, so OVERWRITE=1 does not replace it; name another folder: SELECTOR=FOLDER"
+fi
 say "training $SELECTOR from $SELECTOR_START, $BATCH groups an update"
 launch=(torchrun --standalone --nproc_per_node "$PROCESSES")
 if [ "$GPUS" -eq 0 ] && [ "$PROCESSES" -eq 1 ]; then launch=(python); fi

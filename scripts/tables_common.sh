@@ -23,7 +23,7 @@ need_retrieved() {
   local name to_retrieve=()
   ALL_NAMES=("$@")
   for name in "$@"; do
-    if [[ -e "$WORK/retrieved/$name.jsonl" && ! -e "$WORK/retrieved/$name.jsonl.settings.json" ]]; then
+    if is_foreign "$name"; then
       say "$WORK/retrieved/$name.jsonl: not written by retrieval.sh; taken as it is"
     elif [[ -e "$QUESTIONS/$name.jsonl" && (-e "$PASSAGES" || ! -e "$WORK/retrieved/$name.jsonl") ]]; then
       to_retrieve+=("$name")

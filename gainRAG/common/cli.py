@@ -187,5 +187,5 @@ def run_stage(main: Callable[[], None]) -> None:
         print(f"error: the package {missing.name} is not installed: {OPTIONAL[missing.name]}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        print(f"interrupted; {stop or 'the same command resumes where it stopped'}", file=sys.stderr)
+        print(f"interrupted; {str(stop) or 'the same command resumes where it stopped'}", file=sys.stderr)
         sys.exit(130)

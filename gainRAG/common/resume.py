@@ -82,6 +82,10 @@ class StageOutput:
         if self._unfinished_settings.exists() and not self.unfinished.exists() and self.path.exists():
             self._unfinished_settings.replace(self._settings_path)  # died between the two renames of finish()
         keep = overwrite == CHANGED
+        if keep and self.path.exists() and not self._settings_path.exists() and not self.unfinished.exists():
+            raise UserError(
+                f"{self.path}: nothing says that it was made here, so it stays; move it, or give another name"
+            )
         if keep and self.path.exists() and self._are_settings(self._settings_path):
             self.complete = True
         elif self.path.exists() and not overwrite and (not self.unfinished.exists() or self._only_the_whole_is_ours()):
@@ -185,6 +189,7 @@ class StageOutput:
         with explain_write_errors(self.path):
             sync(self._file)
             if self.path.suffix == ".json":
+                self._settings_path.unlink(missing_ok=True)  # of a former output, which this one replaces
                 self._file.seek(0)
                 write_records(self.path, map(json.loads, self._file))
                 self.unfinished.unlink()
@@ -221,6 +226,12 @@ class StageOutput:
                 self.finish()
         finally:
             self.close()
+
+
+def again(overwrite: str, output: StageOutput) -> str:
+    """What --overwrite means for a file that is made on the way to `output`: given again after a kill, it keeps what
+    the run before has made with the same settings."""
+    return CHANGED if overwrite and output.resumed else overwrite
 
 
 def remove_output(path: Path) -> None:

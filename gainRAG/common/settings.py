@@ -34,7 +34,7 @@ def fingerprint(path: str | Path, files: Iterable[Path] | None = None) -> str:
     Args:
         files: those of the folder that count; None: all below it.
     """
-    path = Path(path)
+    path, whole = Path(path), (".jsonl", ".json") if files is None else ()
     digest = hashlib.sha256()
     if files is None:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -45,7 +45,7 @@ def fingerprint(path: str | Path, files: Iterable[Path] | None = None) -> str:
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
         with file.open("rb") as handle:
             digest.update(handle.read(FINGERPRINT_BYTES))
-            if size > 2 * FINGERPRINT_BYTES and file.suffix in (".jsonl", ".json"):
+            if size > 2 * FINGERPRINT_BYTES and file.suffix in whole:
                 for left in range(size - 2 * FINGERPRINT_BYTES, 0, -FINGERPRINT_BYTES):
                     digest.update(handle.read(min(left, FINGERPRINT_BYTES)))
             elif size > 2 * FINGERPRINT_BYTES:
@@ -104,11 +104,11 @@ def versions(packages: Iterable[str] = COMPUTING) -> dict[str, str]:
     return found
 
 
-def overwrite_hint() -> str:
+def overwrite_hint(flag: str = "--overwrite") -> str:
     """How an output with other settings is made anew: by the stage's flag, or the setting of the script around it."""
     if os.environ.get("GAINRAG_SCRIPT"):
         return "take another WORK, or OVERWRITE=1, which makes anew what was made with other settings"
-    return "--overwrite starts afresh"
+    return f"{flag} starts afresh"
 
 
 def settings_file(output: Path) -> Path:

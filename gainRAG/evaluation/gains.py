@@ -24,7 +24,7 @@ def perplexity_of(nll: float) -> float:
     if math.isnan(nll):
         raise UserError(
             "the LLM's scores of a gold answer are not numbers: its number format overflows; give a wider one, "
-            "--gain_dtype float32 or bfloat16 (construct_vllm: --dtype), and run the same command with it"
+            "--gain_dtype float32 or bfloat16 (construct_vllm: --dtype), and --overwrite changed, which keeps texts"
         )
     return math.exp(min(nll, LARGEST_NLL))
 

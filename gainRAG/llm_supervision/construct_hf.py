@@ -20,7 +20,7 @@ from gainRAG.common.cli import input_file, keep_apart, non_negative_float, run_s
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
 from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, map_chunks, worker_options
-from gainRAG.common.resume import StageOutput, remove_output
+from gainRAG.common.resume import StageOutput, again, remove_output
 from gainRAG.common.settings import identity
 from gainRAG.llm_inference.engine import (
     EngineOptions,
@@ -79,14 +79,15 @@ def main() -> None:
     generated = Path(args.output_path).with_suffix(".generated.jsonl")
     with StageOutput(args.output_path, settings, args.overwrite) as output:
         if not output.complete:
-            with StageOutput(generated, text_settings, "" if output.resumed else args.overwrite) as texts:
+            with StageOutput(generated, text_settings, again(args.overwrite, output)) as texts:
                 chunks = texts.remaining(read_candidates(options, lengths), CHUNK, "writing", total)
                 for written in write_texts(chunks, options, engine, generation, workers):
                     texts.append(written)
             chunks = output.remaining(read_records(generated), CHUNK, "gains", total)
             for scored in map_chunks(partial(GainWorker, options, scorer, generation, args.alpha), chunks, workers):
                 output.append(scored)
-    remove_output(generated)  # all of it is in the finished file
+    if not output.unfinished.exists():  # left by a run with other settings, which resumes from these texts
+        remove_output(generated)  # all of it is in the finished file
     say_next("gains", args.output_path, f"{filter_command(options)} --data_path {args.output_path}")
 
 

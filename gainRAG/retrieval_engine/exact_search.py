@@ -95,9 +95,8 @@ def search_shards(
     k: int,
     max_bytes: float,
     knns: list[Knn] | None = None,
-    whole: bool = True,
 ) -> TopK:
-    """Exact search over all shards.
+    """Exact search over all shards, which are of the whole corpus.
 
     Args:
         queries: float32, (queries, dim).
@@ -106,11 +105,24 @@ def search_shards(
         k: passages wanted a query.
         max_bytes: bound on the memory that the search takes beside the queries and their results.
         knns: what searches a chunk, one a device; None finds the GPUs, else takes the CPU.
-        whole: whether the shards are of the whole corpus.
 
     Raises:
         UserError: a vector's dimension is not the queries', an id is of no passage, or a passage has no vector.
     """
+    found, seen = search_some(queries, shards, store, k, max_bytes, knns)
+    require_all(seen, store)
+    return found
+
+
+def search_some(
+    queries: np.ndarray,
+    shards: list[Shard],
+    store: PassageStore,
+    k: int,
+    max_bytes: float,
+    knns: list[Knn] | None = None,
+) -> tuple[TopK, int]:
+    """`search_shards` over some of the corpus, and how many vectors of passages with a text there were."""
     knns = knns or faiss_knns()
     k = min(k, len(store))
     dim = queries.shape[1]
@@ -128,9 +140,7 @@ def search_shards(
             running.append(pool.submit(search_chunk, device, queries, vectors, positions, k, heaps.floor))
         for search in running:
             heaps.add(*search.result())
-    if whole:
-        require_all(seen, store)
-    return heaps.finish()
+    return heaps.finish(), seen
 
 
 def search_on_workers(
@@ -145,8 +155,12 @@ def search_on_workers(
     groups = [shards[start : start + size] for start in range(0, len(shards), size)]
     heaps = TopKHeaps(len(queries), min(k, len(store)))
     make_worker = partial(ShardSearcher, queries, store.folder, k, bytes_a_worker(max_bytes, workers))
-    for found in ProgressBar(map_chunks(make_worker, groups, workers), total=len(groups), unit="group", desc="shards"):
+    total = 0
+    results = map_chunks(make_worker, groups, workers)
+    for found, seen in ProgressBar(results, total=len(groups), unit="group", desc="shards"):
         heaps.add(*found)
+        total += seen
+    require_all(total, store)
     return heaps.finish()
 
 
@@ -156,14 +170,14 @@ def bytes_a_worker(max_bytes: float, workers: WorkerOptions) -> float:
 
 
 class ShardSearcher:
-    """A worker (common.parallel): some shards -> the top k of all queries in them."""
+    """A worker (common.parallel): some shards -> the top k of all queries in them, and how many vectors they hold."""
 
     def __init__(self, queries: np.ndarray, store_folder: Path, k: int, max_bytes: float) -> None:
         self.queries, self.k, self.max_bytes = queries, k, max_bytes
         self.store = PassageStore(store_folder)
 
-    def __call__(self, shards: list[Shard]) -> TopK:
-        return search_shards(self.queries, shards, self.store, self.k, self.max_bytes, whole=False)
+    def __call__(self, shards: list[Shard]) -> tuple[TopK, int]:
+        return search_some(self.queries, shards, self.store, self.k, self.max_bytes)
 
 
 def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:

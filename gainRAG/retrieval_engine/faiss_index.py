@@ -18,7 +18,7 @@ from gainRAG.common.jsonl import Record, make_once, parse_json, write_json
 from gainRAG.common.settings import fingerprint, settings_file
 from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GIB, TopK, shard_chunks, with_progress
 from gainRAG.retrieval_engine.passages import PassageStore
-from gainRAG.retrieval_engine.vectors import Shard, as_float32, embedding_settings, shards_fingerprint
+from gainRAG.retrieval_engine.vectors import Shard, as_float32, embedding_settings, require_all, shards_fingerprint
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +118,7 @@ def build_index(options: SearchOptions, path: Path, shards: list[Shard], store: 
         if positions[0] != index.ntotal or not (np.diff(positions) == 1).all():
             raise UserError(f"--index_type {factory}: needs the embeddings in the order of the corpus; embed it again")
         index.add(as_float32(vectors))
+    require_all(index.ntotal, store)
     try:
         faiss.write_index(index, str(path))
     except RuntimeError as problem:

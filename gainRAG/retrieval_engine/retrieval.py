@@ -298,7 +298,7 @@ def write_found(
     """Writes each question with its `ctxs`, file after file."""
     without = int((found.positions < 0).all(axis=1).sum())
     if without:
-        logger.warning("%d questions have no passage, as they share no word with any; answers need one", without)
+        logger.warning("%d questions have no passage, as they share no word with any", without)
     rows = zip(found.scores, found.positions, strict=True)
     for source, questions in records.items():
         with_found = list(zip(questions, itertools.islice(rows, len(questions)), strict=True))

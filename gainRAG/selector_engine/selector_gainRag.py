@@ -34,7 +34,7 @@ from gainRAG.common.cli import (
 from gainRAG.common.jsonl import Record, output_file, read_records, write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
-from gainRAG.common.resume import StageOutput
+from gainRAG.common.resume import StageOutput, again
 from gainRAG.common.schemas import as_retrieved, passage_text
 from gainRAG.common.settings import stage_settings
 from gainRAG.evaluation.recall import mark_hits, match_rule, recall_at
@@ -152,7 +152,7 @@ def main() -> None:
     with StageOutput(path, settings, args.overwrite) as output:
         if options.written_here:
             options = replace(options, path=path.with_suffix(".background.jsonl"))
-            afresh = "" if output.resumed else args.overwrite  # given again after a kill, it keeps what is written
+            afresh = again(args.overwrite, output)
             write_pseudo_passage_file(options.path, questions, args.data_path, engine, generation, workers, afresh)
             pseudo = pseudo_passages(questions, options)
         records = with_pseudo_passages(read(), pseudo)

@@ -104,9 +104,6 @@ class TrainingArguments(transformers.TrainingArguments):
         metadata={"help": "Train into --output_dir even if it holds files; its old checkpoint-* folders are deleted."},
     )
     warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps, from 0 to below 1, to warm up in."})
-    logging_nan_inf_filter: bool = field(
-        default=False, metadata={"help": "Log a loss that is not finite as the last one that was. Hides a divergence."}
-    )
     teacher_temperature: float = field(
         default=1.0, metadata={"help": "Divides the teacher's scores before their softmax: above 1 softens the target."}
     )

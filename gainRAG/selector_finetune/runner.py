@@ -27,7 +27,7 @@ from functools import partial
 import torch.distributed
 from FlagEmbedding.finetune.reranker.encoder_only.base import EncoderOnlyRerankerRunner
 from safetensors import SafetensorError
-from transformers import AutoConfig, HfArgumentParser
+from transformers import HfArgumentParser
 from transformers.integrations import is_deepspeed_zero3_enabled
 from transformers.trainer_utils import IntervalStrategy
 
@@ -41,7 +41,6 @@ from gainRAG.selector_finetune.training_folder import (
     is_finished,
     lock_output_dir,
     prepare_output,
-    refuse_own_checkpoint,
     training_settings,
 )
 
@@ -57,12 +56,14 @@ def main() -> None:
         logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = parse_arguments()
-    refuse_own_checkpoint(model_args.model_name_or_path, training_args)
     with lock_output_dir(training_args):
         settings = training_settings(model_args, data_args, training_args)
+        prepare = partial(prepare_output, training_args, settings, model_args.model_name_or_path)
         if not is_finished(training_args, settings):
-            SelectorRunner(model_args, data_args, training_args, partial(prepare_output, training_args, settings)).run()
-        elif data_args.eval_data:  # only measured
+            SelectorRunner(model_args, data_args, training_args, prepare).run()
+        elif data_args.eval_data and training_args.deepspeed:  # which measures only what it trains
+            logger.info("not measured again; without --deepspeed it is")
+        elif data_args.eval_data:
             model_args.model_name_or_path, training_args.num_train_epochs = training_args.output_dir, 0
             SelectorRunner(model_args, data_args, training_args).run()
         if torch.distributed.is_initialized():
@@ -134,11 +135,9 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
             deepspeed.init_distributed()  # ZeRO 3 shards weights as they load, so it must know of all processes by then
         start = self.model_args.model_name_or_path
         with explain_load_errors(start):
-            if AutoConfig.from_pretrained(start).num_labels != 1:
-                logger.warning(
-                    "%s is no reranker: its head starts at random, and it cannot score as the untrained", start
-                )
             tokenizer, loaded = super().load_tokenizer_and_model()
+        if not any(name.endswith("ForSequenceClassification") for name in loaded.model.config.architectures or ()):
+            logger.warning("%s is no reranker: its head starts at random; untrained it gives no scores", start)
         fit_tokenizer(tokenizer, loaded.model.config, start)
         base = loaded.model if is_deepspeed_zero3_enabled() else loaded.model.float()
         return tokenizer, DistilledCrossEncoder(base, tokenizer, self.training_args.teacher_temperature)

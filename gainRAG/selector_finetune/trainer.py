@@ -1,7 +1,6 @@
 """The training loop's additions: a fixed order of questions, evaluation against the teacher, plain saved folders."""
 
 import logging
-import math
 import shutil
 from pathlib import Path
 
@@ -95,12 +94,16 @@ class SelectorTrainer(EncoderOnlyRerankerTrainer):
         args.save_total_limit = None
         super().__init__(args=args, compute_metrics=mean_metrics, callbacks=callbacks, **kwargs)
         self._spread: Tensor | None = None
+        self._not_finite: Tensor | None = None
 
     def compute_loss(self, model, inputs: dict, return_outputs: bool = False, **kwargs):
-        """FlagEmbedding's, keeping the step's spread of scores on the device: reading it would wait for the GPU."""
+        """FlagEmbedding's, keeping on the device the step's spread of scores, and whether a loss was not finite since
+        the last log: reading them would wait for the GPU."""
         loss, outputs = super().compute_loss(model, inputs, return_outputs=True, **kwargs)
         scores = outputs.scores.detach()
         absent = scores == -torch.inf
+        not_finite = ~loss.detach().isfinite()
+        self._not_finite = not_finite if self._not_finite is None else self._not_finite | not_finite
         self._spread = scores.amax() - scores.masked_fill(absent, torch.inf).amin()
         return (loss, outputs) if return_outputs else loss
 
@@ -113,8 +116,10 @@ class SelectorTrainer(EncoderOnlyRerankerTrainer):
                 self.state.global_step,
                 self._spread,
             )
-        if not math.isfinite(logs.get("loss", 0.0)):
-            logger.warning("step %d: the loss is %s", self.state.global_step, logs["loss"])
+        if "loss" in logs and self._not_finite is not None:
+            if self._not_finite.any():  # transformers leaves such losses out of the mean that it logs
+                logger.warning("step %d: since the last log a loss was not a finite number", self.state.global_step)
+            self._not_finite = None
         super().log(logs, *args, **kwargs)
 
     def prediction_step(self, model, inputs: dict, prediction_loss_only: bool, ignore_keys=None) -> tuple:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
-from gainRAG.common.settings import TRAINING_FINISHED, TRAINING_SETTINGS, require_same, stage_settings
+from gainRAG.common.settings import TRAINING_FINISHED, TRAINING_SETTINGS, overwrite_hint, require_same, stage_settings
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -24,19 +24,6 @@ DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sam
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
 TRAINING_FLAGS += ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "fp16", "bf16", "seed")
 TRAINING_FLAGS += ("dataloader_drop_last", "train_sampling_strategy", "teacher_temperature")
-
-
-def refuse_own_checkpoint(model: str, args: TrainingArguments) -> None:
-    """Refuses a start that a new training would delete.
-
-    Raises:
-        UserError: the start is a checkpoint in the output folder.
-    """
-    if args.num_train_epochs and Path(args.output_dir).resolve() in Path(model).resolve().parents:
-        raise UserError(
-            f"--model_name_or_path {model}: is inside --output_dir, whose checkpoints a new training deletes; give "
-            "another --output_dir, or resume it with --resume_from_checkpoint"
-        )
 
 
 def lock_output_dir(args: TrainingArguments):
@@ -70,7 +57,7 @@ def is_finished(args: TrainingArguments, settings: Record) -> bool:
     if not (folder / TRAINING_SETTINGS).exists():
         return False
     try:
-        require_same(folder / TRAINING_SETTINGS, settings, problem, "--overwrite_output_dir starts afresh", finished)
+        require_same(folder / TRAINING_SETTINGS, settings, problem, overwrite_hint("--overwrite_output_dir"), finished)
     except UserError as difference:
         if not args.overwrite_output_dir:
             raise
@@ -84,8 +71,15 @@ def is_finished(args: TrainingArguments, settings: Record) -> bool:
     return finished
 
 
-def prepare_output(args: TrainingArguments, settings: Record) -> None:
+def prepare_output(args: TrainingArguments, settings: Record, start: str) -> None:
+    """Clears the folder of a training that starts afresh; one that resumes, or only measures, finds it as it was.
+
+    Raises:
+        UserError: it holds files that are not to be written over, or the start itself is a checkpoint in it.
+    """
     folder = Path(args.output_dir)
+    if not args.num_train_epochs:
+        return
     if args.resume_from_checkpoint:
         args.resume_from_checkpoint = choose_checkpoint(args, settings)
     if args.resume_from_checkpoint:
@@ -94,6 +88,12 @@ def prepare_output(args: TrainingArguments, settings: Record) -> None:
     if stale and not args.overwrite_output_dir:
         raise UserError(
             f"{folder} holds files; --overwrite_output_dir trains into it, --resume_from_checkpoint True resumes"
+        )
+    place = Path(start).resolve()
+    if any(checkpoint.resolve() in (place, *place.parents) for checkpoint in find_checkpoints(folder)):
+        raise UserError(
+            f"--model_name_or_path {start}: a new training deletes the checkpoints of --output_dir; give another "
+            "--output_dir, or resume with --resume_from_checkpoint"
         )
     wait_for_all()  # no process clears the folder while another still looks into it
     if args.should_save:

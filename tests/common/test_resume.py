@@ -161,6 +161,36 @@ def test_overwriting_what_changed_leaves_the_rest(tmp_path):
         assert output.complete
 
 
+def test_a_file_of_unknown_origin_is_not_overwritten_as_changed(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("precious")
+    with pytest.raises(UserError, match="nothing says that it was made here"):
+        StageOutput(path, SETTINGS, CHANGED)
+    assert path.read_text() == "precious"
+
+
+def test_a_json_output_that_dies_while_it_replaces_another_is_not_taken_for_it(tmp_path, monkeypatch):
+    path = tmp_path / "out.json"
+    write_some(path, 3)
+    other = stage_settings("test", {}, alpha=0.7)
+    with monkeypatch.context() as patch, pytest.raises(Stop):
+        patch.setattr(resume.Path, "unlink", dies_at(path.with_name("out.json.unfinished"), resume.Path.unlink))
+        with StageOutput(path, other, "all") as output:
+            output.append([{"n": 9}])
+    with pytest.raises(UserError, match="alpha"):
+        StageOutput(path, SETTINGS)
+    assert write_some(path, 3, other) == 1
+
+
+def dies_at(path, unlink):
+    def stops(self, *arguments, **options):
+        if self == path:
+            raise Stop
+        return unlink(self, *arguments, **options)
+
+    return stops
+
+
 def test_overwriting_what_changed_resumes_what_began_without(tmp_path):
     path = tmp_path / "out.jsonl"
     write_some(path, 2, finish=False)

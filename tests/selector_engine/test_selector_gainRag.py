@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from conftest import SENTENCES, killed_at_record
+from conftest import SENTENCES, each, killed_at_record
 
 from gainRAG.common.cli import UserError
 from gainRAG.llm_inference import background
@@ -173,6 +173,18 @@ def test_overwrite_given_again_writes_no_pseudo_passage_twice(select, retrieved,
     assert len(writers) == 1
     select(retrieved, *flags)
     assert len(writers) == 2
+
+
+@each("given", ["changed", "all"])
+def test_pseudo_passages_of_other_settings_are_replaced_even_after_a_refusal(select, retrieved, tiny_llama, given):
+    flags = ["--lm_type", tiny_llama, "--dtype", "float32", "--background_tokens"]
+    name = f"{given}.jsonl"
+    select(retrieved, *flags, 6, output=name).unlink()
+    with pytest.raises(UserError, match="max_new_tokens: 6 then, 8 now"):
+        select(retrieved, *flags, 8, output=name)
+    path = select(retrieved, *flags, 8, "--overwrite", given, output=name)
+    whole = select(retrieved, *flags, 8, output="whole.jsonl")
+    assert path.read_bytes() == whole.read_bytes()
 
 
 def test_questions_too_long_to_write_about_are_named_or_left_out(select, write_jsonl, read_jsonl, tiny_llama):
