@@ -268,6 +268,8 @@ def test_the_plan_follows_the_settings(tmp_path):
     (tmp_path / "asked" / "mine_dev.jsonl").write_text("{}\n{}\n")
     config = f"QUESTIONS={tmp_path / 'asked'} PASSAGES={tmp_path / 'corpus.jsonl'} TRAINING=mine_train "
     config += "DATASETS='mine_dev NaturalQA_test' TABLE_DATASETS=mine_dev"
+    assert "mine_train: --task mine: unknown" in run_with(tmp_path, config, "--plan").stdout
+    config += " TASK=NaturalQA"
     shown = run_with(tmp_path, config, "--plan").stdout
     missing = shown.partition(" missing:")[2]
     assert f"{tmp_path / 'asked' / 'mine_train.jsonl'} (yours: no script fetches it)" in missing
