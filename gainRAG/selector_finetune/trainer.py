@@ -89,12 +89,13 @@ class DeleteOldCheckpoints(TrainerCallback):
 class SelectorTrainer(EncoderOnlyRerankerTrainer):
     """FlagEmbedding's reranker trainer over `GroupDataset` and `DistilledCrossEncoder`."""
 
+    _spread: Tensor | None = None
+    _not_finite: Tensor | None = None
+
     def __init__(self, args: TrainingArguments, **kwargs) -> None:
         callbacks = [SetDatasetEpoch(), DeleteOldCheckpoints(args.save_total_limit)]
         args.save_total_limit = None
         super().__init__(args=args, compute_metrics=mean_metrics, callbacks=callbacks, **kwargs)
-        self._spread: Tensor | None = None
-        self._not_finite: Tensor | None = None
 
     def compute_loss(self, model, inputs: dict, return_outputs: bool = False, **kwargs):
         """FlagEmbedding's, keeping on the device the step's spread of scores, and whether a loss was not finite since
