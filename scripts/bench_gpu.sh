@@ -8,10 +8,8 @@
 #   SIZE=tiny bash scripts/bench_gpu.sh /tmp/tiny.json     tries the script, also without a GPU
 set -euo pipefail
 
-if [[ "${1:-}" == -* ]]; then # --help
-  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-  if [[ "$1" == -h || "$1" == --help ]]; then exit 0; else exit 2; fi
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
+if [[ "${1:-}" == -* ]]; then usage "$@"; fi
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [ -z "${PYTHON:-}" ]; then
   PYTHON="$REPO/.venv/bin/python"

@@ -12,6 +12,8 @@ SETTINGS_ARE_READ=1
 set -euo pipefail
 export GAINRAG_SCRIPT=1 # stages do not say what to run next: the script runs it
 
+# shellcheck source=scripts/usage.sh
+source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
 say() { printf '\n=== %s\n' "$*" >&2; }
 fail() {
   printf 'error: %s\n' "$*" >&2
@@ -141,12 +143,6 @@ if [ "$WORKERS" -gt 1 ]; then WORKER_FLAGS=(--num_workers "$WORKERS" ${RAY_ADDRE
 
 task_of() { echo "${TASK:-${1%_*}}"; }
 
-# is_foreign NAME : whether another retriever wrote NAME's passages: there are no settings beside them, finished or not
-is_foreign() {
-  local file="$WORK/retrieved/$1.jsonl"
-  [[ -e "$file" && ! -e "$file.settings.json" && ! -e "$file.unfinished.settings.json" ]]
-}
-
 # needs_vectors : whether retrieval is by vectors; BM25 reads words.
 needs_vectors() { [[ ! " ${RETRIEVAL_FLAGS[*]} " =~ " --retriever"[\ =]"bm25 " ]]; }
 
@@ -212,14 +208,6 @@ pick_best() {
     "${OVERWRITE_FLAG[@]}" "${@:4}"
 }
 
-# usage [--help] : prints the head of the calling script and ends it, with 2 unless --help was asked for.
-usage() {
-  local i=1
-  while [[ "${BASH_SOURCE[i]}" == */paths.sh || "${BASH_SOURCE[i]}" == */tables_common.sh ]]; do i=$((i + 1)); done
-  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[i]}" >&2
-  if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then exit 0; else exit 2; fi
-}
-
 # need_names FOLDER NAME... : usage where there is no name; an error where FOLDER lacks NAME.jsonl of one of them. Both
 # before anything is computed.
 need_names() {
@@ -230,6 +218,3 @@ need_names() {
     [ -e "$folder/$name.jsonl" ] || fail "$folder/$name.jsonl: no such file"
   done
 }
-
-# need_nothing ARGUMENT... : usage where there are arguments.
-need_nothing() { if [ $# -gt 0 ]; then usage "$@"; fi; }

@@ -8,10 +8,8 @@
 # Sizes and models: scripts/demo.conf. Everything it writes is under WORK (results/demo).
 set -euo pipefail
 
-if [ $# -gt 0 ]; then # --help
-  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2
-  if [[ "$1" == -h || "$1" == --help ]]; then exit 0; else exit 2; fi
-fi
+source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
+need_nothing "$@"
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" demo
 : "${CONFIG:=$REPO/scripts/demo.conf}"
 source "$REPO/scripts/paths.sh"

@@ -30,6 +30,12 @@ is_large() { # the corpus has more than MILLION passages; fewer lines need not b
   [ "$lines" -gt "$MILLION" ]
 }
 
+# is_foreign NAME : whether another retriever wrote NAME's passages: there are no settings beside them, finished or not
+is_foreign() {
+  local file="$WORK/retrieved/$1.jsonl"
+  [[ -e "$file" && ! -e "$file.settings.json" && ! -e "$file.unfinished.settings.json" ]]
+}
+
 need_names "$QUESTIONS" "$@"
 files=()
 for name in "$@"; do

@@ -17,15 +17,13 @@ need_selector() {
   fi
 }
 
-# need_retrieved NAME... : sets NAMES, and retrieves for those that have questions and a corpus. A retrieval output is taken
-# as it is where one of them is missing, and where another retriever wrote it (it has no .settings.json).
+# need_retrieved NAME... : sets NAMES, and retrieves for those that have questions and a corpus; where there is neither,
+# an earlier retrieval output is taken as it is.
 need_retrieved() {
   local name to_retrieve=()
   ALL_NAMES=("$@")
   for name in "$@"; do
-    if is_foreign "$name"; then
-      say "$WORK/retrieved/$name.jsonl: not written by retrieval.sh; taken as it is"
-    elif [[ -e "$QUESTIONS/$name.jsonl" && (-e "$PASSAGES" || ! -e "$WORK/retrieved/$name.jsonl") ]]; then
+    if [[ -e "$QUESTIONS/$name.jsonl" && (-e "$PASSAGES" || ! -e "$WORK/retrieved/$name.jsonl") ]]; then
       to_retrieve+=("$name")
     elif [ ! -e "$WORK/retrieved/$name.jsonl" ]; then
       say "SKIPPED: $name, for there is no $QUESTIONS/$name.jsonl (scripts/download_data.sh fetches question sets)"

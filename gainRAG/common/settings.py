@@ -27,14 +27,15 @@ NOT_OF_A_MODEL = ("training_args.bin", TRAINING_FINISHED, "train_results.json", 
 STARTED_AFRESH = "overwrite"  # in an unfinished run's settings: it began with --overwrite
 
 
-def fingerprint(path: str | Path, files: Iterable[Path] | None = None) -> str:
-    """Identifies a file or folder by names, sizes and a hash: of records all bytes, of other files heads, tails and a
-    few pages in between, which takes seconds even for a 60 GB index.
+def fingerprint(path: str | Path, files: Iterable[Path] | None = None, whole: bool = False) -> str:
+    """Identifies a file or folder by names, sizes and a hash of heads, tails and a few pages in between: seconds even
+    for a 60 GB index.
 
     Args:
         files: those of the folder that count; None: all below it.
+        whole: all bytes count.
     """
-    path, whole = Path(path), (".jsonl", ".json") if files is None else ()
+    path = Path(path)
     digest = hashlib.sha256()
     if files is None:
         files = sorted(path.rglob("*")) if path.is_dir() else [path]
@@ -45,10 +46,9 @@ def fingerprint(path: str | Path, files: Iterable[Path] | None = None) -> str:
         digest.update(f"{file.relative_to(path)}\0{size}\0".encode())
         with file.open("rb") as handle:
             digest.update(handle.read(FINGERPRINT_BYTES))
-            if size > 2 * FINGERPRINT_BYTES and file.suffix in whole:
-                for left in range(size - 2 * FINGERPRINT_BYTES, 0, -FINGERPRINT_BYTES):
-                    digest.update(handle.read(min(left, FINGERPRINT_BYTES)))
-            elif size > 2 * FINGERPRINT_BYTES:
+            for left in range(size - 2 * FINGERPRINT_BYTES if whole else 0, 0, -FINGERPRINT_BYTES):
+                digest.update(handle.read(min(left, FINGERPRINT_BYTES)))
+            if not whole and size > 2 * FINGERPRINT_BYTES:
                 for sample in range(FINGERPRINT_SAMPLES):
                     handle.seek(FINGERPRINT_BYTES + (size - 2 * FINGERPRINT_BYTES) * sample // FINGERPRINT_SAMPLES)
                     digest.update(handle.read(PAGE))
@@ -68,14 +68,14 @@ def model_files(folder: Path) -> list[Path]:
 
 
 def identity(path: str | Path) -> str:
-    """What settings know an input by: the fingerprint of a file or folder (of a model folder, of its model's files);
-    a hub id, no path here, as it is."""
+    """What settings know an input by: the fingerprint of a file or folder (of a model folder, of its model's files; of
+    records, of all bytes); a hub id, no path here, as it is."""
     path = Path(path)
     if not path.exists():
         return str(path)
     if (path / "config.json").is_file():
         return fingerprint(path, model_files(path))
-    return fingerprint(path)
+    return fingerprint(path, whole=path.suffix in (".jsonl", ".json"))
 
 
 def stage_settings(

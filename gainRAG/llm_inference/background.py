@@ -123,6 +123,11 @@ def pseudo_passage_lookup(path: str | Path) -> Callable[[Record], str]:
     return text_of
 
 
+def background_settings(engine: EngineOptions, generation: GenerationOptions) -> Record:
+    """What changes the pseudo-passages that an LLM writes."""
+    return {**generation_settings(engine, generation), "max_new_tokens": generation.max_new_tokens}
+
+
 def write_pseudo_passage_file(
     path: Path,
     questions: Sequence[Record],
@@ -139,13 +144,8 @@ def write_pseudo_passage_file(
         data_path: where the questions come from.
         generation: its `max_new_tokens` is the longest pseudo-passage.
     """
-    settings = stage_settings(
-        "background",
-        {"data_path": data_path},
-        **generation_settings(engine, generation),
-        max_new_tokens=generation.max_new_tokens,
-        questions=len(questions),
-    )
+    flags = background_settings(engine, generation)
+    settings = stage_settings("background", {"data_path": data_path}, **flags, questions=len(questions))
     with StageOutput(path, settings, overwrite) as output:
         workers = writing_workers(engine, workers)
         size = chunk_size(CHUNK, LEAST_CHUNK, len(questions), workers.num_workers)

@@ -165,7 +165,9 @@ class PromptBuilder:
         self.cut = 0
 
     def with_passages(self, record: Record, passages: Sequence[Record]) -> str:
-        """The prompt that asks `record`'s question with passages at hand, best first."""
+        """The prompt that asks `record`'s question with passages at hand, best first; with none, the question alone."""
+        if not passages:
+            return self.without_passage(record)
         passages = [self._as_plain_text(passage) for passage in passages]
         prompt = self._with_evidence(record, self.prompts.evidence(passages))
         excess = self._excess(prompt)

@@ -7,12 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from gainRAG.common.cli import (
-    UserError,
-    add_overwrite_argument,
-    keep_apart,
-    positive_int,
-)
+from gainRAG.common.cli import UserError, add_overwrite_argument, keep_apart, positive_int
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_retrieved

@@ -99,8 +99,7 @@ class AnswerWorker:
         return answer_chunk(chunk, self._prompt, self._write, self.builder.task)
 
     def _prompt(self, record: Record) -> str:
-        passages = record["ctxs"][: self.k]
-        return self.builder.with_passages(record, passages) if passages else self.builder.without_passage(record)
+        return self.builder.with_passages(record, record["ctxs"][: self.k])
 
     def _write(self, prompts: list[str]) -> list[Answer]:
         return write_answers(self.engine, prompts, self.max_new_tokens)

@@ -183,8 +183,7 @@ class SharedLLM:
         _, builder = self.writer
 
         def prompt_of(record: Record) -> str:
-            passages = passages_for(record)
-            return builder.with_passages(record, passages) if passages else builder.without_passage(record)
+            return builder.with_passages(record, passages_for(record))
 
         return answer_chunk(chunk, prompt_of, self._write, builder.task)
 

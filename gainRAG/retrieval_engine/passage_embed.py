@@ -14,14 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gainRAG.common.cli import (
-    UserError,
-    add_overwrite_argument,
-    positive_int,
-    run_stage,
-    say_next,
-    stage_parser,
-)
+from gainRAG.common.cli import UserError, add_overwrite_argument, positive_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record
 from gainRAG.common.models import weights_path
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options

@@ -35,7 +35,7 @@ from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_
 from gainRAG.common.progress import ProgressBar
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_question, with_unique_ids
-from gainRAG.common.settings import fingerprint, identity, stage_settings
+from gainRAG.common.settings import identity, stage_settings
 from gainRAG.evaluation.recall import KS, MATCH, MATCHES, AnswerMatcher, match_rule, recall_at
 from gainRAG.retrieval_engine.exact_search import (
     GIB,
@@ -126,7 +126,7 @@ def main() -> None:
     with ExitStack() as open_outputs:  # all are finished at its end, and none before
         outputs = {}
         for source, target in targets.items():
-            inputs = {**settings["inputs"], "data_path": fingerprint(source)}
+            inputs = {**settings["inputs"], "data_path": identity(source)}
             output = StageOutput(target, {**settings, "inputs": inputs}, args.overwrite)
             outputs[source] = open_outputs.enter_context(output)
         records = {

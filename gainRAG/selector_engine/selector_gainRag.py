@@ -41,18 +41,13 @@ from gainRAG.evaluation.recall import mark_hits, match_rule, recall_at
 from gainRAG.llm_inference.background import (
     PseudoPassageOptions,
     add_background_arguments,
+    background_settings,
     pseudo_passage,
     pseudo_passage_lookup,
     pseudo_passage_options,
     write_pseudo_passage_file,
 )
-from gainRAG.llm_inference.engine import (
-    add_engine_arguments,
-    check_engine,
-    engine_options,
-    generation_options,
-    generation_settings,
-)
+from gainRAG.llm_inference.engine import add_engine_arguments, check_engine, engine_options, generation_options
 from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.prompts import TASKS
 from gainRAG.selector_engine.selector import Selector, check_selector, keep_best, selector_dtype
@@ -128,16 +123,12 @@ def main() -> None:
         too_long = lengths.skipped
     selector = check_selector(args.model_name_or_path)
     device = pick_device(args.device)
-    pseudo, writing = [], None
-    if options.written_here:
-        writing = {**generation_settings(engine, generation), "max_new_tokens": generation.max_new_tokens}
-    else:
-        pseudo = pseudo_passages(questions, options)
+    pseudo = [] if options.written_here else pseudo_passages(questions, options)
     settings = stage_settings(
         "selector_gainRag",
         {"model_name_or_path": selector, "data_path": args.data_path, "background_path": options.path},
         **{name: getattr(args, name) for name in FLAGS},
-        pseudo_passages=writing,
+        pseudo_passages=background_settings(engine, generation) if options.written_here else None,
         selector_dtype=dtype_name(selector_dtype(args.selector_dtype, device)),
     )
     worker = partial(
