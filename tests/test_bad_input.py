@@ -524,7 +524,7 @@ MODEL_FLAGS = {
 }
 
 
-@pytest.mark.parametrize("stage", MODEL_FLAGS)
+@each("stage", MODEL_FLAGS)
 def test_a_model_folder_without_weights_is_named(refused, bench, stage):
     flag, model = MODEL_FLAGS[stage]
     folder = shutil.copytree(bench.models[model], bench.folder / "model")
@@ -540,7 +540,7 @@ def test_a_selector_without_weights_is_named_before_the_llm_writes(refused, benc
     assert f"{folder}: holds no weights" in said
 
 
-@pytest.mark.parametrize("stage", LLM_STAGES)
+@each("stage", LLM_STAGES)
 def test_a_chat_model_without_chat_template_is_named(refused, bench, stage):
     folder = shutil.copytree(bench.models["--lm_type"], bench.folder / "model")
     tokenizer = causal_tokenizer()
@@ -551,7 +551,7 @@ def test_a_chat_model_without_chat_template_is_named(refused, bench, stage):
     assert said == f"error: {folder}: its tokenizer has no chat template; name a chat model, or pass --no_chat"
 
 
-@pytest.mark.parametrize("stage", LLM_STAGES)
+@each("stage", LLM_STAGES)
 def test_a_tokenizer_that_cannot_pad_is_named(refused, bench, stage):
     folder = shutil.copytree(bench.models["--lm_type"], bench.folder / "model")
     tokenizer = causal_tokenizer()
@@ -561,8 +561,8 @@ def test_a_tokenizer_that_cannot_pad_is_named(refused, bench, stage):
     assert f"{folder}: its tokenizer has neither a padding nor an end token" in said
 
 
-@pytest.mark.parametrize("broken", ["config.json", "tokenizer.json", "model.safetensors"])
-@pytest.mark.parametrize("stage", ["rag_generation", "passage_embed", "selector_gainRag", "selector_finetune"])
+@each("broken", ["config.json", "tokenizer.json", "model.safetensors"])
+@each("stage", ["rag_generation", "passage_embed", "selector_gainRag", "selector_finetune"])
 def test_a_damaged_model_folder_is_named(run, bench, stage, broken):
     model = {"rag_generation": "--lm_type", "passage_embed": "encoder"}.get(stage, "selector")
     flag = "--lm_type" if model == "--lm_type" else "--model_name_or_path"
@@ -599,7 +599,7 @@ def nothing_installed(monkeypatch):
     monkeypatch.setattr(importlib.metadata, "version", version)
 
 
-@pytest.mark.parametrize("stage", LLM_STAGES)
+@each("stage", LLM_STAGES)
 def test_missing_vllm_is_named(refused, bench, nothing_installed, stage):
     said = refused(stage, *bench.command(stage), "--backend", "vllm")
     assert 'vLLM is not installed; install it: pip install "gainRAG[vllm]"' in said
@@ -685,7 +685,7 @@ def test_a_damaged_description_of_the_store_has_it_made_again(run, bench):
     assert meta.read_bytes() == good
 
 
-@pytest.mark.parametrize("file", ["passages.bin", "offsets.bin", "hashes.bin", "order.bin"])
+@each("file", ["passages.bin", "offsets.bin", "hashes.bin", "order.bin"])
 def test_a_cut_passage_store_is_named(refused, run, bench, file):
     flags = bench.command("retrieval")
     assert run("retrieval", *flags)[0] == 0
@@ -695,7 +695,7 @@ def test_a_cut_passage_store_is_named(refused, run, bench, file):
     assert f"{path.parent}: the passage store is damaged; delete the folder" in refused("retrieval", *flags)
 
 
-@pytest.mark.parametrize("stage", ["construct_hf", "filtering", "rag_generation", "run_baselines", "selector_gainRag"])
+@each("stage", ["construct_hf", "filtering", "rag_generation", "run_baselines", "selector_gainRag"])
 def test_an_unfinished_run_of_another_version_is_named(refused, bench, stage):
     name = {"filtering": "out.predictions.jsonl", "run_baselines": "no_retrieval.jsonl"}.get(stage, "out.jsonl")
     bench.write(f"out/{name}.unfinished", b"{}\n")
@@ -776,9 +776,7 @@ def long_passage(records: list[dict], *path) -> list[dict]:
     return changed(records, 2, *path, value="Paris is a town. " * 6000)  # 102,000 characters
 
 
-@pytest.mark.parametrize(
-    "stage", ["data_filter", "data2selector", "prepare_questions", "prepare_corpus", "prepare_sample"]
-)
+@each("stage", ["data_filter", "data2selector", "prepare_questions", "prepare_corpus", "prepare_sample"])
 def test_odd_files_are_read_as_any_other(run, bench, stage):
     good = READS[stage][1]
     assert run(stage, *bench.command(stage, bench.write("plain.jsonl", good)))[0] == 0
@@ -800,7 +798,7 @@ def test_odd_corpora_and_questions_are_retrieved(run, bench, read_jsonl):
     assert len(rows[1]["note"]) == 10_000_000
 
 
-@pytest.mark.parametrize("stage", ["construct_hf", "filtering", "rag_generation", "run_baselines", "selector_gainRag"])
+@each("stage", ["construct_hf", "filtering", "rag_generation", "run_baselines", "selector_gainRag"])
 def test_odd_records_and_more_passages_than_there_are_go_through(run, bench, read_jsonl, stage):
     field = "passages" if stage == "filtering" else "ctxs"
     good = [{**record, field: record[field][:3]} for record in READS[stage][1]]

@@ -398,7 +398,7 @@ def test_the_seeds_are_good_files(tmp_path, name):
     READERS[name].read(put(tmp_path, READERS[name], READERS[name].seed))
 
 
-@pytest.mark.parametrize("name", READERS)
+@each("name", READERS)
 @EXAMPLES
 @given(data=st.data())
 def test_a_reader_gives_what_it_reads_or_a_user_error(tmp_path, name, data):

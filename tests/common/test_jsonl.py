@@ -72,8 +72,8 @@ def test_wrong_paths_are_named(tmp_path):
         list(read_records("x" * 5000 + ".jsonl"))
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.json"])
-@pytest.mark.parametrize("rows", [[], [{"a": "é\n\u2028"}], [{"a": 1}, {"b": [1.5, None]}]])
+@each("name", ["out.jsonl", "out.json"])
+@each("rows", [[], [{"a": "é\n\u2028"}], [{"a": 1}, {"b": [1.5, None]}]])
 def test_write_records_round_trip(tmp_path, name, rows):
     path = tmp_path / "new" / name
     assert write_records(path, iter(rows)) == len(rows)
