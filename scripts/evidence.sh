@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The experiment of docs/results/PROTOCOL.md, from the question sets to the tables: gains, the choices on dev, the
-# selectors, their picks and answers on the test questions. No GPU; on two cores about five hours. Run again, it resumes.
+# selectors, their picks and answers on the test questions. No GPU; on two cores five to six hours. Run again, it resumes.
 #
 #   bash scripts/evidence.sh                               -> docs/results; everything else under WORK (results/evidence)
 #   RESULTS=my_results bash scripts/evidence.sh            -> my_results in the place of docs/results
