@@ -28,8 +28,8 @@ class Dying:
         marker: a file that tells that it has happened.
     """
 
-    def __init__(self, module: str, name: str, marker: Path, *arguments) -> None:
-        self.worker = getattr(importlib.import_module(module), name)(*arguments)
+    def __init__(self, module: str, name: str, marker: Path, *arguments, **options) -> None:
+        self.worker = getattr(importlib.import_module(module), name)(*arguments, **options)
         self.marker, self.chunks = marker, 0
 
     def __call__(self, chunk):
