@@ -1,6 +1,6 @@
 """The rehearsal: scripts/reproduce.sh runs whole, offline and on a CPU, on miniatures of the published files and
-models. Once killed in every step and given again, and once undisturbed: the tables are the same, and after that nothing
-is computed any more.
+models. Once killed in some steps (scripts/chaos.sh: in every one) and given again, and once undisturbed: the tables are
+the same, and after that nothing is computed any more.
 
 Trained without torchrun and DeepSpeed (GPUS=0), which would compile for minutes; the tests of selector_finetune run
 those. Commands run in forks of one Python (tests/fork_server.py).
@@ -26,6 +26,7 @@ from gainRAG.common.settings import identity
 
 REPRODUCE = REPOSITORY / "scripts" / "reproduce.sh"
 STEPS = range(1, 10)
+KILLED_STEPS = STEPS if "CHAOS_KILLS" in os.environ else (2, 5, 7)
 EVALUATION = [
     "HotpotQA_dev",
     "2WikiMultiHopQA_dev",
@@ -131,11 +132,11 @@ def kill_in_step(folder: Path, environment: dict, work: str, step: int, delay: f
 
 @pytest.fixture(scope="module")
 def runs(rehearsal):
-    """The folder with two finished runs: `killed and resumed` in every step, and `left alone`."""
+    """The folder with two finished runs: `killed and resumed`, and `left alone`."""
     folder, environment = rehearsal
     draws = random.Random(0)
-    killed = [kill_in_step(*rehearsal, "killed and resumed", step, draws.uniform(0.1, 0.8)) for step in STEPS]
-    assert sum(killed) > len(STEPS) // 2
+    killed = [kill_in_step(*rehearsal, "killed and resumed", step, draws.uniform(0.1, 0.8)) for step in KILLED_STEPS]
+    assert sum(killed) > len(KILLED_STEPS) // 2
     finish_run(folder, environment, "killed and resumed")
     finish_run(folder, environment, "left alone")
     return folder, environment
@@ -224,7 +225,7 @@ def numbers_of(table: Path):
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_run_killed_in_every_step_gives_the_same_tables(name, runs):
+def test_a_killed_run_gives_the_same_tables(name, runs):
     one, other = (runs[0] / work / f"{name}.json" for work in ("left alone", "killed and resumed"))
     assert numbers_of(one) == numbers_of(other)
 
