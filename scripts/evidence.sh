@@ -115,12 +115,10 @@ pick_from_bm25() {
 # weigh_more_candidates SELECTOR : dev's first 6, 10 and 20 passages as candidates, picked by the start and by SELECTOR, which
 # was trained on 6
 weigh_more_candidates() {
-  local number methods trained="$1"
-  python "$REPO/data/prepare_sample.py" --data_path "$WORK/retrieved/dev.jsonl" \
-    --output_path "$WORK/more/questions/dev.jsonl"
+  local name number methods trained="$1"
   (
     : "${EMBEDDINGS:=$WORK/embeddings}"
-    QUESTIONS="$WORK/more/questions" WORK="$WORK/more" N_DOCS=20
+    QUESTIONS="$WORK/retrieved" WORK="$WORK/more" N_DOCS=20
     script retrieval dev
     compute_gains dev "$N_DOCS" --no_pseudo
     for number in 6 10 20; do
