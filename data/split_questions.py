@@ -4,9 +4,9 @@ A question's place, from 0 to 1, is read from the SHA-256 of its normalised word
 --dev are dev questions, the last --test are test questions. The same wording has the same place in every file and run.
 
 Left out are questions that are nearly the same (their words' Jaccard similarity is --similar or more) as one that the
-selector's start was trained on; then dev questions nearly the same as a test question, and training questions nearly
-the same as either. What is left out is counted in the log. Records of the questions that the start was trained on go to
-excluded.jsonl: nobody can be tested with them, but a selector can be trained on them.
+selector's start was trained on, or as one of --unlike; then dev questions nearly the same as a test question, and
+training questions nearly the same as either. What is left out is counted in the log. Records of the questions that the
+start was trained on go to excluded.jsonl: nobody can be tested with them, but a selector can be trained on them.
 
     cd data && python split_questions.py --data_path questions.jsonl \
         --exclude selector_start/questions.json trained_on --output_dir parts
@@ -50,6 +50,13 @@ def parse_arguments() -> argparse.Namespace:
         help="a list of wordings that the selector's start was trained on",
     )
     parser.add_argument(
+        "--unlike",
+        nargs="+",
+        default=[],
+        metavar="FILE",
+        help="question or retrieval records, of an earlier experiment for instance, that no part may know",
+    )
+    parser.add_argument(
         "--similar", type=fraction, default=0.8, help="Jaccard similarity of two questions that count as the same"
     )
     args = parser.parse_args()
@@ -62,12 +69,13 @@ def main() -> None:
     """Reads, parts, leaves out what is nearly the same, writes."""
     args = parse_arguments()
     for name in (*PARTS, "excluded"):
-        keep_apart(Path(args.output_dir) / f"{name}.jsonl", *args.data_path)
+        keep_apart(Path(args.output_dir) / f"{name}.jsonl", *args.data_path, *args.unlike)
     records = read_all(args.data_path)
     parts = part_questions(records, args.test, args.dev)
     wordings = read_wordings(*args.exclude) if args.exclude else set()
     known = Similar(args.similar)
     known.add(wordings)
+    known.add(record["question"] for record in read_all(args.unlike))
     counts: Counter = Counter()
     for name in PARTS:
         kept = [record for record in unique(parts[name]) if not known.has(record["question"])]

@@ -82,6 +82,15 @@ def test_a_list_of_wordings_has_its_own_part_and_a_wording_counts_once(split, wr
     assert read_jsonl(tmp_path / "parts" / "excluded.jsonl") == QUESTIONS[:40]
 
 
+def test_what_is_nearly_the_same_as_a_question_of_an_earlier_experiment_is_left_out(split, write_jsonl):
+    path, earlier = write_jsonl("q.jsonl", QUESTIONS), write_jsonl("earlier.jsonl", QUESTIONS[:1])
+    parts = split("--data_path", path, "--similar", 0.9, "--unlike", earlier)
+    assert sorted(sum(parts.values(), [])) == sorted(record["id"] for record in QUESTIONS[1:])
+    fewer = split("--data_path", path, "--similar", 0.7, "--unlike", earlier, "--test", 1, "--dev", 0)
+    # Those with one other word, 8 of 10 in common: another animal, another colour, another place.
+    assert len(fewer["test"]) == len(QUESTIONS) - 1 - 3 - 3 - 3
+
+
 def test_more_than_all_questions_is_refused(split, write_jsonl):
     with pytest.raises(UserError, match=r"--test 0\.8 and --dev 0\.3 are more than all questions together"):
         split("--data_path", write_jsonl("q.jsonl", QUESTIONS), "--test", 0.8, "--dev", 0.3)
