@@ -422,7 +422,7 @@ def torchrun(run_python, tmp_path):
             "True",
             *flags,
             folder="gainRAG",
-            env={"PATH": path},
+            env={"PATH": path, "TORCH_EXTENSIONS_DIR": str(tmp_path / "compiled")},
             timeout=1800,
         )
         assert done.returncode == 0, done.stderr[-3000:]
@@ -461,6 +461,7 @@ def test_published_command_overfits_twenty_groups(torchrun, steady_reranker, wri
         "--eval_steps",
         1000,
     )
+    assert not (folder.parent / "compiled").exists()  # nobody waits for a compiler
     results = json.loads((folder / "eval_results.json").read_text())
     assert results["eval_top1_agreement"] > 0.95
     assert results["eval_gain_regret"] < 0.05
