@@ -1,11 +1,16 @@
-"""Every entry point, found by its last lines: --help in both forms, and a wrong path as a user error."""
+"""Every entry point, found by its last lines: --help in both forms, every flag that a text names among them, and a
+wrong path as a user error."""
 
+import ast
 import json
-from functools import partial
+import re
+import subprocess
+import sys
 
 import pytest
 from conftest import REPOSITORY
 
+SOURCES = sorted([*(REPOSITORY / "gainRAG").rglob("*.py"), *(REPOSITORY / "data").glob("*.py")])
 ENTRY = 'if __name__ == "__main__":\n    run_stage('
 
 
@@ -18,14 +23,15 @@ MODULES = [name.removesuffix(".py").removesuffix("/__main__").replace("/", ".") 
 SCRIPTS = entry_files("data")
 
 RUN_ALL = """
-import json, os, runpy, sys, tempfile
-import torch  # imported once, then every run is a fork
-for name, arguments in json.loads(sys.argv[1]):
+import importlib, json, os, runpy, sys, tempfile
+importlib.import_module(sys.argv[2])  # once, then every run is a fork
+for folder, name, arguments in json.loads(sys.argv[1]):
     with tempfile.TemporaryFile("w+") as output:
         child = os.fork()
         if not child:
             os.dup2(output.fileno(), 1)
             os.dup2(output.fileno(), 2)
+            os.chdir(folder)
             sys.argv = [name, *arguments]
             code = 1
             try:
@@ -39,14 +45,32 @@ for name, arguments in json.loads(sys.argv[1]):
                 os._exit(code)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         output.seek(0)
-        print(json.dumps([name, code, output.read()]))
+        print(json.dumps([folder, name, code, output.read()]))
 """
 
 
-def run_all(run_python, cases) -> list:
-    done = run_python("-c", RUN_ALL, json.dumps(cases), timeout=600)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+def run_all(cases: list, common: str = "torch") -> list:
+    """Folder, name, exit code and output of each case (folder, name, arguments): as with `python -m NAME` and `python
+    NAME.py`, the folder is the first where modules are looked for. `common` is a module that many of them import."""
+    command = [sys.executable, "-c", RUN_ALL, json.dumps(cases), common]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
+    results = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(results) == len(cases), done.stderr
+    return results
+
+
+@pytest.fixture(scope="module")
+def help_of() -> dict[str, dict[str, str]]:
+    """For each folder where commands are given, what --help prints there, by name."""
+    scripts = [name.removesuffix(".py") for name in SCRIPTS]
+    names = {".": [f"gainRAG.{module}" for module in MODULES], "gainRAG": MODULES, "data": scripts}
+    names["gainRAG/retrieval_engine"] = ["retrieval", "passage_embed"]
+    found: dict = {folder: {} for folder in names}
+    cases = [(folder, name, ["--help"]) for folder, of_folder in names.items() for name in of_folder]
+    for folder, name, code, output in run_all(cases, "FlagEmbedding.finetune.reranker.encoder_only.base"):
+        assert code == 0, (folder, name, output)
+        found[folder][name] = output
+    return found
 
 
 def test_the_promised_stages_are_among_them():
@@ -63,34 +87,21 @@ def test_the_promised_stages_are_among_them():
     assert {"data_filter.py", "data2selector.py", "prepare_questions.py", "prepare_corpus.py"} <= set(SCRIPTS)
 
 
-@pytest.mark.parametrize(
-    ("folder", "names"),
-    [
-        ("gainRAG", MODULES),
-        ("data", [name.removesuffix(".py") for name in SCRIPTS]),
-        ("gainRAG/retrieval_engine", ["retrieval", "passage_embed"]),
-    ],
-)
-def test_the_short_form_shows_help_from_its_folder(run_python, folder, names):
-    """As `python -m NAME` and `python NAME.py` do there: the folder is the first where modules are looked for."""
-    results = run_all(partial(run_python, folder=folder), [(name, ["--help"]) for name in names])
-    assert [name for name, _, _ in results] == names
-    for name, code, output in results:
-        assert code == 0 and output.startswith("usage:"), (name, output)
+def test_both_forms_show_help(help_of):
+    for folder, texts in help_of.items():
+        for name, text in texts.items():
+            start = "" if folder == "." else "usage:"
+            assert text.startswith(start) and "usage:" in text, (folder, name, text)
 
 
 def test_a_short_form_is_run_by_python_itself(run_python):
-    for arguments, folder in ((["-m", "rag_workflow.rag_generation"], "gainRAG"), (["data2selector.py"], "data")):
+    for arguments, folder in (
+        (["-m", "rag_workflow.rag_generation"], "gainRAG"),
+        (["retrieval.py"], "gainRAG/retrieval_engine"),
+        (["data2selector.py"], "data"),
+    ):
         done = run_python(*arguments, "--help", folder=folder)
         assert done.returncode == 0 and done.stdout.startswith("usage:"), done.stderr
-
-
-def test_the_long_form_shows_help(run_python):
-    results = run_all(run_python, [(f"gainRAG.{module}", ["--help"]) for module in MODULES])
-    assert [name for name, _, _ in results] == [f"gainRAG.{module}" for module in MODULES]
-    for name, code, output in results:
-        assert code == 0, output
-        assert "usage:" in output, name
 
 
 def test_the_long_form_is_run_by_python_from_anywhere(run_python, tmp_path):
@@ -100,7 +111,7 @@ def test_the_long_form_is_run_by_python_from_anywhere(run_python, tmp_path):
     assert "--alpha" in done.stdout
 
 
-def test_a_wrong_path_gives_code_2_and_one_line(run_python, tiny_llama, tiny_reranker, tiny_encoder, tmp_path):
+def test_a_wrong_path_gives_code_2_and_one_line(tiny_llama, tiny_reranker, tiny_encoder, tmp_path):
     lm = ["--lm_type", str(tiny_llama), "--task", "HotpotQA"]
     data = ["--data_path", str(tmp_path / "gone.jsonl")]
     output = ["--output_path", str(tmp_path / "out" / "out.jsonl")]
@@ -118,12 +129,8 @@ def test_a_wrong_path_gives_code_2_and_one_line(run_python, tiny_llama, tiny_rer
         "data2selector": [*data, *output],
         "prepare_sample": [*data, *output],
     }
-    # As `python data/NAME.py` does, its folder is the first where modules are looked for.
-    program = f"import sys; sys.path.insert(0, {str(REPOSITORY / 'data')!r})\n{RUN_ALL}"
-    done = run_python("-c", program, json.dumps(list(cases.items())))
-    results = [json.loads(line) for line in done.stdout.splitlines()]
-    assert len(results) == len(cases), done.stderr
-    for name, code, shown in results:
+    found = run_all([("." if "." in name else "data", name, arguments) for name, arguments in cases.items()])
+    for _, name, code, shown in found:
         assert code == 2, (name, shown)
         assert "Traceback" not in shown, shown
         assert shown.splitlines()[-1].startswith("error: "), (name, shown)
@@ -150,3 +157,60 @@ def test_help_needs_no_heavy_packages(run_python):
     done = run_python("-c", script)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == []
+
+
+# --- flags in texts ---------------------------------------------------------------------------------------------
+
+FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]*)")
+TEXTS = [*SOURCES, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("data/*.md")]
+TEXTS += sorted(REPOSITORY.glob("scripts/*"))
+# Flags of other programs that our texts and scripts call (pip, git, ray, torchrun, curl, ...), and of scripts/*.sh.
+OTHERS = """
+abbrev always check dirty exclude version no-deps only-binary retries dest quiet disable-pip-version-check
+editable generate head port address nnodes nproc_per_node rdzv_backend rdzv_endpoint standalone dist
+continue-at fail location silent show-error output connect-timeout retry index-url extra-index-url plan
+data_dir yes help query-gpu
+"""
+
+
+@pytest.fixture(scope="module")
+def flags_of(help_of) -> dict[str, set[str]]:
+    """The flags of every entry file, by its short name."""
+    texts = {**help_of["."], **help_of["data"]}
+    return {name.split(".")[-1]: set(FLAG.findall(text)) for name, text in texts.items()}
+
+
+def declared_flags() -> set[str]:
+    """What any file of ours gives to add_argument, benchmarks included."""
+    found = set()
+    for path in [*SOURCES, *REPOSITORY.glob("benchmarks/*.py"), *REPOSITORY.glob("tests/**/*.py")]:
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+                called = ast.unparse(node.func)
+                if called.endswith("add_argument") or called in ("add", "flag"):
+                    found.update(FLAG.findall(str(node.args[0].value)))
+    return found
+
+
+def test_every_flag_that_a_text_names_exists(flags_of):
+    known = set().union(*flags_of.values()) | declared_flags() | set(OTHERS.split())
+    unknown = [
+        f"{path.relative_to(REPOSITORY)}: --{flag}"
+        for path in TEXTS
+        if path.is_file()
+        for flag in FLAG.findall(path.read_text("utf-8"))
+        if flag not in known
+    ]
+    assert not unknown
+
+
+def test_a_flag_named_with_its_stage_is_that_stages(flags_of):
+    pair = re.compile(rf"\b({'|'.join(sorted(flags_of, key=len, reverse=True))})(?:\.py)?`? (?:\\\n\s*)?--(\w+)")
+    wrong = [
+        f"{path.relative_to(REPOSITORY)}: {stage} --{flag}"
+        for path in TEXTS
+        if path.is_file()
+        for stage, flag in pair.findall(path.read_text("utf-8"))
+        if flag not in flags_of[stage]
+    ]
+    assert not wrong

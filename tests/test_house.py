@@ -1,19 +1,13 @@
-"""The house: which way imports flow, what stays in an entry file, how long files and functions are, and that every flag
-a text names exists."""
+"""The house: which way imports flow, what stays in an entry file, how long files and functions are."""
 
 import ast
-import re
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 from conftest import REPOSITORY
-from test_entry_points import ENTRY, MODULES, SCRIPTS, run_all
+from test_entry_points import ENTRY, SOURCES
 
 STAGES = ("retrieval_engine", "llm_supervision", "selector_finetune", "selector_engine", "rag_workflow", "analysis")
 FLOORS = {"common": 0, "prompts": 1, "evaluation": 1, "llm_inference": 2, **dict.fromkeys(STAGES, 3), "data": 4}
-SOURCES = sorted([*(REPOSITORY / "gainRAG").rglob("*.py"), *(REPOSITORY / "data").glob("*.py")])
 LONGEST_FILE, LONGEST_FUNCTION = 350, 60  # lines
 
 
@@ -81,70 +75,3 @@ def test_files_and_functions_are_short_enough_to_read():
 
 def is_long(text: str) -> bool:
     return text.count("\n") > LONGEST_FILE
-
-
-# --- flags in texts ---------------------------------------------------------------------------------------------
-
-FLAG = re.compile(r"(?<![\w-])--([A-Za-z][\w-]*)")
-TEXTS = [*SOURCES, *REPOSITORY.glob("*.md"), *REPOSITORY.glob("docs/**/*.md"), *REPOSITORY.glob("data/*.md")]
-TEXTS += sorted(REPOSITORY.glob("scripts/*"))
-# Flags of other programs that our texts and scripts call (pip, git, ray, torchrun, curl, ...), and of scripts/*.sh.
-OTHERS = """
-abbrev always check dirty exclude version no-deps only-binary retries dest quiet disable-pip-version-check
-editable generate head port address nnodes nproc_per_node rdzv_backend rdzv_endpoint standalone dist
-continue-at fail location silent show-error output connect-timeout retry index-url extra-index-url plan
-data_dir yes help query-gpu
-"""
-
-
-@pytest.fixture(scope="module")
-def helps() -> dict[str, set[str]]:
-    """The flags of every entry file, by its short name, as --help prints them."""
-
-    def run(*arguments, timeout):
-        return subprocess.run(
-            [sys.executable, *arguments], cwd=REPOSITORY, capture_output=True, text=True, timeout=timeout
-        )
-
-    cases = [(f"gainRAG.{module}", ["--help"]) for module in MODULES]
-    found = {name.split(".")[-1]: set(FLAG.findall(text)) for name, _, text in run_all(run, cases)}
-    for script in SCRIPTS:
-        text = run(str(REPOSITORY / "data" / script), "--help", timeout=60).stdout
-        found[script.removesuffix(".py")] = set(FLAG.findall(text))
-    return found
-
-
-def declared_flags() -> set[str]:
-    """What any file of ours gives to add_argument, benchmarks included."""
-    found = set()
-    for path in [*SOURCES, *REPOSITORY.glob("benchmarks/*.py"), *REPOSITORY.glob("tests/**/*.py")]:
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-                called = ast.unparse(node.func)
-                if called.endswith("add_argument") or called in ("add", "flag"):
-                    found.update(FLAG.findall(str(node.args[0].value)))
-    return found
-
-
-def test_every_flag_that_a_text_names_exists(helps):
-    known = set().union(*helps.values()) | declared_flags() | set(OTHERS.split())
-    unknown = [
-        f"{path.relative_to(REPOSITORY)}: --{flag}"
-        for path in TEXTS
-        if path.is_file()
-        for flag in FLAG.findall(path.read_text("utf-8"))
-        if flag not in known
-    ]
-    assert not unknown
-
-
-def test_a_flag_named_with_its_stage_is_that_stages(helps):
-    pair = re.compile(rf"\b({'|'.join(sorted(helps, key=len, reverse=True))})(?:\.py)?`? (?:\\\n\s*)?--(\w+)")
-    wrong = [
-        f"{path.relative_to(REPOSITORY)}: {stage} --{flag}"
-        for path in TEXTS
-        if path.is_file()
-        for stage, flag in pair.findall(path.read_text("utf-8"))
-        if flag not in helps[stage]
-    ]
-    assert not wrong

@@ -251,15 +251,6 @@ def test_text_options():
     assert normalize_text("a\u00adb\x01 x \u2033 \u2215 \u301c . . . ") == "ab x '' / ~ ... "
 
 
-@pytest.mark.parametrize("module", ["passage_embed", "retrieval"])
-def test_help_in_both_forms(run_python, module):
-    long, short = ["-m", f"gainRAG.retrieval_engine.{module}"], [f"{module}.py"]
-    for arguments, folder in ((long, "."), (short, "gainRAG/retrieval_engine")):
-        result = run_python(*arguments, "--help", folder=folder)
-        assert result.returncode == 0, result.stderr
-        assert "--passages" in result.stdout
-
-
 EMPTY = {"id": "empty", "title": "Paris", "text": " "}
 
 
