@@ -311,9 +311,13 @@ def total_hours(costs: list[Cost], device: Device, share: float) -> float:
     return sum(cost.hours(device, share) for cost in costs if cost.stage != "embedding" and "GAINS" not in cost.stage)
 
 
-def table(share: float) -> str:
-    """The table of docs/cluster.md."""
-    full, small = model_costs(), model_costs(small=True)
+def table(full: list[Cost], small: list[Cost], share: float) -> str:
+    """The table of docs/cluster.md.
+
+    Args:
+        full, small: what `model_costs` gives, without and with `small`.
+        share: of a device's rates that is reached.
+    """
     lines = [
         "| stage | size | PFLOP | TB moved | peak GB | H100 hours | A100 hours | RTX 4090: GB | hours | flags | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -338,10 +342,11 @@ def main() -> None:
     args = parser.parse_args()
     if not 0 < args.share <= 1:
         raise UserError(f"--share {args.share}: a number above 0, at most 1")
-    print(table(args.share))
+    full = model_costs()
+    print(table(full, model_costs(small=True), args.share))
     if args.json:
         rows = [asdict(cost) | {"hours": {name: cost.hours(device, args.share) for name, device in DEVICES.items()},
-                "kind": "predicted"} for cost in model_costs()]  # fmt: skip
+                "kind": "predicted"} for cost in full]  # fmt: skip
         args.json.write_text(json.dumps({"share": args.share, "stages": rows}, indent=2) + "\n", "utf-8")
 
 

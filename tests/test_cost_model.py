@@ -30,7 +30,7 @@ def small_llm(device: str):
 
 def test_the_pages_show_its_numbers_and_the_defaults_fit(cost_model):
     full, small = cost_model.model_costs(), cost_model.model_costs(small=True)
-    assert cost_model.table(0.5) in (REPOSITORY / "docs" / "cluster.md").read_text("utf-8")
+    assert cost_model.table(full, small, 0.5) in (REPOSITORY / "docs" / "cluster.md").read_text("utf-8")
     hours = cost_model.total_hours(full, cost_model.DEVICES["H100"], 0.5)
     shown = re.search(r"(\d+) hours \(predicted\)", (REPOSITORY / "README.md").read_text("utf-8"))
     assert int(shown[1]) == round(hours)

@@ -1,6 +1,6 @@
 """The rehearsal: scripts/reproduce.sh runs whole, offline and on a CPU, on miniatures of the published files and
 models. Once killed in some steps (scripts/chaos.sh: in every one) and given again, and once undisturbed: the tables are
-the same, and after that nothing is computed any more.
+the same, and nothing that was finished is computed again.
 
 Trained without torchrun and DeepSpeed (GPUS=0), which would compile for minutes; the tests of selector_finetune run
 those. Commands run in forks of one Python (tests/fork_server.py).
@@ -20,7 +20,7 @@ from pathlib import Path
 
 import miniature
 import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, slow
 
 from gainRAG.common.settings import identity
 
@@ -130,16 +130,30 @@ def kill_in_step(folder: Path, environment: dict, work: str, step: int, delay: f
     return run.wait() == -signal.SIGKILL
 
 
+def times_of_outputs(work: Path) -> dict[Path, int]:
+    """When each finished output was written, the selectors included."""
+    outputs = [Path(str(path).removesuffix(".settings.json")) for path in work.rglob("*.jsonl.settings.json")]
+    outputs += [path.with_name("model.safetensors") for path in work.rglob("train_results.json")]
+    return {path: path.stat().st_mtime_ns for path in outputs if path.exists()}
+
+
 @pytest.fixture(scope="module")
-def runs(rehearsal):
-    """The folder with two finished runs: `killed and resumed`, and `left alone`."""
+def resumed(rehearsal) -> dict[Path, int]:
+    """A run `killed and resumed`; when each output was written that was finished at the last kill."""
     folder, environment = rehearsal
     draws = random.Random(0)
     killed = [kill_in_step(*rehearsal, "killed and resumed", step, draws.uniform(0.1, 0.8)) for step in KILLED_STEPS]
     assert sum(killed) > len(KILLED_STEPS) // 2
+    times = times_of_outputs(folder / "killed and resumed")
     finish_run(folder, environment, "killed and resumed")
-    finish_run(folder, environment, "left alone")
-    return folder, environment
+    return times
+
+
+@pytest.fixture(scope="module")
+def runs(rehearsal, resumed):
+    """The folder with two finished runs: `killed and resumed`, and `left alone`."""
+    finish_run(*rehearsal, "left alone")
+    return rehearsal
 
 
 def read_json(path: Path):
@@ -230,16 +244,21 @@ def test_a_killed_run_gives_the_same_tables(name, runs):
     assert numbers_of(one) == numbers_of(other)
 
 
+def test_what_was_finished_is_not_computed_again(rehearsal, resumed):
+    assert len(resumed) > 40 and "model.safetensors" in {path.name for path in resumed}
+    now = times_of_outputs(rehearsal[0] / "killed and resumed")
+    assert {path: now[path] for path in resumed} == resumed
+
+
+@slow
 def test_a_second_run_computes_nothing(runs):
     folder, environment = runs
     work = folder / "killed and resumed"
     tables = {name: (work / f"{name}.json").read_bytes() for name in TABLES}
-    outputs = [Path(str(path).removesuffix(".settings.json")) for path in work.rglob("*.jsonl.settings.json")]
-    outputs += list(work.rglob("model.safetensors"))
-    assert len(outputs) > 80
-    times = {path: path.stat().st_mtime_ns for path in outputs}
+    times = times_of_outputs(work)
+    assert len(times) > 80
     finish_run(folder, environment, "killed and resumed")
-    assert {path: path.stat().st_mtime_ns for path in outputs} == times
+    assert times_of_outputs(work) == times
     assert {name: (work / f"{name}.json").read_bytes() for name in TABLES} == tables
 
 
