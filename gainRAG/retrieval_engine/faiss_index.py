@@ -176,8 +176,8 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
         search_params: FAISS parameters, for example "nprobe=64" or "efSearch=128".
 
     Raises:
-        UserError: not an index, damaged since it was made here, of another dimension, with more vectors than passages,
-            or an unknown parameter.
+        UserError: not an index, damaged since it was made here, of another dimension, with more vectors than passages
+            or fewer than passages with a text, or an unknown parameter.
     """
     import faiss
 
@@ -197,6 +197,7 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
         raise UserError(f"{path}: an index of {index.d} dimensions, the encoder makes {dim}")
     if index.ntotal > len(store):
         raise UserError(f"{path}: vector {len(store)} is of no passage; the corpus has {len(store)}")
+    require_all(index.ntotal, store)
     if search_params:
         try:
             faiss.ParameterSpace().set_index_parameters(index, search_params)

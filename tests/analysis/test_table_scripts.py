@@ -116,6 +116,13 @@ def test_published_vectors_are_used_and_millions_are_not_embedded_unasked(questi
     log.write_text("")
     run_script("retrieval", questions, "A_test", **settings, ENCODER="other", EMBED="1")
     assert options(commands(log)[1])["--passages_embeddings"] == str(questions / "embeddings")
+    (questions / "embeddings").mkdir()
+    (questions / "embeddings" / "shards.jsonl").touch()
+    for embed, anew in (("", False), ("1", True)):  # days of work are made anew only when that is asked for
+        log.write_text("")
+        run_script("retrieval", questions, "A_test", **settings, ENCODER="other", EMBED=embed, OVERWRITE="1")
+        embedded, retrieved = commands(log)
+        assert ("--overwrite" in embedded) is anew and "--overwrite" in retrieved
 
 
 def test_an_interrupted_embedding_is_resumed(questions, recorder):
@@ -216,6 +223,20 @@ def test_a_batch_that_cannot_be_spread_is_refused(questions, recorder):
     done = run_script("selector_finetune", questions, **recorder[0], PROCESSES="3")
     assert done.returncode == 2
     assert "BATCH=8 groups an update cannot be spread evenly over PROCESSES=3" in done.stderr
+
+
+def test_a_selector_from_elsewhere_is_never_trained_over(questions, recorder):
+    variables, log = recorder
+    (questions / "train.jsonl").write_text("{}\n")
+    selector = questions / "taken"
+    selector.mkdir()
+    (selector / "config.json").touch()
+    settings = {**variables, "SELECTOR": str(selector), "OVERWRITE": "1"}
+    refused = run_script("selector_finetune", questions, **settings)
+    assert refused.returncode == 2 and f"{selector} was not trained here" in refused.stderr and not commands(log)
+    (selector / "training.settings.json").touch()
+    assert run_script("selector_finetune", questions, **settings).returncode == 0
+    assert "--overwrite_output_dir" in commands(log)[0]
 
 
 def test_workers_go_to_the_stages_that_have_some(questions, recorder):

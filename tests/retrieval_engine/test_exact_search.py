@@ -347,6 +347,11 @@ def test_bad_indexes_are_named(corpus, tmp_path):
     with pytest.raises(UserError, match=r"i.faiss: vector 50 is of no passage; the corpus has 50"):
         open_index(path, 24, store)
     index = faiss.IndexFlatIP(24)
+    index.add(random_vectors(49))
+    faiss.write_index(index, str(path))
+    with pytest.raises(UserError, match=r"1 of the corpus's 50 passages have no vector"):
+        open_index(path, 24, store)
+    index.add(random_vectors(1))
     faiss.write_index(index, str(path))
     with pytest.raises(UserError, match=r"--search_params nprobe=3: not a parameter"):
         open_index(path, 24, store, "nprobe=3")

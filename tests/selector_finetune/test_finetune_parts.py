@@ -267,3 +267,13 @@ def test_memory_that_runs_out_names_flags_that_keep_the_update():
     )
     with pytest.raises(UserError, match="--per_device_train_batch_size 4 --gradient_accumulation_steps 4"):
         runner._train()
+
+
+def test_an_interrupted_training_names_the_flag_that_resumes_it():
+    def train(**_):
+        raise KeyboardInterrupt
+
+    runner = SelectorRunner.__new__(SelectorRunner)
+    runner.trainer, runner.training_args = SimpleNamespace(train=train), SimpleNamespace(resume_from_checkpoint=None)
+    with pytest.raises(KeyboardInterrupt, match="--resume_from_checkpoint auto, without --overwrite_output_dir"):
+        runner._train()
