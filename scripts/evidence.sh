@@ -112,25 +112,29 @@ pick_from_bm25() {
   )
 }
 
-# weigh_more_candidates SELECTOR : dev's first 6, 10 and 20 passages as candidates, picked by the start and by SELECTOR, which
-# was trained on 6
-weigh_more_candidates() {
-  local name number methods trained="$1"
-  (
-    : "${EMBEDDINGS:=$WORK/embeddings}"
-    QUESTIONS="$WORK/retrieved" WORK="$WORK/more" N_DOCS=20
-    script retrieval dev
-    compute_gains dev "$N_DOCS" --no_pseudo
-    for number in 6 10 20; do
-      N_DOCS="$number" methods=(rerank gainrag_no_pseudo)
-      score_candidates "start_$number" "$SELECTOR_START" dev --no_pseudo
-      score_candidates "trained_$number" "$trained" dev --no_pseudo
-      for name in start trained; do pick_best "${name}_$number" dev "$WORK/selected/${name}_$number.jsonl"; done
-      if [ "$number" = 20 ]; then methods+=(standard_rag best_by_gain); fi
-      answer dev 1 "first_$number" --gains_path "$WORK/gains/dev.jsonl" --methods "${methods[@]}" \
-        --selections rerank="$WORK/selected/start_$number.jsonl" gainrag_no_pseudo="$WORK/selected/trained_$number.jsonl"
-    done
-  )
+# weigh_candidates FOLDER SELECTOR NUMBER... : dev's first NUMBER passages as candidates, for each NUMBER, the last one the
+# largest; picked by the start and by SELECTOR, which was trained on 6 passages of at most 64 words. Under WORK/FOLDER
+weigh_candidates() {
+  local name number methods numbers=("${@:3}")
+  QUESTIONS="$WORK/retrieved" WORK="$WORK/$1" N_DOCS="${numbers[-1]}"
+  script retrieval dev
+  compute_gains dev "$N_DOCS" --no_pseudo
+  for number in "${numbers[@]}"; do
+    N_DOCS="$number" methods=(rerank gainrag_no_pseudo)
+    score_candidates "start_$number" "$SELECTOR_START" dev --no_pseudo
+    score_candidates "trained_$number" "$2" dev --no_pseudo
+    for name in start trained; do pick_best "${name}_$number" dev "$WORK/selected/${name}_$number.jsonl"; done
+    if [ "$number" = "${numbers[-1]}" ]; then methods+=(standard_rag best_by_gain); fi
+    answer dev 1 "first_$number" --gains_path "$WORK/gains/dev.jsonl" --methods "${methods[@]}" \
+      --selections rerank="$WORK/selected/start_$number.jsonl" gainrag_no_pseudo="$WORK/selected/trained_$number.jsonl"
+  done
+}
+
+# weigh_whole_summaries SELECTOR : the same for 6 summaries that are not cut to 64 words
+weigh_whole_summaries() {
+  PASSAGES="$WORK/whole/corpus.jsonl" EMBED_FLAGS=(--max_length 256 --shard_size 2000)
+  python "$REPO/data/prepare_corpus.py" --output_path "$PASSAGES" --from_pip --words 0
+  weigh_candidates whole "$1" 6
 }
 
 say "corpus, questions and their passages"
@@ -166,7 +170,8 @@ for share in 0.6 0.8 1; do
   judge "share_$share" no_pseudo
 done
 judge "share_$SHARE" with_pseudo
-weigh_more_candidates "$WORK/training/share_$SHARE/selector"
+(: "${EMBEDDINGS:=$WORK/embeddings}" && weigh_candidates more "$WORK/training/share_$SHARE/selector" 6 10 20)
+(weigh_whole_summaries "$WORK/training/share_$SHARE/selector")
 
 say "other selectors: one seed more, fewer groups, less and more contrast, float32"
 (TRAINING_FLAGS+=(--seed 2) && train seed_2 "${GROUP_FLAGS[@]}")
