@@ -5,7 +5,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,7 @@ class StageOutput:
 
     def _began_with_overwrite(self) -> bool:
         """Whether --overwrite began the unfinished run with these settings: given again after a kill, it resumes."""
-        if not self._unfinished_settings.exists():
-            return False
-        former = parse_json(self._unfinished_settings.read_bytes(), str(self._unfinished_settings))
-        return former == {**self.settings, STARTED_AFRESH: True}
+        return _former_settings(self.path) == {**self.settings, STARTED_AFRESH: True}
 
     def _require_same(self, settings_path: Path, problem: str, finished: bool = False) -> None:
         require_same(settings_path, self.settings, f"{self.path} {problem}", overwrite_hint(), finished)
@@ -232,6 +229,20 @@ def again(overwrite: str, output: StageOutput) -> str:
     """What --overwrite means for a file that is made on the way to `output`: given again after a kill, it keeps what
     the run before has made with the same settings."""
     return CHANGED if overwrite and output.resumed else overwrite
+
+
+def overwrites_of(overwrite: str, paths: Sequence[Path]) -> list[str]:
+    """What --overwrite means for each of the outputs that one command writes, in this order: given again after a kill,
+    it keeps those before the one that it was writing, where they have the same settings."""
+    written = [(_former_settings(path) or {}).get(STARTED_AFRESH, False) for path in paths]
+    kept = written.index(True) if overwrite and True in written else 0
+    return [CHANGED] * kept + [overwrite] * (len(paths) - kept)
+
+
+def _former_settings(path: Path) -> Record | None:
+    """The settings of the unfinished run of an output; None where there is none."""
+    settings = settings_file(path.with_name(path.name + ".unfinished"))
+    return parse_json(settings.read_bytes(), str(settings)) if settings.exists() else None
 
 
 def remove_output(path: Path) -> None:

@@ -21,7 +21,7 @@ from statistics import fmean
 from gainRAG.common.cli import UserError, input_file, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, parse_json, read_records
 from gainRAG.common.models import weights_path
-from gainRAG.common.resume import StageOutput
+from gainRAG.common.resume import StageOutput, overwrites_of
 from gainRAG.common.schemas import as_retrieved, with_unique_ids
 from gainRAG.common.settings import identity, settings_file
 from gainRAG.evaluation.answers import main_metric
@@ -109,19 +109,19 @@ def main() -> None:
     read = read_answerable(args.data_path, args.limit, lengths, with_unique_ids(as_retrieved))
     questions = check_questions(read, args.K_docs)
     lengths.report(len(questions))
-    flags = args.K_docs, args.limit, args.skip_too_long, args.overwrite
+    flags = args.K_docs, args.limit, args.skip_too_long
     asked = {method: path for method, path in args.selections.items() if method in args.methods}
     picks = Picks(args.K_docs, args.data_path, asked, args.gains_path)
     picks.require(questions)
     warn_of_other_llm(args.gains_path, engine)
     llm = SharedLLM(engine, generation)
     folder, results, scores = Path(args.output_dir), {}, {}
-    for method in args.methods:
-        path = folder / f"{method}.jsonl"
+    paths = [folder / f"{method}.jsonl" for method in args.methods]
+    for method, path, overwrite in zip(args.methods, paths, overwrites_of(args.overwrite, paths), strict=True):
         inputs = {"data_path": args.data_path, "selection": args.selections.get(method)}
         if method == "best_by_gain":
             inputs["gains_path"] = args.gains_path
-        with open_predictions(path, inputs, engine, generation, *flags) as output:
+        with open_predictions(path, inputs, engine, generation, *flags, overwrite) as output:
             llm.remember(output)
             for chunk in output.remaining(questions, CHUNK, explained(method)):
                 output.append(llm.answer(chunk, partial(picks.passages_for, method)))
@@ -140,8 +140,7 @@ def main() -> None:
     )
     text = "\n".join((title, "", results_table(results), *supported(scores)))
     write_results(folder / "results.json", results, text)
-    first, last = (folder / f"{method}.jsonl" for method in (args.methods[0], args.methods[-1]))
-    say_next("answers and table", folder, f"python -m gainRAG.evaluation.compare {first} {last}")
+    say_next("answers and table", folder, f"python -m gainRAG.evaluation.compare {paths[0]} {paths[-1]}")
 
 
 def warn_of_other_llm(gains_path: str | None, engine: EngineOptions) -> None:

@@ -204,6 +204,28 @@ def test_an_interrupted_run_ends_with_the_same_bytes(run, files, monkeypatch, tm
         assert (tmp_path / "out" / file.name).read_bytes() == file.read_bytes(), file.name
 
 
+def test_overwrite_given_again_after_a_kill_keeps_the_methods_that_were_finished(run, files, monkeypatch, tmp_path):
+    folder, append = run(files), resume.StageOutput.append
+    written: list[str] = []
+    kills = ["rerank"]
+
+    def dies_once(output, records):
+        written.append(output.path.stem)
+        if written[-1] in kills:
+            raise KeyboardInterrupt(kills.pop())
+        append(output, records)
+
+    monkeypatch.setattr(resume.StageOutput, "append", dies_once)
+    with pytest.raises(KeyboardInterrupt, match="rerank"):
+        run(files, "--overwrite")
+    written.clear()
+    run(files, "--overwrite")
+    assert written == ["rerank", "gainrag_no_pseudo", "gainrag", "best_by_gain"]
+    written.clear()
+    run(files, "--overwrite")  # it was finished: all is made anew
+    assert len(written) == 6 and not list(folder.glob("*.unfinished*"))
+
+
 def test_mistakes_are_named_before_any_model_loads(run, files, write_jsonl, monkeypatch):
     monkeypatch.setattr(run_baselines, "load_writer", lambda *_: pytest.fail("the LLM was loaded"))
 
