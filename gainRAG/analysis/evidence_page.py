@@ -25,9 +25,8 @@ VARIANTS = {  # name of a selection -> its selector, which is not cut to an adap
 }
 HEAD = """# The experiment's results
 
-Written by `python -m gainRAG.analysis.evidence --output_dir docs/results`, which computes every number here from
-test.jsonl.gz. What was asked, how the questions were parted and what was chosen on which of them:
-[PROTOCOL.md](PROTOCOL.md).
+Written by `python -m gainRAG.analysis.evidence`, which computes every number here from test.jsonl.gz beside it. What
+was asked, how the questions were parted and what was chosen on which of them: `docs/results/PROTOCOL.md`.
 
 {n:,} questions that no selector was trained on and no choice was made with: {datasets}. Intervals are 95 % bootstrap
 intervals, p two-sided by a permutation test, both over the same questions; p is not corrected for the number of tests.
