@@ -312,12 +312,7 @@ def total_hours(costs: list[Cost], device: Device, share: float) -> float:
 
 
 def table(full: list[Cost], small: list[Cost], share: float) -> str:
-    """The table of docs/cluster.md.
-
-    Args:
-        full, small: what `model_costs` gives, without and with `small`.
-        share: of a device's rates that is reached.
-    """
+    """The table of docs/cluster.md, of what `model_costs` gives without and with `small`."""
     lines = [
         "| stage | size | PFLOP | TB moved | peak GB | H100 hours | A100 hours | RTX 4090: GB | hours | flags | |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",

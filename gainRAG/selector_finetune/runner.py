@@ -20,6 +20,7 @@ import errno
 import logging
 import os
 import pickle
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -51,7 +52,7 @@ UNWRITTEN = ("unexpected pos", "PytorchStreamWriter", *(f"(os error {number})" f
 
 
 def main() -> None:
-    """Parses, checks, trains, and leaves the process group in order."""
+    """Parses, checks, trains, and parts from the other processes in order."""
     if int(os.environ.get("RANK", 0)):
         logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
@@ -66,9 +67,24 @@ def main() -> None:
         elif data_args.eval_data:
             model_args.model_name_or_path, training_args.num_train_epochs = training_args.output_dir, 0
             SelectorRunner(model_args, data_args, training_args).run()
-        if torch.distributed.is_initialized():
-            torch.distributed.barrier()  # DeepSpeed aborts at exit when one process leaves before another
-            torch.distributed.destroy_process_group()
+    if torch.distributed.is_initialized():
+        leave_process_group()
+
+
+def leave_process_group() -> None:
+    """Parts from the other processes; on CPUs, which talk by gloo, the process ends here, with exit code 0.
+
+    A thread of gloo may still hold a tensor, and where it lets go of it while Python is taken apart, the process aborts
+    after all its work (PyTorch's pull request 179291 describes it).
+    """
+    torch.distributed.barrier()  # DeepSpeed aborts at exit when one process leaves before another
+    backend = torch.distributed.get_backend()
+    torch.distributed.destroy_process_group()
+    if backend == "gloo":
+        logging.shutdown()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 class _Parser(OneLineErrors, HfArgumentParser):
