@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 from gainRAG.analysis import figures, measures
 from gainRAG.analysis.figures import Interval, Panel, printable
@@ -253,7 +254,7 @@ def _centred(questions: Sequence[list[tuple[float, float, bool]]]) -> list[tuple
     for one in questions:
         if len(points) + len(one) > POINTS:
             break
-        score, gain = (sum(point[axis] for point in one) / len(one) for axis in (0, 1))
+        score, gain = (fmean(point[axis] for point in one) for axis in (0, 1))
         points += [(x - score, y - gain, pseudo) for x, y, pseudo in one]
     return points
 

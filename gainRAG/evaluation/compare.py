@@ -7,6 +7,7 @@ Records pair by id. Scores are shown in percent; the difference is B - A, so pos
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 from gainRAG.common.cli import UserError, keep_apart, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import FieldError, Record, read_records, write_json
@@ -64,7 +65,7 @@ def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed:
     for metric in (*shared, *METRICS):
         a = [left[metric] for left, _ in pairs]
         b = [right[metric] for _, right in pairs]
-        means = {"a": sum(a) / len(a), "b": sum(b) / len(b)}
+        means = {"a": fmean(a), "b": fmean(b)}
         rows.append({"metric": metric, **means, **paired_difference(a, b, samples, seed)})
     return rows
 

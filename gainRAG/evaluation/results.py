@@ -4,6 +4,7 @@ import logging
 import subprocess
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import gainRAG
@@ -61,7 +62,7 @@ def summarize(
 def mean_with_interval(scores: Sequence[float]) -> dict[str, float]:
     """`mean` of the scores, and `low` and `high` of its 95 % bootstrap interval."""
     low, high = bootstrap_interval(scores)
-    return {"mean": sum(scores) / len(scores), "low": low, "high": high}
+    return {"mean": fmean(scores), "low": low, "high": high}  # unlike sum(), exact: the same in every Python
 
 
 def format_interval(score: Record | None, digits: int = 1, scale: float = 100) -> str | None:
