@@ -187,9 +187,18 @@ def test_auto_dtype_on_a_gpu(monkeypatch, native, dtype):
     assert pick_dtype("auto", torch.device("cuda")) is dtype
 
 
-@pytest.mark.parametrize(("native", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_auto_dtype_on_a_cpu(monkeypatch, native, dtype):
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": native})
+@pytest.mark.parametrize(
+    ("found", "dtype"),
+    [
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, torch.float32),
+        ({"cpu_name": "AMD EPYC", "avx512_bf16": False}, torch.float32),
+        ({}, torch.float32),
+    ],
+)
+def test_auto_dtype_on_a_cpu(monkeypatch, found, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
     assert pick_dtype("auto", torch.device("cpu")) is dtype
     assert pick_dtype("float16", torch.device("cpu")) is torch.float16
 
