@@ -284,8 +284,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         # Its properties alone: torch.cuda.is_bf16_supported asks the current device, which may be another one.
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= NATIVE_BFLOAT16 else torch.float16
     found = torch.cpu.get_capabilities()
-    # An Intel core does so by AMX, which a virtual machine may hide; by AVX-512 it multiplies bfloat16 at half the rate
-    # of float32 (measured: 84 and 160 GFLOP/s).
+    # Without AMX, which virtual machines may hide, Intel's bfloat16 has half of float32's rate (84, 160 GFLOP/s a core).
     native = found.get("amx_bf16") or (found.get("avx512_bf16") and "Intel" not in found.get("cpu_name", ""))
     return torch.bfloat16 if native else torch.float32
 
@@ -296,8 +295,7 @@ def dtype_name(dtype: torch.dtype) -> str:
 
 
 def generation_dtype(name: str, device: torch.device) -> str:
-    """The dtype to write in: float32 for `auto` on a CPU. bfloat16 is quicker there, but what else is in a batch then
-    changes texts now and then."""
+    """The dtype to write in: float32 for `auto` on a CPU. In bfloat16 a text depends now and then on its batch."""
     return "float32" if name == "auto" and device.type == "cpu" else name
 
 
