@@ -284,7 +284,7 @@ def pick_dtype(name: str, device: torch.device) -> torch.dtype:
         # Its properties alone: torch.cuda.is_bf16_supported asks the current device, which may be another one.
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= NATIVE_BFLOAT16 else torch.float16
     found = torch.cpu.get_capabilities()
-    # Without AMX, which virtual machines may hide, Intel's bfloat16 has half of float32's rate (84, 160 GFLOP/s a core).
+    # Without AMX, which virtual machines may hide, Intel's bfloat16 has half of float32's rate (84 of 160 GFLOP/s).
     native = found.get("amx_bf16") or (found.get("avx512_bf16") and "Intel" not in found.get("cpu_name", ""))
     return torch.bfloat16 if native else torch.float32
 
