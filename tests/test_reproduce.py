@@ -2,8 +2,8 @@
 models. Once killed in some steps (scripts/chaos.sh: in every one) and given again, and once undisturbed: the tables are
 the same, and nothing that was finished is computed again.
 
-Trained without torchrun and DeepSpeed (GPUS=0), which would compile for minutes; the tests of selector_finetune run
-those. Commands run in forks of one Python (tests/fork_server.py).
+Trained without torchrun and DeepSpeed (GPUS=0), which the tests of selector_finetune run. Commands run in forks of one
+Python (tests/fork_server.py).
 """
 
 import http.server

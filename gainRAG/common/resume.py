@@ -61,7 +61,7 @@ class StageOutput:
     def __init__(self, path: str | Path, settings: Record, overwrite: str | bool = "") -> None:
         self.path = records_file_name(path)
         self.settings = json.loads(json.dumps(settings))
-        self.unfinished = self.path.with_name(self.path.name + ".unfinished")
+        self.unfinished = _unfinished_file(self.path)
         self._settings_path = settings_file(self.path)
         self._unfinished_settings = settings_file(self.unfinished)
         self.done = 0
@@ -239,9 +239,13 @@ def overwrites_of(overwrite: str, paths: Sequence[Path]) -> list[str]:
     return [CHANGED] * kept + [overwrite] * (len(paths) - kept)
 
 
+def _unfinished_file(path: Path) -> Path:
+    return path.with_name(path.name + ".unfinished")
+
+
 def _former_settings(path: Path) -> Record | None:
     """The settings of the unfinished run of an output; None where there is none."""
-    settings = settings_file(path.with_name(path.name + ".unfinished"))
+    settings = settings_file(_unfinished_file(path))
     return parse_json(settings.read_bytes(), str(settings)) if settings.exists() else None
 
 
