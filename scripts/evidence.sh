@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The experiment of docs/results/PROTOCOL.md, from the question sets to the tables: gains, the choices on dev, the
-# selectors, their picks and answers on the test questions. No GPU; on two cores five to six hours. Run again, it resumes.
+# selectors, their picks and answers on the test questions. No GPU. First come the main tables, then the selectors that
+# were trained otherwise and what was tried on dev. On two cores five to six hours in all. Run again, it resumes.
 #
 #   bash scripts/evidence.sh                               -> docs/results; everything else under WORK (results/evidence)
 #   RESULTS=my_results bash scripts/evidence.sh            -> my_results in the place of docs/results
@@ -26,6 +27,20 @@ train() {
   if [ -e "$folder/selector/trainer_state.json" ]; then return; fi # written last
   python "$REPO/data/data2selector.py" --data_path "${KEPT[@]}" --output_path "$folder/train.jsonl" "${@:2}"
   (WORK="$folder" SELECTOR="$folder/selector" && script selector_finetune)
+}
+
+# train_seeds SEED... : a selector of all groups for each seed, all at once, each on its share of the cores: an update
+# is too small to keep several cores busy
+train_seeds() {
+  local seed job failed=0 jobs=()
+  for seed in "$@"; do
+    (OMP_NUM_THREADS=$((($(nproc) + $# - 1) / $#)) TRAINING_FLAGS+=(--seed "$seed")
+      export OMP_NUM_THREADS
+      train "seed_$seed" "${GROUP_FLAGS[@]}") &
+    jobs+=($!)
+  done
+  for job in "${jobs[@]}"; do wait "$job" || failed=1; done
+  return "$failed"
 }
 
 # average SHARE : the adapter of this share of the seeds' mean change, training/share_SHARE/adapter, and merged with the
@@ -70,6 +85,11 @@ answer() {
 answer_test() {
   answer test 1 test --gains_path "$WORK/gains/test.jsonl" --selections rerank="$WORK/selected/rerank/test.jsonl" \
     gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl"
+}
+
+# write_tables : RESULTS, of all selectors whose picks of the test questions are there
+write_tables() {
+  python -m gainRAG.analysis.evidence --work "$WORK" --name test --output_dir "$RESULTS" --gains_dir "$WORK/gains_data"
 }
 
 # train_with_all_contrast : alpha_1, from gains of the questions that the start has not seen, computed anew with alpha 1
@@ -162,9 +182,7 @@ say "gains of dev"
 compute_gains dev "$NUM_PASSAGES"
 
 say "the selectors of several seeds, and which share of their change is best on dev"
-for seed in "${SEEDS[@]}"; do
-  (TRAINING_FLAGS+=(--seed "$seed") && train "seed_$seed" "${GROUP_FLAGS[@]}")
-done
+train_seeds "${SEEDS[@]}"
 for candidates in no_pseudo with_pseudo; do
   flags=()
   if [ "$candidates" = no_pseudo ]; then flags=(--no_pseudo); fi
@@ -176,11 +194,19 @@ for share in 0.6 0.8 1; do
   judge "share_$share" no_pseudo
 done
 judge "share_$SHARE" with_pseudo
-weigh_more_candidates "$WORK/training/share_$SHARE/selector"
-weigh_whole_summaries "$WORK/training/share_$SHARE/selector"
+
+say "picks, gains and answers of the test questions"
+score_candidates start "$SELECTOR_START" test >/dev/null
+compute_gains test "$NUM_PASSAGES" --background_path "$written"
+pick rerank start --no_pseudo
+score_candidates "share_$SHARE" "$WORK/training/share_$SHARE/selector" test --background_path "$written" >/dev/null
+pick gainrag_no_pseudo "share_$SHARE" --no_pseudo
+answer_test
+write_tables
+say "the main tables are in $RESULTS, after $((SECONDS / 60)) min; the rest takes longer than they did, and may be left out"
 
 say "other selectors: one seed more, fewer groups, less and more contrast, float32"
-(TRAINING_FLAGS+=(--seed 2) && train seed_2 "${GROUP_FLAGS[@]}")
+train_seeds 2
 (KEPT=("$WORK/kept/train.jsonl") && train unseen "${GROUP_FLAGS[@]}")
 for number in 125 250 500; do
   train "groups_$number" --sample "$number" "${GROUP_FLAGS[@]}"
@@ -189,19 +215,13 @@ train alpha_0 --signal retrieved_ppl "${GROUP_FLAGS[@]}"
 train_with_all_contrast
 (SPEED_FLAGS+=(--bf16 False) && train float32 "${GROUP_FLAGS[@]}")
 
-say "picks, gains and answers of the test questions"
-score_candidates start "$SELECTOR_START" test >/dev/null
-compute_gains test "$NUM_PASSAGES" --background_path "$written"
-pick rerank start --no_pseudo
-score_candidates "share_$SHARE" "$WORK/training/share_$SHARE/selector" test --background_path "$written" >/dev/null
-pick gainrag_no_pseudo "share_$SHARE" --no_pseudo
 for name in seed_{0,1,2} unseen groups_{125,250,500} alpha_{0,1} float32; do
   score_and_pick "$name"
 done
-answer_test
-say "more passages in the prompt, and BM25's, for samples of the test questions"
+write_tables
+say "more passages in the prompt, and BM25's, for samples of the test questions; more and longer candidates, on dev"
 answer_from_more
 pick_from_bm25
-python -m gainRAG.analysis.evidence --work "$WORK" --name test --output_dir "$RESULTS" \
-  --gains_dir "$WORK/gains_data"
+weigh_more_candidates "$WORK/training/share_$SHARE/selector"
+weigh_whole_summaries "$WORK/training/share_$SHARE/selector"
 say "done in $((SECONDS / 60)) min $((SECONDS % 60)) s of computing; $RESULTS"
