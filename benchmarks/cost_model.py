@@ -20,7 +20,7 @@ from counting import Count, count, weight_bytes
 from gain import LLAMA3_8B
 
 from gainRAG.common.batching import GPU_DECODING_TOKENS, LLM_TOKENS
-from gainRAG.common.cli import UserError, run_stage, stage_parser
+from gainRAG.common.cli import fraction, run_stage, stage_parser
 from gainRAG.llm_inference.decoding import _Batch, share_heads
 from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
 from gainRAG.retrieval_engine.modeling import GPU_BATCH, Encoder
@@ -332,11 +332,9 @@ def table(full: list[Cost], small: list[Cost], share: float) -> str:
 
 def main() -> None:
     parser = stage_parser(__doc__)
-    parser.add_argument("--share", type=float, default=0.5, help="share of the device's rates that is reached")
+    parser.add_argument("--share", type=fraction, default=0.5, help="share of the device's rates that is reached")
     parser.add_argument("--json", type=Path, help="write the stages' costs, and the hours on each device, to this file")
     args = parser.parse_args()
-    if not 0 < args.share <= 1:
-        raise UserError(f"--share {args.share}: a number above 0, at most 1")
     full = model_costs()
     print(table(full, model_costs(small=True), args.share))
     if args.json:

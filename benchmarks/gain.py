@@ -24,7 +24,7 @@ import torch
 from made_up import made_up_passages, made_up_tokenizer
 
 from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
-from gainRAG.common.models import DTYPES, pick_device, pick_dtype, weights_path
+from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_supervision.gain import GainRequest, GainScorer, PassageGain
 from gainRAG.prompts import Prompts
@@ -259,7 +259,7 @@ def main() -> None:
         if args.random_llama3_8b or args.made_up
         else args.model,
         "device": device,
-        "dtype": str(args.dtype).removeprefix("torch."),
+        "dtype": dtype_name(args.dtype),
         "matrix_tflops": rate / 1e12,
         "runs": [],
     }

@@ -57,8 +57,8 @@ def parse_arguments() -> argparse.Namespace:
     flags.add_argument("--format", choices=FORMATS, help="format of --data_path; None detects it")
     flags.add_argument(
         "--dataset",
-        help="name that begins the ids and is looked up for the paper's count, one of "
-        f"{', '.join(PAPER_QUESTIONS)} or your own; None takes the format's, else the file's name",
+        help="name of the data set: ids begin with it, and the paper's number of questions is looked up by it; one of "
+        f"{', '.join(PAPER_QUESTIONS)} or your own; None: the name that goes with the format, else the file's",
     )
     flags.add_argument("--drop_unanswered", action="store_true", help="leave out questions without a usable answer")
     flags.add_argument(

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Measures gain, selection, training, embedding and exact search at the paper's sizes on one GPU in at most 9 minutes,
 # and writes one JSON: device, versions, rates, ratios, and which goals are reached. Installs nothing and downloads
-# nothing: it takes PYTHON (default: the repository's .venv if there, else python3) with torch, transformers,
+# nothing: it takes PYTHON (default: that of the activated environment, else of .venv, else python3) with torch, transformers,
 # sentence-transformers and numpy. What needs more (faiss, FlagEmbedding) says "absent".
 #
 #   bash scripts/bench_gpu.sh                              -> results/bench_gpu.json
@@ -11,10 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
 if [[ "${1:-}" == -* ]]; then usage "$@"; fi
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-if [ -z "${PYTHON:-}" ]; then
-  PYTHON="$REPO/.venv/bin/python"
-  if [ ! -x "$PYTHON" ]; then PYTHON=python3; fi
-fi
+find_python "$REPO"
 output="$(realpath -m "${1:-$REPO/results/bench_gpu.json}")"
 mkdir -p "$(dirname "$output")"
 export PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}" CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" HF_HUB_OFFLINE=1

@@ -132,7 +132,7 @@ fetch_training() { # URL FILE NAME
 }
 
 get() {
-  if [[ -e "$QUESTIONS/$1.jsonl" ]]; then
+  if [[ "$1" == *_@(test|dev|train) && -e "$QUESTIONS/$1.jsonl" ]]; then
     echo "$QUESTIONS/$1.jsonl: there already"
     return 0
   fi

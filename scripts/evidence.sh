@@ -203,7 +203,7 @@ score_candidates "share_$SHARE" "$WORK/training/share_$SHARE/selector" test --ba
 pick gainrag_no_pseudo "share_$SHARE" --no_pseudo
 answer_test
 write_tables
-say "the main tables are in $RESULTS, after $((SECONDS / 60)) min; the rest takes longer than they did, and may be left out"
+say "the main tables are in $RESULTS, after $((SECONDS / 60)) min; the rest takes longer and may be left out: you can stop here"
 
 say "other selectors: one seed more, fewer groups, less and more contrast, float32"
 train_seeds 2

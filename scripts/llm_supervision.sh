@@ -5,6 +5,11 @@
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 need_names "$WORK/retrieved" "$@"
+for flag in --signal --no_pseudo; do
+  if [[ " ${FILTER_FLAGS[*]} " =~ " $flag"[\ =] && ! " ${GROUP_FLAGS[*]} " =~ " $flag"[\ =] ]]; then
+    fail "FILTER_FLAGS has $flag, GROUP_FLAGS has not: the filter and the training groups must go by the same candidates"
+  fi
+done
 kept=()
 for name in "$@"; do
   say "gains of $name by $LLM"
@@ -29,4 +34,4 @@ done
 if [ ${#others[@]} -gt 0 ]; then
   say "NOT among them: ${others[*]}. To train on all: bash scripts/llm_supervision.sh ${others[*]} $*, which computes nothing twice"
 fi
-python "$REPO/data/data2selector.py" --data_path "${kept[@]}" --output_path "$WORK/train.jsonl"
+python "$REPO/data/data2selector.py" --data_path "${kept[@]}" --output_path "$WORK/train.jsonl" "${GROUP_FLAGS[@]}"

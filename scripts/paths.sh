@@ -32,8 +32,8 @@ if ! command -v python >/dev/null; then python() { python3 "$@"; }; fi
 VALUES=(DATA DOWNLOADS QUESTIONS PASSAGES WORK EMBEDDINGS TABLES ENCODER LLM SELECTOR_START SELECTOR SHIPPED GPUS WORKERS
   RAY_ADDRESS PROCESSES N_DOCS NUM_PASSAGES GROUP_SIZE QUERY_MAX_LEN PASSAGE_MAX_LEN EPOCHS LEARNING_RATE BATCH K_DOCS
   LIMIT SEED TASK TRAINING DATASETS TABLE_DATASETS GAINS EMBED FAST OVERWRITE HOTPOTQA_QUESTIONS)
-FLAGS=(ENCODER_FLAGS EMBED_FLAGS RETRIEVAL_FLAGS LLM_FLAGS SUPERVISION_FLAGS FILTER_FLAGS SPEED_FLAGS TRAINING_FLAGS
-  SELECTION_FLAGS GENERATION_FLAGS)
+FLAGS=(ENCODER_FLAGS EMBED_FLAGS RETRIEVAL_FLAGS LLM_FLAGS SUPERVISION_FLAGS FILTER_FLAGS GROUP_FLAGS SPEED_FLAGS
+  TRAINING_FLAGS SELECTION_FLAGS GENERATION_FLAGS)
 
 declare -A from_environment=()
 for name in "${VALUES[@]}" "${FLAGS[@]}"; do
@@ -41,6 +41,11 @@ for name in "${VALUES[@]}" "${FLAGS[@]}"; do
 done
 if [ -n "${CONFIG:-}" ]; then
   [ -f "$CONFIG" ] || fail "CONFIG=$CONFIG: no such file"
+  for name in "${FLAGS[@]}"; do
+    if grep -Eq "^ *$name\+=" "$CONFIG" && ! grep -Eq "^ *($name=|source |\. )" "$CONFIG"; then
+      fail "$CONFIG: $name+= would replace what paths.sh gives by default: write the whole list, $name=(...)"
+    fi
+  done
   # shellcheck disable=SC1090
   source "$CONFIG"
 fi
@@ -86,7 +91,7 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 # Machines.
 : "${GPUS:=1}"                                    # of this machine; 0: train without torchrun and DeepSpeed, on the CPU
 : "${PROCESSES:=$((GPUS > 1 ? GPUS : 1))}"        # of the training
-: "${WORKERS:=$PROCESSES}"                        # of all other stages; more than 1 need Ray
+: "${WORKERS:=$((GPUS > 1 ? GPUS : 1))}"          # of all other stages; more than 1 need Ray
 : "${RAY_ADDRESS:=}"                              # HOST:PORT of a Ray cluster; empty: this machine
 
 # Sizes.
@@ -111,6 +116,12 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 : "${TABLE_DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev NaturalQA_test}" # of the ablation and the top-k table
 : "${TABLES:=$WORK${LIMIT:+/first$LIMIT}}"        # where the tables go
 
+ENCODER="${ENCODER%/}"
+for name in TRAINING DATASETS TABLE_DATASETS; do # on one line
+  read -r -d "" -a words <<<"${!name}" || true
+  printf -v "$name" %s "${words[*]}"
+done
+
 for name in GAINS EMBED FAST OVERWRITE; do
   case "${!name}" in
     "" | 1) ;;
@@ -126,6 +137,7 @@ default_flags RETRIEVAL_FLAGS --dtype float32
 default_flags LLM_FLAGS --backend hf --dtype bfloat16 --prompts reference # --backend vllm where vLLM is installed
 default_flags SUPERVISION_FLAGS --gain_dtype float32 --max_new_tokens 512 --background_tokens 512 --keep_na
 default_flags FILTER_FLAGS                        # --keep answerable or holds for an LLM that often fails on good passages
+default_flags GROUP_FLAGS                         # of data2selector.py: --no_pseudo, --signal, --max_ppl
 if [ -n "$FAST" ]; then # the same loss; nothing computed twice, compiled, questions of like length together
   default_flags SPEED_FLAGS --bf16 --tf32 True --torch_compile --train_sampling_strategy group_by_length \
     --pad_to_multiple_of 32 --logging_steps 50 --dataloader_num_workers 4
@@ -139,6 +151,9 @@ default_flags GENERATION_FLAGS --max_new_tokens 512 # of filtering and answering
 LIMIT_FLAG=(${LIMIT:+--limit "$LIMIT"})
 OVERWRITE_FLAG=(${OVERWRITE:+--overwrite changed})
 WORKER_FLAGS=()
+if [[ -n "$RAY_ADDRESS" && "$WORKERS" -le 1 ]]; then
+  fail "RAY_ADDRESS=$RAY_ADDRESS needs WORKERS, the GPUs of the whole cluster; here WORKERS=$WORKERS"
+fi
 if [ "$WORKERS" -gt 1 ]; then WORKER_FLAGS=(--num_workers "$WORKERS" ${RAY_ADDRESS:+--ray_address "$RAY_ADDRESS"}); fi
 
 task_of() { echo "${TASK:-${1%_*}}"; }
@@ -147,10 +162,10 @@ task_of() { echo "${TASK:-${1%_*}}"; }
 needs_vectors() { [[ ! " ${RETRIEVAL_FLAGS[*]} " =~ " --retriever"[\ =]"bm25 " ]]; }
 
 # published_vectors : the name by which download_data.sh has vectors of PASSAGES by ENCODER; nothing where it has none,
-# where none are needed, and where EMBEDDINGS names others or EMBED wants them made.
+# where none are needed, and where EMBEDDINGS names others or EMBED wants them made. A folder may hold any weights.
 published_vectors() {
   if [ -n "$EMBEDDINGS$EMBED" ] || ! needs_vectors; then return; fi
-  case "$PASSAGES ${ENCODER##*/}" in
+  case "$PASSAGES ${ENCODER#facebook/}" in
     "$DOWNLOADS/psgs_w100.tsv.gz contriever-msmarco") echo embeddings ;;
     "$DOWNLOADS/psgs_w100.tsv.gz contriever") echo embeddings_contriever ;;
   esac

@@ -1,14 +1,16 @@
 """What the paper's run needs, step by step, and all that is missing: `bash scripts/reproduce.sh --plan`.
 
-With the argument `tasks` it only names the question sets without a prompt. Reads the settings of scripts/paths.sh from
-the environment. Standard library only, so that it runs in a fresh clone.
+With the argument `check` it only names packages that are missing and question sets without a prompt. Reads the settings
+of scripts/paths.sh from the environment. Standard library only, so that it runs in a fresh clone.
 Exit code 0 where nothing is missing, else 2. Sizes of downloads and memory are rounded up; hours are predicted from
 rates of a first sketch on one H100 where there are some (docs/cluster.md), for one GPU.
 """
 
 import ast
+import gzip
 import importlib.metadata
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -19,6 +21,7 @@ from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 GB = 10**9
+MILLION = 10**6
 PASSAGES = 21_015_324
 QUESTIONS = {  # published question set -> its size
     "HotpotQA_dev": 500,
@@ -33,7 +36,7 @@ BY_HAND = ("HotpotQA_dev", "2WikiMultiHopQA_dev")
 DRAWN_FROM = "HotpotQA_train"
 CORPUS_BYTES, VECTOR_BYTES, STORE_BYTES = 5 * GB, 4 * 768 * PASSAGES, 15 * GB
 RESULT_BYTES = 20 * GB
-RAM_BYTES = 16 * GB  # exact search takes 8, and one pickle of published vectors at a time
+RAM_BYTES, WORKER_RAM_BYTES = 10 * GB, 6 * GB  # exact search takes 8; each worker holds a pickle of published vectors
 PAIRS_A_SECOND, GROUPS_A_SECOND = 5083, 59  # selection and training on one H100
 
 
@@ -126,7 +129,7 @@ def plan_steps() -> list[Step]:
         Step("2 training questions", ", ".join(f"{name}: {size_of(name):,}" for name in training), "nothing much",
              "0.01", tuple(map(published_file, drawn)), tuple(map(question_file, drawn))),
         Step("3 retrieval", f"{sum(map(size_of, names)):,} questions",
-             f"RAM {RAM_BYTES / GB:.0f} GB; disk: passage store {STORE_BYTES / GB:.0f} GB; GPU memory 8 GB",
+             f"RAM {ram_bytes() / GB:.0f} GB; disk: passage store {STORE_BYTES / GB:.0f} GB; GPU memory 8 GB",
              "not measured", (*corpus, *map(question_file, names)), files("retrieved", names)),
         Step("4 supervision", f"{trained:,} questions x {candidates + 1} candidates", llm, "not measured",
              files("retrieved", training), (*files("kept", training), work / "train.jsonl")),
@@ -176,8 +179,25 @@ def find_missing(steps: list[Step]) -> list[str]:
     for name in ("ENCODER", "LLM", "SELECTOR_START"):
         if lack := missing_model(setting(name)):
             missing.append(f"{name}={setting(name)}: {lack}")
-    missing += missing_hardware() + unknown_tasks()
+    missing += missing_vectors() + missing_hardware() + unknown_tasks()
     return missing + [f"{path} ({source_of(path)})" for path in steps[0].outputs if not path.exists()]
+
+
+def missing_vectors() -> list[str]:
+    """A line where step 3 would refuse to embed: a large corpus without vectors, and without EMBED."""
+    named = setting("EMBEDDINGS") or setting("EMBED") or has_published_vectors()
+    made = folder("WORK") / "embeddings" / "shards.jsonl"
+    if named or not setting("NEEDS_VECTORS") or made.exists() or not is_large(folder("PASSAGES")):
+        return []
+    return [f"vectors of {setting('PASSAGES')}: EMBEDDINGS=FOLDER names them, EMBED=1 makes them"]
+
+
+def is_large(corpus: Path) -> bool:
+    """Whether it is there and has more than a million lines, by the rule of scripts/retrieval.sh."""
+    if not corpus.is_file():
+        return False
+    with (gzip.open if corpus.suffix == ".gz" else open)(corpus, "rb") as file:
+        return sum(1 for _ in itertools.islice(file, MILLION + 1)) > MILLION
 
 
 def unknown_tasks() -> list[str]:
@@ -277,12 +297,17 @@ def missing_hardware() -> list[str]:
     corpus = 0 if folder("PASSAGES").exists() else CORPUS_BYTES + STORE_BYTES
     vectors = 0 if embeddings().is_dir() else 2 * VECTOR_BYTES
     sizes = {downloads: corpus + vectors, folder("WORK"): RESULT_BYTES} if has_published_vectors() else {}
-    if sizes and wanted and ram < RAM_BYTES:
-        missing.append(f"RAM: {ram / GB:.0f} GB here, {RAM_BYTES / GB:.0f} GB are needed")
+    if sizes and wanted and ram < ram_bytes():
+        missing.append(f"RAM: {ram / GB:.0f} GB here, {ram_bytes() / GB:.0f} GB are needed")
     for place, needed in sizes.items() if wanted else ():
         if (free := free_bytes(place)) < needed:
             missing.append(f"disk at {place}: {free / GB:.0f} GB free, up to {needed / GB:.0f} GB are needed")
     return missing
+
+
+def ram_bytes() -> int:
+    """What exact search takes on this machine, where a worker has a GPU."""
+    return RAM_BYTES + WORKER_RAM_BYTES * max(1, min(int(setting("GPUS")), int(setting("WORKERS"))))
 
 
 def gpu_memories() -> list[float]:
@@ -313,8 +338,8 @@ def state_of(step: Step, earlier: list[Step]) -> str:
 
 
 def main() -> int:
-    if sys.argv[1:] == ["tasks"]:
-        problems = unknown_tasks()
+    if sys.argv[1:] == ["check"]:
+        problems = [f"{name} is missing: {remedy}" for name, remedy in missing_packages()] + unknown_tasks()
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2 if problems else 0

@@ -51,7 +51,7 @@ Where everything is, under $WORK:
   answers/demo_test/               a prediction file a method, results.json and the table, results.md
   figures/                         the report's figures, PDF and PNG
   report.html                      the report: open it in a browser
-So few groups are for seeing the training happen; the row of the shipped selector shows what about 2,300 are worth
+So few groups only show how training runs; the row of the shipped selector shows what about 2,300 groups bring
 (docs/results). Next: your own questions and documents (README.md, "Run it on your own data").
 Look at it first: $WORK/report.html
 TEXT

@@ -15,6 +15,8 @@ plan() { # with the settings in its environment, and nowhere else
   (
     for name in "${FLAGS[@]}"; do declare -n list="$name" && export "TEXT_$name=${list[*]}"; done
     for name in "${VALUES[@]}"; do export "${name?}"; done
+    NEEDS_VECTORS="$(if needs_vectors; then echo 1; fi)"
+    export NEEDS_VECTORS
     PUBLISHED_VECTORS="$(published_vectors)" python "$REPO/scripts/plan.py" "$@"
   )
 }
@@ -28,7 +30,7 @@ if [ -n "$LIMIT" ]; then
   fail "LIMIT=$LIMIT makes a trial of a table; here gains and selector would be made of so few questions as well:" \
     "for a trial of the whole, CONFIG=scripts/demo.conf or smaller question sets, in a WORK of its own"
 fi
-plan tasks
+plan check
 
 step() { printf '\n##### %s\n' "$*" >&2; }
 

@@ -8,6 +8,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 MILLION=1000000
 
+# are_given : whether EMBEDDINGS names complete vectors that passage_embed made; retrieval checks that they fit the corpus
+are_given() { [[ -n "$EMBEDDINGS" && -z "$EMBED" && -e "$EMBEDDINGS/shards.jsonl" ]]; }
+
 # find_vectors: sets EMBEDDINGS, unless it is set, to the published vectors if they are those of this corpus and encoder.
 find_vectors() {
   local folder="$DOWNLOADS/wikipedia_embeddings/${ENCODER##*/}"
@@ -46,11 +49,13 @@ for name in "$@"; do
   fi
 done
 if [ ${#files[@]} -eq 0 ]; then exit; fi
+given=""
+if are_given; then given=1; fi
 find_vectors
 [ -e "$PASSAGES" ] || fail "$PASSAGES: no such file (bash scripts/download_data.sh corpus fetches the paper's)"
 vectors=()
 if needs_vectors; then vectors=(--passages_embeddings "$EMBEDDINGS"); fi
-if needs_vectors && ! holds_published_vectors; then
+if needs_vectors && [ -z "$given" ] && ! holds_published_vectors; then
   if [[ -z "$EMBED" && ! -e "$EMBEDDINGS/shards.jsonl" ]] && is_large; then
     fail "$PASSAGES has more than a million passages, and $EMBEDDINGS not the vectors of all:" \
       "${published:+bash scripts/download_data.sh $published fetches the published ones, }EMBEDDINGS=FOLDER names others," \
@@ -60,7 +65,11 @@ if needs_vectors && ! holds_published_vectors; then
   if [[ -n "$OVERWRITE" ]] && { [ -n "$EMBED" ] || ! is_large; }; then anew=("${OVERWRITE_FLAG[@]}"); fi
   say "embedding $PASSAGES with $ENCODER"
   python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
-    --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${anew[@]}"
+    --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${anew[@]}" || {
+    status=$?
+    if [[ -n "$OVERWRITE" && ${#anew[@]} -eq 0 ]]; then say "EMBED=1 OVERWRITE=1 makes the vectors of a large corpus anew"; fi
+    exit "$status"
+  }
 fi
 shared=()
 if shares_search; then shared=("${WORKER_FLAGS[@]}"); fi

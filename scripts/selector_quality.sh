@@ -8,6 +8,9 @@
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 need_names "$WORK/gains" "$@"
+if [[ -e "$SELECTOR/training.settings.json" && ! -e "$SELECTOR/trainer_state.json" ]]; then
+  fail "$SELECTOR: its training is not finished; scripts/selector_finetune.sh resumes it"
+fi
 for name in "$@"; do
   folder="$WORK/quality/$name"
   mkdir -p "$folder"

@@ -9,6 +9,7 @@
 source "$(dirname "${BASH_SOURCE[0]}")/tables_common.sh"
 
 PLAIN="$WORK/plain_ppl" # its train.jsonl and selector
+plain_is_trained=""
 
 train_plain_selector() {
   local name sets kept=()
@@ -21,8 +22,9 @@ train_plain_selector() {
     kept+=("$WORK/kept/$name.jsonl")
   done
   python "$REPO/data/data2selector.py" --data_path "${kept[@]}" --output_path "$PLAIN/train.jsonl" \
-    --signal retrieved_ppl
+    "${GROUP_FLAGS[@]}" --signal retrieved_ppl
   (WORK="$PLAIN" SELECTOR="$PLAIN/selector" && script selector_finetune)
+  plain_is_trained=1
 }
 
 need_selector
@@ -35,7 +37,7 @@ for name in "${NAMES[@]}"; do
   methods="rerank_with_pseudo"
   selections=(rerank_with_pseudo="$RUN/selected/rerank_with_pseudo/$name.jsonl")
   pick start "$name" "$RUN/selected/rerank_with_pseudo/$name.jsonl" --K_docs "$K_DOCS"
-  if [ -e "$PLAIN/selector/config.json" ]; then
+  if [ -n "$plain_is_trained" ]; then
     methods+=" plain_ppl"
     selections+=(plain_ppl="$RUN/selected/plain_ppl/$name.jsonl")
     find_pseudo "$RUN" "$name"

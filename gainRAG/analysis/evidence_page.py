@@ -53,16 +53,11 @@ def evidence_page(evidence: Record) -> str:
 
 def methods_table(methods: Mapping[str, Record]) -> str:
     """A row a method."""
-    rows = [(label(method), *_cells(means), _pseudo(means)) for method, means in methods.items()]
+    rows = []
+    for method, means in methods.items():
+        pseudo = _percent(means["pseudo_share"]) if "hit_at_1" in means else None
+        rows.append((label(method), *(_interval(metric, means.get(metric)) for metric in SHOWN), pseudo))
     return markdown_table(("method", *SHOWN.values(), "pseudo picked"), rows)
-
-
-def _cells(means: Record) -> Iterable[str | None]:
-    return (_interval(metric, means.get(metric)) for metric in SHOWN)
-
-
-def _pseudo(means: Record) -> str | None:
-    return _percent(means["pseudo_share"]) if "hit_at_1" in means else None
 
 
 def _percent(share: float | None) -> str | None:

@@ -1,5 +1,6 @@
 """What the report states in numbers: methods best first, paired differences, correlations, where picks come from."""
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -163,14 +164,9 @@ def origins(found: QuestionSet) -> tuple[list[str], dict[str, list[float]]] | No
     }
 
 
-def _count_origins(found: QuestionSet, method: str) -> dict[str, int]:
-    counts: dict[str, int] = {}
-    for question in found.questions:
-        pick = found.pick_of(method, question)
-        if pick:
-            group = origin(found, question, pick)
-            counts[group] = counts.get(group, 0) + 1
-    return counts
+def _count_origins(found: QuestionSet, method: str) -> Counter[str]:
+    picks = ((question, found.pick_of(method, question)) for question in found.questions)
+    return Counter(origin(found, question, pick) for question, pick in picks if pick)
 
 
 def origin(found: QuestionSet, question: Record, passage: Record) -> str:

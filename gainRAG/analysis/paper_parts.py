@@ -9,13 +9,9 @@ from gainRAG.analysis.parts import Grid, Missing, Plot, interval
 from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.results import format_interval
 
-GAP_PANELS = {
-    "wrong_of_held": "Wrong, though the passage holds the answer",
-    "not_held_of_right": "Right, though the passage does not hold it",
-}
-GAP_AXES = {
-    "wrong_of_held": "% of questions whose passage holds the answer",
-    "not_held_of_right": "% of questions answered rightly",
+GAP_PANELS = {  # share -> title, axis
+    "wrong_of_held": ("Wrong, though the passage holds the answer", "% of questions whose passage holds the answer"),
+    "not_held_of_right": ("Right, though the passage does not hold it", "% of questions answered rightly"),
 }
 
 
@@ -26,10 +22,7 @@ def paper_figures(topk: Record, rows: Sequence[Record]) -> list[Plot | Missing]:
     parts = [topk_part(name, [cell for cell in measured if cell["dataset"] == name]) for name in names]
     if not parts:
         parts.append(Missing("scores over one to five passages in the prompt", "bash scripts/table_topk.sh"))
-    if rows:
-        parts.append(gap_part(rows))
-    else:
-        parts.append(Missing("the paper's figure 1", "bash scripts/figure_gap.sh"))
+    parts.append(gap_part(rows) if rows else Missing("the paper's figure 1", "bash scripts/figure_gap.sh"))
     return parts
 
 
@@ -71,13 +64,13 @@ def gap_panels(rows: Sequence[Record]) -> list[Panel]:
     """The two panels of the paper's figure 1, from the rows of gainRAG.analysis.gap."""
     several = len({row["dataset"] for row in rows}) > 1
     panels = []
-    for name, title in GAP_PANELS.items():
+    for name, (title, axis) in GAP_PANELS.items():
         bars = [
             interval(f"{row['dataset']}, {row['label']}" if several else row["label"], row["method"], share, 1)
             for row in rows
             if row["gap"] and (share := row["gap"].get(name))
         ]
-        panels.append(Panel(title, GAP_AXES[name], bars, percent=True))
+        panels.append(Panel(title, axis, bars, percent=True))
     return panels
 
 

@@ -27,6 +27,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--selector", type=Path, default=None, help="the trained selector's folder; None: WORK/selector"
     )
+    parser.add_argument(
+        "--tables", type=Path, default=None, help="the folder of the table scripts' tables; None: that of --work"
+    )
     parser.add_argument("--questions", type=non_negative_int, default=1000, help="questions in the page's table")
     parser.add_argument(
         "--figures", type=Path, default=None, metavar="DIR", help="also write every figure there, PDF and PNG"
@@ -41,7 +44,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    report = collect(args.work, args.questions, args.selector)
+    report = collect(args.work, args.questions, args.selector, args.tables)
     text = render(report)
     with atomic_write(args.output) as file:
         file.write(text)

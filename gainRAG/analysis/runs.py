@@ -122,8 +122,7 @@ class QuestionSet:
 
     def scores_of(self, method: str, metric: str) -> list[float] | None:
         """A method's score for each question, from 0 to 1; None where it was not run or has no such score."""
-        records = self.predictions.get(method, {})
-        scores = [records[name].get(metric) for name in records]
+        scores = [record.get(metric) for record in self.predictions.get(method, {}).values()]
         return scores if scores and all(map(is_number, scores)) else None
 
     def pick_of(self, method: str, question: Record) -> Record | None:
@@ -214,14 +213,14 @@ def read_training(folder: Path) -> list[Record]:
     return steps
 
 
-def read_tables(work: Path) -> dict[str, Record]:
+def read_tables(folder: Path) -> dict[str, Record]:
     """The table scripts' tables, by the file's name.
 
     Raises:
         UserError: a file is not what gainRAG.analysis.tables writes.
     """
     found = {}
-    for path in sorted(work.glob("table_*.json")):
+    for path in sorted(folder.glob("table_*.json")):
         content = parse_json(input_file(path).read_bytes(), str(path))
         if not _is_table(content):
             raise UserError(f"{path}: not a table by gainRAG.analysis.tables; write it again or remove it")
@@ -246,13 +245,13 @@ def _is_table(content: Any) -> bool:
     )
 
 
-def read_gap(work: Path) -> list[Record]:
+def read_gap(folder: Path) -> list[Record]:
     """The rows of figure_gap.json that were measured; none where the file is not there.
 
     Raises:
         UserError: it is not what gainRAG.analysis.gap writes.
     """
-    path = work / "figure_gap.json"
+    path = folder / "figure_gap.json"
     rows = (read_object(path) or {"rows": []}).get("rows")
     if not isinstance(rows, list) or not all(map(_is_gap, rows)):
         raise UserError(f"{path}: not a figure by gainRAG.analysis.gap; write it again or remove it")

@@ -184,10 +184,6 @@ class Answered:
             found = result["metrics"].get(metric) or result.get("picks", {}).get(metric)
         return found and {name: 100 * found[name] for name in ("mean", "low", "high")}
 
-    def questions(self, method: str, k: int | None) -> int | None:
-        """How many questions a method answered; None where it was not run."""
-        return self.results[method, k][0]["questions"] if (method, k) in self.results else None
-
 
 def dataset_of(name: str) -> str:
     """A question file's data set: "HotpotQA" of "HotpotQA_dev"."""
@@ -212,7 +208,7 @@ def cells(table: Table, name: str, answered: Answered) -> list[Record]:
                         **cell,
                         "ours": ours,
                         "difference": ours["mean"] - paper if both else None,
-                        "n": ours and answered.questions(method, k),
+                        "n": ours and answered.results[method, k][0]["questions"],
                         "paper_n": PAPER_QUESTIONS.get(dataset_of(name)),
                     }
                 )

@@ -109,7 +109,7 @@ def add_overwrite_argument(parser: argparse.ArgumentParser) -> None:
         const="all",
         default="",
         choices=("all", CHANGED),
-        help=f"start afresh; as `--overwrite {CHANGED}` only where an output was made with other settings",
+        help=f"start again from nothing; `--overwrite {CHANGED}`: only where the output was made with other settings",
     )
 
 

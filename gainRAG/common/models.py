@@ -172,11 +172,9 @@ def _from_gguf(gguf: Path, folder: Path) -> None:
         dtype=torch.float32,
         trust_remote_code=False,
     )
-    ids = tokenizer.convert_tokens_to_ids
-    tokenizer.eos_token = "<|im_end|>"
-    tokenizer.pad_token = "<|im_end|>"
-    model.generation_config.eos_token_id = model.config.eos_token_id = ids("<|im_end|>")
-    model.generation_config.pad_token_id = model.config.pad_token_id = ids("<|im_end|>")
+    tokenizer.eos_token = tokenizer.pad_token = "<|im_end|>"
+    for config in (model.config, model.generation_config):
+        config.eos_token_id = config.pad_token_id = tokenizer.eos_token_id
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 

@@ -125,7 +125,7 @@ def map_chunks(
         options: how many workers, and where.
 
     Raises:
-        UserError: as a worker raises it; no such cluster, or too few GPUs; a chunk that workers die of.
+        UserError: as a worker raises it; no such cluster, or too few GPUs in this machine; a chunk that workers die of.
     """
     if options.num_workers > 1:
         yield from _RayWorkers(make_worker, options).map(chunks)
@@ -150,12 +150,14 @@ class _RayWorkers:
         self.options = options
         on_gpus = _on_gpus(options.device)
         self.resource = "GPU" if on_gpus else "CPU"
-        if self._capacity() < options.num_workers:
-            where = f"the cluster at {options.ray_address}" if options.ray_address else "this machine"
-            raise UserError(
-                f"--num_workers {options.num_workers}: {where} has {self._capacity()} {self.resource}s, one a worker"
-            )
-        threads = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // options.num_workers)
+        number = min(options.num_workers, self._capacity())
+        if number < options.num_workers:
+            place = f"the cluster at {options.ray_address}" if options.ray_address else "this machine"
+            problem = f"--num_workers {options.num_workers}: {place} has {number} {self.resource}s, one a worker"
+            if not options.ray_address or not number:
+                raise UserError(problem)
+            logger.warning("%s; %d start", problem, number)  # a lost machine does not stop a night's work
+        threads = max(1, int(self.ray.cluster_resources().get("CPU", 1)) // number)
         environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)), "TQDM_DISABLE": "1"}
         # vLLM inside the worker: an engine in a process of its own would live on, and keep its GPU, when one is killed.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
@@ -167,7 +169,7 @@ class _RayWorkers:
             max_task_retries=DEATHS - 1,
         )
         self.stored = self.ray.put(make_worker)  # kept: a restarted actor reads it again
-        self.actors = [actor.remote([self.stored], os.getcwd()) for _ in range(options.num_workers)]
+        self.actors = [actor.remote([self.stored], os.getcwd()) for _ in range(number)]
         self.nodes = [actor.node.remote() for actor in self.actors]  # where each began, asked before it is at work
 
     def map(self, chunks: Iterable[Chunk]) -> Iterator[Result]:

@@ -202,11 +202,8 @@ def score_prediction(prediction: str, answers: Sequence[str]) -> dict[str, float
 
 def suspect_answers(answers: Sequence[str]) -> list[str]:
     """The gold answers that containment matches by accident: normalised to nothing, to one character, to yes or no."""
-    return [answer for answer in _listed(answers) if _is_suspect(normalize_answer(answer))]
-
-
-def _is_suspect(normalized: str) -> bool:
-    return len(normalized) <= 1 or normalized in ("yes", "no")
+    normalized = ((answer, normalize_answer(answer)) for answer in _listed(answers))
+    return [answer for answer, text in normalized if len(text) <= 1 or text in ("yes", "no")]
 
 
 def _listed(answers: Sequence[str]) -> Sequence[str]:

@@ -34,24 +34,6 @@ def gain_of(perplexity: float) -> float:
     return -math.log(perplexity + 1)
 
 
-def best_passage(record: Record, signal: str = "PPL_CD", no_pseudo: bool = False) -> Record | None:
-    """The candidate with the lowest perplexity, the first of equals; None where there is no candidate.
-
-    Args:
-        no_pseudo: the LLM's own passage is no candidate.
-    """
-    candidates = [passage for passage in record["passages"] if not (no_pseudo and passage.get("is_pseudo"))]
-    return min(candidates, key=lambda passage: passage[signal], default=None)
-
-
-def gain_among(passage: Record, candidates: Iterable[Record]) -> float | None:
-    """The gain of a passage that is one of the scored candidates (by id and text); None where it is not."""
-    for candidate in candidates:
-        if candidate.get("id") == passage.get("id") and candidate["text"] == passage["text"]:
-            return gain_of(candidate["PPL_CD"])
-    return None
-
-
 @dataclass(frozen=True)
 class FilterOptions:
     """Which questions stay; the flags of `add_filter_arguments` under the same names."""
@@ -66,8 +48,10 @@ class FilterOptions:
         return self.keep != "holds"
 
     def best_passage(self, record: Record) -> Record | None:
-        """The candidate that decides whether the question stays; None where there is none."""
-        return best_passage(record, self.signal, self.no_pseudo)
+        """The candidate that decides whether the question stays, that with the lowest perplexity, the first of equals;
+        None where there is none."""
+        candidates = [passage for passage in record["passages"] if not (self.no_pseudo and passage.get("is_pseudo"))]
+        return min(candidates, key=lambda passage: passage[self.signal], default=None)
 
 
 def add_filter_arguments(parser: argparse.ArgumentParser) -> None:

@@ -1,6 +1,6 @@
-"""The numbers that the paper publishes (Jiang et al., ACL 2025)."""
+"""The numbers that the paper publishes (Jiang et al., ACL 2025), in percent. "EM" there is containment, our cover_em;
+what is not here is unknown to us."""
 
-# Jiang et al., ACL 2025, percent. "EM" there is containment, our cover_em. What is not here is unknown to us.
 PAPER_QUESTIONS = {
     "HotpotQA": 500,
     "2WikiMultiHopQA": 500,

@@ -166,25 +166,20 @@ class PromptBuilder:
 
     def with_passages(self, record: Record, passages: Sequence[Record]) -> str:
         """The prompt that asks `record`'s question with passages at hand, best first; with none, the question alone."""
-        if not passages:
-            return self.without_passage(record)
-        passages = [self._as_plain_text(passage) for passage in passages]
-        prompt = self._with_evidence(record, self.prompts.evidence(passages))
-        excess = self._excess(prompt)
-        if not excess:
-            return prompt
-        self.cut += 1
-        while excess and passages:
-            text = self._shorten(passages[-1]["text"], excess)
-            if text:
-                passages[-1] = {**passages[-1], "text": text}
-            else:
-                passages.pop()
-            if not passages:
-                return self.without_passage(record)
-            prompt = self._with_evidence(record, self.prompts.evidence(passages))
+        fields = self._question_fields(record)
+        kept, cut = [self._as_plain_text(passage) for passage in passages], False
+        while kept:
+            evidence = self.prompts.evidence(kept)
+            prompt = self._wrap(self.prompts.with_passages.format(**fields, evidence=evidence))
             excess = self._excess(prompt)
-        return prompt
+            if not excess:
+                return prompt
+            self.cut += not cut
+            cut = True
+            last = kept.pop()
+            if text := self._shorten(last["text"], excess):
+                kept.append({**last, "text": text})
+        return self.without_passage(record)
 
     def without_passage(self, record: Record) -> str:
         """The prompt that asks the question alone.
@@ -222,9 +217,6 @@ class PromptBuilder:
 
     def _escape(self, text: str) -> str:
         return escape_control_tokens(text, self._control_tokens)
-
-    def _with_evidence(self, record: Record, evidence: str) -> str:
-        return self._wrap(self.prompts.with_passages.format(**self._question_fields(record), evidence=evidence))
 
     def _wrap(self, text: str, cue: str | None = None) -> str:
         if self.tokenizer is None:

@@ -6,14 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from gainRAG.common.cli import (
-    UserError,
-    fraction,
-    non_negative_float,
-    non_negative_int,
-    positive_float,
-    positive_int,
-)
+from gainRAG.common.cli import UserError, fraction, non_negative_float, non_negative_int, positive_float, positive_int
 from gainRAG.common.models import (
     DTYPES,
     dtype_name,
@@ -98,6 +91,8 @@ class Engine(Protocol):
         """One continuation a prompt, in the prompts' order, stripped of white space.
 
         Args:
+            prompts: full texts of `PromptBuilder`.
+            max_new_tokens: the longest continuation, in tokens.
             end: where a base model's text ends, which would run on; a chat model's ends by itself.
         """
 

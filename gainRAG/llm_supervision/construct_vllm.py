@@ -51,11 +51,8 @@ def main() -> None:
     add_candidate_arguments(parser, backends=("vllm",))
     args = parser.parse_args()
     keep_apart(args.output_path, input_file(args.data_path), args.background_path)
-    engine, generation, options = (
-        engine_options(**vars(args)),
-        generation_options(**vars(args)),
-        candidate_options(**vars(args)),
-    )
+    engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
+    options = candidate_options(**vars(args))
     check_engine(engine, generation)
     lengths = length_check(options, engine, generation)
     total = count_questions(options, lengths)

@@ -33,13 +33,7 @@ from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_supervised
 from gainRAG.common.settings import stage_settings
-from gainRAG.evaluation.gains import (
-    FilterOptions,
-    add_filter_arguments,
-    describe_kept,
-    filter_options,
-    keep_answered,
-)
+from gainRAG.evaluation.gains import FilterOptions, add_filter_arguments, describe_kept, filter_options, keep_answered
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
@@ -76,11 +70,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     input_file(args.data_path)
-    engine, generation, options = (
-        engine_options(**vars(args)),
-        generation_options(**vars(args)),
-        filter_options(**vars(args)),
-    )
+    engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
+    options = filter_options(**vars(args))
     output_file(args.output_path)
     check_engine(engine, generation)
     check_keep(options, generation)

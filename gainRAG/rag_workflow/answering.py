@@ -45,17 +45,16 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def read_answerable(
-    path: str | Path, limit: int | None, lengths: LengthCheck, shape: Callable[[Record], Record] | None = None
+    path: str | Path, limit: int | None, lengths: LengthCheck, shape: Callable[[Record], Record] = as_retrieved
 ) -> Iterator[Record]:
     """The first questions of a selection or retrieval file that fit the LLM.
 
     Args:
-        shape: what checks a record; None: `as_retrieved`.
+        shape: what checks a record.
 
     Raises:
         UserError: a record is unusable, or is too long and not to be skipped.
     """
-    shape = shape or as_retrieved
     return itertools.islice(read_records(path, lambda record: lengths(shape(record))), limit)
 
 
@@ -112,17 +111,9 @@ def write_answers(engine: Engine, prompts: list[str], max_new_tokens: int) -> li
     return list(zip(texts, troubles, strict=True))
 
 
-def answer_chunk(
-    chunk: list[Record], prompt_of: Callable[[Record], str], write: Callable[[list[str]], list[Answer]], task: Task
-) -> list[Record]:
-    """The output records of some questions.
-
-    Args:
-        prompt_of: a question's full prompt.
-        write: prompts -> answers, in order.
-    """
-    prompts = [prompt_of(record) for record in chunk]
-    return [score_record(*case, task) for case in zip(chunk, prompts, write(prompts), strict=True)]
+def score_records(records: list[Record], prompts: list[str], answers: list[Answer], task: Task) -> list[Record]:
+    """The output records of some questions."""
+    return [score_record(*case, task) for case in zip(records, prompts, answers, strict=True)]
 
 
 def score_record(record: Record, prompt: str, answer: Answer, task: Task) -> Record:

@@ -7,7 +7,7 @@ from pathlib import Path
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.schemas import as_retrieved, as_supervised, with_unique_ids
-from gainRAG.evaluation.gains import gain_among
+from gainRAG.evaluation.gains import gain_of
 
 METHODS = {
     "no_retrieval": "No retrieval",
@@ -103,7 +103,10 @@ class Picks:
 
     def gain_for(self, question: Record, passage: Record) -> float | None:
         """The gain of a passage for a question; None where it was not computed."""
-        return gain_among(passage, self.candidates.get(str(question.get("id")), []))
+        for candidate in self.candidates.get(str(question.get("id")), []):
+            if candidate.get("id") == passage.get("id") and candidate["text"] == passage["text"]:
+                return gain_of(candidate["PPL_CD"])
+        return None
 
     def _of(self, method: str) -> dict[str, list[Record]]:
         if method not in self._passages:

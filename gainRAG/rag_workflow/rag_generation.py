@@ -31,12 +31,11 @@ from gainRAG.llm_inference.lengths import LengthCheck
 from gainRAG.rag_workflow.answering import (
     CHUNK,
     LEAST_CHUNK,
-    Answer,
     add_generation_arguments,
-    answer_chunk,
     check_questions,
     open_predictions,
     read_answerable,
+    score_records,
     summarize_predictions,
     write_answers,
 )
@@ -58,11 +57,8 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
-    workers, engine, generation = (
-        worker_options(**vars(args)),
-        engine_options(**vars(args)),
-        generation_options(**vars(args)),
-    )
+    engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
+    workers = worker_options(**vars(args))
     input_file(args.data_path)
     check_engine(engine, generation)
     lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
@@ -96,13 +92,9 @@ class AnswerWorker:
         self.engine, self.builder = load_writer(engine, generation)
 
     def __call__(self, chunk: list[Record]) -> list[Record]:
-        return answer_chunk(chunk, self._prompt, self._write, self.builder.task)
-
-    def _prompt(self, record: Record) -> str:
-        return self.builder.with_passages(record, record["ctxs"][: self.k])
-
-    def _write(self, prompts: list[str]) -> list[Answer]:
-        return write_answers(self.engine, prompts, self.max_new_tokens)
+        prompts = [self.builder.with_passages(record, record["ctxs"][: self.k]) for record in chunk]
+        answers = write_answers(self.engine, prompts, self.max_new_tokens)
+        return score_records(chunk, prompts, answers, self.builder.task)
 
     def close(self) -> None:
         self.engine.close()

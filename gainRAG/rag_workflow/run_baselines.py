@@ -41,10 +41,10 @@ from gainRAG.rag_workflow.answering import (
     CHUNK,
     Answer,
     add_generation_arguments,
-    answer_chunk,
     check_questions,
     open_predictions,
     read_answerable,
+    score_records,
     summarize_predictions,
     write_answers,
 )
@@ -180,11 +180,8 @@ class SharedLLM:
     def answer(self, chunk: list[Record], passages_for: Callable[[Record], list[Record]]) -> list[Record]:
         """The output records of some questions, each answered from its passages (from none where it has none)."""
         _, builder = self.writer
-
-        def prompt_of(record: Record) -> str:
-            return builder.with_passages(record, passages_for(record))
-
-        return answer_chunk(chunk, prompt_of, self._write, builder.task)
+        prompts = [builder.with_passages(record, passages_for(record)) for record in chunk]
+        return score_records(chunk, prompts, self._write(prompts), builder.task)
 
     def _write(self, prompts: list[str]) -> list[Answer]:
         engine, _ = self.writer

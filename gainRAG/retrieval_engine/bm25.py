@@ -2,7 +2,6 @@
 
 import logging
 import re
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -73,17 +72,14 @@ def _make(store: PassageStore, folder: Path) -> None:
 
     logger.info("making the BM25 index of %d passages, once", len(store))
     vocabulary: dict[str, int] = {}
+    passages = ProgressBar(store, unit="passage", desc="BM25 index")
+    texts = (f"{passage['title']} {passage['text']}" for passage in passages)
     tokens = [
         np.array([vocabulary.setdefault(word, len(vocabulary)) for word in passage], "int32")
-        for passage in _passage_words(store)
+        for passage in map(words, texts)
     ]
     if not vocabulary:
         raise UserError(f"{store.folder}: no passage has a word that BM25 could look for")
     index = bm25s.BM25()
     index.index((tokens, vocabulary))
     index.save(folder)
-
-
-def _passage_words(store: PassageStore) -> Iterator[list[str]]:
-    for passage in ProgressBar(store, unit="passage", desc="BM25 index"):
-        yield words(f"{passage['title']} {passage['text']}")

@@ -30,17 +30,12 @@ def document_files(folder: Path) -> tuple[list[Path], list[Path]]:
         found = ", ".join(sorted({path.suffix or path.name for path in files})) or "no file"
         raise UserError(f"{folder}: holds no .txt, .md or .jsonl file (found {found:.200}); save the documents as such")
     for path in read:
-        _check_name(path)
+        try:
+            str(path).encode()
+        except UnicodeEncodeError:
+            problem = "the file's name is not UTF-8, and passages get their ids from it; rename it"
+            raise UserError(f"{path}: {problem}") from None
     return read, [path for path in files if path.suffix.lower() not in TEXT_ENDINGS + RECORD_ENDINGS]
-
-
-def _check_name(path: Path) -> None:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        raise UserError(
-            f"{path}: the file's name is not UTF-8, and passages get their ids from it; rename it"
-        ) from None
 
 
 def read_document(path: Path) -> tuple[str, str]:

@@ -8,7 +8,6 @@ A folder of Contriever's holds `passages_00`, ...: pickles of (list of ids, arra
 
 import glob
 import hashlib
-import os
 import pickle
 from collections import Counter
 from collections.abc import Sequence
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.jsonl import FieldError, Record, parse_json, read_records
+from gainRAG.common.jsonl import FieldError, Record, atomic_write, parse_json, read_records
 from gainRAG.common.settings import fingerprint
 from gainRAG.retrieval_engine.modeling import SHARED
 from gainRAG.retrieval_engine.passages import PassageStore
@@ -140,17 +139,8 @@ def save_shard(
 
 
 def _save(path: Path, values: np.ndarray) -> None:
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with partial.open("wb") as file:
-            np.save(file, values, allow_pickle=False)
-            file.flush()
-            os.fsync(file.fileno())  # before the manifest says that it is there
-        partial.replace(path)
-    except OSError as problem:
-        raise UserError(f"{path}: cannot be written: {problem.strerror or problem}") from problem
-    finally:
-        partial.unlink(missing_ok=True)
+    with atomic_write(path, binary=True) as file:  # on the disk before the manifest says that it is there
+        np.save(file, values, allow_pickle=False)
 
 
 def as_shard(record: Record) -> Record:

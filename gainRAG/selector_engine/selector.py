@@ -114,7 +114,7 @@ class Selector:
             )
 
     def _encode(self, pairs: list[Pair]) -> list:
-        """Token ids of each pair, the passage cut; where the question alone is too long, both are."""
+        """Token ids of each pair, the passage cut; of a pair whose question alone is too long, both are."""
         self._encoder.no_padding()
         self._encoder.enable_truncation(self.max_length, strategy="only_second")
         try:
@@ -122,17 +122,10 @@ class Selector:
         except Exception as problem:  # the tokenizers library has no narrower class
             if "too short" not in str(problem):
                 raise
-        return [self._encode_long_question(pair) for pair in pairs]
-
-    def _encode_long_question(self, pair: Pair):
-        self._encoder.enable_truncation(self.max_length, strategy="only_second")
-        try:
-            return self._encoder.encode(*pair)
-        except Exception as problem:
-            if "too short" not in str(problem):
-                raise
+        if len(pairs) > 1:
+            return [encoding for pair in pairs for encoding in self._encode([pair])]
         self._encoder.enable_truncation(self.max_length, strategy="longest_first")
-        return self._encoder.encode(*pair)
+        return self._encoder.encode_batch_fast(pairs)
 
     def _score_chunk(self, encodings: list) -> np.ndarray:
         scores = np.empty(len(encodings), np.float32)

@@ -103,11 +103,8 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     path = output_file(args.output_path)
-    workers, engine, options = (
-        worker_options(**vars(args)),
-        engine_options(**vars(args)),
-        pseudo_passage_options(**vars(args)),
-    )
+    workers, engine = worker_options(**vars(args)), engine_options(**vars(args))
+    options = pseudo_passage_options(**vars(args))
     generation = replace(generation_options(**vars(args)), max_new_tokens=options.max_new_tokens)
     keep_apart(path, input_file(args.data_path), args.background_path)
     lengths = None
@@ -263,8 +260,8 @@ def selection_metrics(
 def print_report(metrics: Record) -> None:
     """Prints the metrics, shares in percent."""
     print(
-        f"questions {metrics['questions']}, with a pseudo-passage {metrics['pseudo_passages']}, "
-        f"won by it {metrics['pseudo_won']:.1%}"
+        f"{metrics['questions']} questions, {metrics['pseudo_passages']} with a pseudo-passage; "
+        f"it was picked first for {metrics['pseudo_won']:.1%}"
     )
     for name, before in metrics["recall_before"].items():
         print(f"recall {name.replace('_', ' ')}: retrieved {before:.1%}, selected {metrics['recall_after'][name]:.1%}")

@@ -5,7 +5,6 @@ that transformers 5 no longer knows, --warmup_ratio and --overwrite_output_dir.
 """
 
 import dataclasses
-import importlib.metadata
 import logging
 import os
 import sys
@@ -18,6 +17,7 @@ from FlagEmbedding.abc.finetune.reranker import AbsRerankerDataArguments, AbsRer
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import weights_path
+from gainRAG.common.settings import versions
 
 logger = logging.getLogger(__name__)
 
@@ -87,10 +87,9 @@ class DataArguments(AbsRerankerDataArguments):
         for name, least in (("train_group_size", 2), ("query_max_len", 1), ("passage_max_len", 1)):
             if getattr(self, name) < least:
                 raise UserError(f"--{name} {getattr(self, name)}: wanted a whole number from {least}")
-        own = {option.name for option in dataclasses.fields(DataArguments)} & set(DataArguments.__annotations__)
+        used = {*DataArguments.__annotations__, "pad_to_multiple_of"}
         for option in dataclasses.fields(AbsRerankerDataArguments):
-            unused = option.name not in own and option.name != "pad_to_multiple_of"
-            if unused and getattr(self, option.name) != option.default:
+            if option.name not in used and getattr(self, option.name) != option.default:
                 raise UserError(f"--{option.name} does nothing for a selector; leave it out")
 
 
@@ -150,10 +149,8 @@ class TrainingArguments(transformers.TrainingArguments):
 
 
 def _check_deepspeed(config: str | dict) -> None:
-    try:
-        importlib.metadata.version("deepspeed")  # importing it proves nothing: the repository has a folder of that name
-    except importlib.metadata.PackageNotFoundError:
-        raise UserError("--deepspeed: not installed; pip install -e '.[train]', or leave the flag out") from None
+    if not versions(["deepspeed"]):  # importing it proves nothing: the repository has a folder of that name
+        raise UserError("--deepspeed: not installed; pip install -e '.[train]', or leave the flag out")
     if isinstance(config, str) and not config.startswith("{") and not Path(config).is_file():
         raise UserError(f"--deepspeed {config}: no such file; the repository's deepspeed/ folder holds four")
     if "LOCAL_RANK" not in os.environ:

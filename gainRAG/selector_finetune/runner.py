@@ -38,12 +38,7 @@ from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, T
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
 from gainRAG.selector_finetune.trainer import SelectorTrainer
-from gainRAG.selector_finetune.training_folder import (
-    is_finished,
-    lock_output_dir,
-    prepare_output,
-    training_settings,
-)
+from gainRAG.selector_finetune.training_folder import is_finished, lock_output_dir, prepare_output, training_settings
 
 logger = logging.getLogger(__name__)
 

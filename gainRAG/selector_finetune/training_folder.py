@@ -12,7 +12,7 @@ import torch.distributed
 from safetensors import SafetensorError, safe_open
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
+from gainRAG.common.jsonl import Record, open_locked, output_folder, parse_json, write_json
 from gainRAG.common.settings import TRAINING_FINISHED, TRAINING_SETTINGS, overwrite_hint, require_same, stage_settings
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 
@@ -24,6 +24,8 @@ DATA_FLAGS = ("train_group_size", "query_max_len", "passage_max_len", "group_sam
 TRAINING_FLAGS = ("learning_rate", "num_train_epochs", "max_steps", "warmup_steps", "weight_decay", "max_grad_norm")
 TRAINING_FLAGS += ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_scheduler_type", "fp16", "bf16", "seed")
 TRAINING_FLAGS += ("dataloader_drop_last", "train_sampling_strategy", "teacher_temperature")
+RARE_FLAGS = ("lr_scheduler_kwargs", "optim_args", "neftune_noise_alpha", "load_best_model_at_end")  # where given
+DEEPSPEED_KEYS = ("optimizer", "scheduler", "gradient_clipping")  # decide an update; the rest only how it is computed
 
 
 def lock_output_dir(args: TrainingArguments):
@@ -38,8 +40,16 @@ def training_settings(model: ModelArguments, data: DataArguments, training: Trai
     inputs |= {f"train_data {number}": path for number, path in enumerate(data.train_data, 1)}
     flags = {name: getattr(data, name) for name in DATA_FLAGS}
     flags |= {name: getattr(training, name) for name in TRAINING_FLAGS}
+    flags |= {name: value for name in RARE_FLAGS if (value := getattr(training, name))} | _deepspeed_flags(training)
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * max(1, training.world_size)
     return stage_settings("selector_finetune", inputs, **flags, questions_an_update=batch)
+
+
+def _deepspeed_flags(training: TrainingArguments) -> Record:
+    config = training.deepspeed or {}
+    if isinstance(config, str):  # a file's name, or JSON itself
+        config = parse_json(config.encode() if config.startswith("{") else Path(config).read_bytes(), "--deepspeed")
+    return {f"deepspeed {key}": config[key] for key in DEEPSPEED_KEYS if config.get(key, "auto") != "auto"}
 
 
 def is_finished(args: TrainingArguments, settings: Record) -> bool:
@@ -53,7 +63,7 @@ def is_finished(args: TrainingArguments, settings: Record) -> bool:
     if args.resume_from_checkpoint != "auto":
         return False
     args.resume_from_checkpoint = None
-    finished, problem = (folder / TRAINING_FINISHED).exists(), f"{folder} holds a training with other settings"
+    finished, problem = _is_readable(folder), f"{folder} holds a training with other settings"
     if not (folder / TRAINING_SETTINGS).exists():
         return False
     try:
@@ -145,15 +155,20 @@ def warn_of_other_settings(former: Path, settings: Record) -> None:
 
 
 def is_whole(checkpoint: Path) -> bool:
+    """Whether it can be read whole, what torch.save wrote, a zip, included."""
+    return _is_readable(checkpoint) and all(map(zipfile.is_zipfile, checkpoint.glob("**/*.pt")))
+
+
+def _is_readable(folder: Path) -> bool:
     """Whether its state, which transformers writes last, is there, and no weights are cut short: a run may have died
     while it saved, and a machine before all had reached the disk."""
     try:
-        state = json.loads((checkpoint / "trainer_state.json").read_text("utf-8"))
-        for path in checkpoint.glob("*.safetensors"):
+        state = json.loads((folder / TRAINING_FINISHED).read_text("utf-8"))
+        for path in folder.glob("*.safetensors"):
             safe_open(path, "pt")
     except (OSError, ValueError, SafetensorError):
         return False
-    return bool(state) and all(map(zipfile.is_zipfile, checkpoint.glob("**/*.pt")))  # what torch.save writes is a zip
+    return bool(state)
 
 
 def wait_for_all() -> None:

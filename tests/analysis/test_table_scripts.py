@@ -156,6 +156,67 @@ def test_only_exact_search_is_shared_out(flags, workers, questions, recorder):
     assert "--num_workers" in embed and ("--num_workers" in retrieve) == workers
 
 
+def test_vectors_that_a_run_names_are_taken_as_they_are(questions, recorder, tmp_path):
+    variables, log = recorder
+    named = tmp_path / "vectors"
+    named.mkdir()
+    (named / "shards.jsonl").touch()
+    settings = {**variables, "PASSAGES": str(questions / "corpus.tsv"), "EMBEDDINGS": str(named)}
+    for embed, stages in (("", 1), ("1", 2)):
+        log.write_text("")
+        assert run_script("retrieval", questions, "A_test", **settings, EMBED=embed, OVERWRITE="1").returncode == 0
+        assert len(commands(log)) == stages
+        assert options(commands(log)[-1])["--passages_embeddings"] == str(named)
+
+
+def test_a_folder_of_weights_does_not_take_the_published_vectors(questions, recorder, tmp_path):
+    variables, _ = recorder
+    published = tmp_path / "downloads" / "wikipedia_embeddings" / "contriever-msmarco"
+    published.mkdir(parents=True)
+    (published / "passages_00").touch()
+    (tmp_path / "downloads" / "psgs_w100.tsv.gz").touch()
+    show = f"source '{SCRIPTS}/paths.sh' && published_vectors"
+    for encoder in ("contriever-msmarco", "facebook/contriever-msmarco/", "mine/contriever"):
+        environment = {**os.environ, **variables, "DOWNLOADS": str(tmp_path / "downloads"), "ENCODER": encoder}
+        done = subprocess.run(["bash", "-c", show], env=environment, capture_output=True, text=True)
+        assert bool(done.stdout) is (encoder != "mine/contriever"), done.stderr
+
+
+def test_groups_are_made_as_the_filter_chose(questions, recorder):
+    variables, log = recorder
+    (questions / "retrieved").mkdir()
+    (questions / "retrieved" / "A_train.jsonl").touch()
+    refused = run_script("llm_supervision", questions, "A_train", **variables, FILTER_FLAGS="--keep holds --no_pseudo")
+    assert refused.returncode == 2 and "FILTER_FLAGS has --no_pseudo, GROUP_FLAGS has not" in refused.stderr
+    assert not commands(log)
+    both = {"FILTER_FLAGS": "--keep holds --no_pseudo", "GROUP_FLAGS": "--no_pseudo --max_ppl 9"}
+    assert run_script("llm_supervision", questions, "A_train", **variables, **both).returncode == 0
+    assert commands(log)[-1][-3:] == ["--no_pseudo", "--max_ppl", "9"]
+
+
+def test_settings_that_would_be_lost_are_refused(questions, recorder, tmp_path):
+    (tmp_path / "mine.conf").write_text("SUPERVISION_FLAGS+=(--no_pseudo)\n")
+    added = run_script("retrieval", questions, "A_test", **recorder[0], CONFIG=str(tmp_path / "mine.conf"))
+    assert added.returncode == 2 and "SUPERVISION_FLAGS+= would replace what paths.sh gives" in added.stderr
+    alone = run_script("retrieval", questions, "A_test", **recorder[0], RAY_ADDRESS="node1:6379")
+    assert alone.returncode == 2 and "RAY_ADDRESS=node1:6379 needs WORKERS" in alone.stderr
+
+
+def test_a_list_of_sets_may_be_broken_into_lines(tmp_path):
+    (tmp_path / "selector").mkdir()
+    (tmp_path / "selector" / "config.json").write_text("{}")
+    done = run_script("table_main", tmp_path, DATASETS="A_test\n  B_test")
+    assert "none of the question sets is there: A_test B_test" in done.stderr
+
+
+def test_an_unfinished_training_is_not_measured(questions, recorder):
+    for name in ("selector/training.settings.json", "gains/A_test.jsonl"):
+        (questions / name).parent.mkdir()
+        (questions / name).touch()
+    done = run_script("selector_quality", questions, "A_test", **recorder[0])
+    assert done.returncode == 2 and "its training is not finished" in done.stderr
+
+
 def test_training_groups_name_the_kept_sets_that_are_not_among_them(questions, recorder):
     variables, log = recorder
     for folder, names in {"retrieved": "AC", "kept": "ACD"}.items():
@@ -392,6 +453,17 @@ def test_figure_1_needs_no_selector(tiny_run, tmp_path):
     assert [row["method"] for row in rows if row["gap"]] == ["standard_rag"]
 
 
+def test_a_plain_selector_of_other_questions_fills_no_row(tiny_run, tmp_path, tiny_reranker):
+    work, variables = tiny_run
+    (tmp_path / "retrieved").symlink_to(work / "retrieved")
+    shutil.copytree(tiny_reranker, tmp_path / "plain_ppl" / "selector")
+    done = run_script("table_ablation", tmp_path, **{**variables, "TRAINING": "NoSuch_train"})
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "SKIPPED: plain perplexity" in done.stderr
+    cells = json.loads((tmp_path / "first3" / "table_ablation.json").read_text("utf-8"))["cells"]
+    assert "plain_ppl" not in {cell["method"] for cell in cells if cell["ours"]}
+
+
 def test_the_report_of_a_small_run_has_the_scores_of_both_selectors(tiny_run, tmp_path):
     work, variables = tiny_run
     (tmp_path / "retrieved").symlink_to(work / "retrieved")
@@ -406,5 +478,9 @@ def test_the_report_of_a_small_run_has_the_scores_of_both_selectors(tiny_run, tm
         scored = [json.loads(line) for line in (tmp_path / f"scored/{which}/NaturalQA_test.jsonl").open("rb")]
         assert len(scored) == 3 and all(len(record["ctxs"]) in (2, 3) for record in scored)
     page = (tmp_path / "report.html").read_text("utf-8")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "table_none.json").write_text("[]")
+    refused = run_script("report", tmp_path, **variables, TABLES=str(tmp_path / "elsewhere"))
+    assert refused.returncode == 2 and "elsewhere/table_none.json: not a table" in refused.stderr
     assert "before training" in page and "Not computed: loss and learning rate" in page
     assert (tmp_path / "figures/NaturalQA_test-selector.pdf").exists()

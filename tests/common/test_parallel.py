@@ -162,6 +162,8 @@ for result in parallel.map_chunks(Slow, range(40), parallel.WorkerOptions(2, clu
     if len(found) == 6:
         cluster.remove_node(second, allow_graceful=False)
 print([double for double, _ in found] == list(range(0, 80, 2)), len({pid for _, pid in found}))
+again = parallel.map_chunks(Slow, range(4), parallel.WorkerOptions(2, cluster.address, 60.0, "cpu"))
+print([double for double, _ in again])
 """
 
 
@@ -171,6 +173,8 @@ def test_the_chunks_of_a_lost_machine_go_to_the_others(run_python):
     done = run_python("-c", LOSES_A_MACHINE, folder="tests", env={"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "."})
     assert "True 2" in done.stdout.splitlines(), done.stderr
     assert "1 workers are gone with their machine, 1 go on" in done.stderr
+    assert "has 1 CPUs, one a worker; 1 start" in done.stderr  # the next work of the same run
+    assert "[0, 2, 4, 6]" in done.stdout.splitlines()
 
 
 # --- flags ------------------------------------------------------------------------------------------------------

@@ -10,7 +10,6 @@ from gainRAG.common.jsonl import FieldError
 from gainRAG.evaluation.gains import (
     FilterOptions,
     as_answered,
-    best_passage,
     describe_kept,
     keep_answered,
     perplexity_of,
@@ -35,8 +34,8 @@ def test_a_perplexity_is_a_finite_number_or_an_error():
 
 def test_the_best_passage_has_the_lowest_perplexity_and_the_first_of_equals_wins():
     record = question(0, passage(3, text="a"), passage(2, text="b"), passage(2, text="c"))
-    assert best_passage(record)["text"] == "b"
-    assert best_passage(record, "retrieved_ppl")["text"] == "a"
+    assert FilterOptions().best_passage(record)["text"] == "b"
+    assert FilterOptions("retrieved_ppl").best_passage(record)["text"] == "a"
 
 
 def test_questions_are_kept_by_the_answer_from_their_best_passage():

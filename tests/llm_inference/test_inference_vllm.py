@@ -48,7 +48,7 @@ def test_absence_is_told_with_what_to_install(monkeypatch):
     def absent(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(inference_vllm.importlib.metadata, "version", absent)
+    monkeypatch.setattr(importlib.metadata, "version", absent)
     with pytest.raises(UserError, match=r'vLLM is not installed.*pip install "gainRAG\[vllm\]"'):
         require_vllm()
 

@@ -90,7 +90,7 @@ def test_metrics_count_recall_and_wins(select, retrieved, backgrounds, read_json
     assert metrics["recall_before"]["top_1"] == pytest.approx(np.mean([h[0] for h in before]))
     assert metrics["recall_before"]["top_2"] == pytest.approx(np.mean([max(h[:2]) for h in before]))
     assert metrics["recall_of_all_retrieved"] == pytest.approx(np.mean([max(h) for h in before]))
-    assert "won by it" in capsys.readouterr().out
+    assert "was picked first for" in capsys.readouterr().out
 
 
 def test_only_the_first_candidates_and_questions_count(select, retrieved, read_jsonl):

@@ -22,7 +22,8 @@ from gainRAG.common.jsonl import open_locked, write_json
 from gainRAG.common.settings import TRAINING_FINISHED, TRAINING_SETTINGS
 from gainRAG.selector_engine.selector import Selector, check_selector
 from gainRAG.selector_finetune import runner
-from gainRAG.selector_finetune.training_folder import LOCK
+from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
+from gainRAG.selector_finetune.training_folder import LOCK, training_settings
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
 PUBLISHED = [
@@ -610,6 +611,30 @@ def test_a_checkpoint_that_is_cut_short_is_passed_over(train, name):
     (out / TRAINING_FINISHED).unlink()  # as if the machine died then
     train(*auto)
     assert losses(out) == pytest.approx(whole, abs=1e-6)
+
+
+def test_a_finished_selector_that_is_cut_short_is_trained_on_from_its_last_checkpoint(train):
+    auto = ["--resume_from_checkpoint", "auto", "--save_strategy", "steps", "--save_steps", 2]
+    out = train(*auto)
+    saved = out / "model.safetensors"
+    whole = saved.read_bytes()
+    saved.write_bytes(whole[: len(whole) // 2])  # the machine died before all was on the disk
+    train(*auto)
+    assert saved.read_bytes() == whole
+
+
+def test_a_deepspeed_files_optimiser_and_schedule_are_settings(tmp_path, tiny_reranker, write_jsonl):
+    data = DataArguments(train_data=[str(write_jsonl("train.jsonl", records(2)))])
+    training = TrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+
+    def flags_with(deepspeed) -> dict:
+        training.deepspeed = deepspeed
+        return training_settings(ModelArguments(model_name_or_path=tiny_reranker), data, training)["flags"]
+
+    published = json.loads((REPOSITORY / "deepspeed" / "ds_stage0.json").read_text("utf-8"))
+    (tmp_path / "own.json").write_text(json.dumps({**published, "optimizer": {"type": "AdamW"}}), "utf-8")
+    assert flags_with(None) == flags_with(published) == flags_with(str(REPOSITORY / "deepspeed" / "ds_stage3.json"))
+    assert flags_with(str(tmp_path / "own.json"))["deepspeed optimizer"] == {"type": "AdamW"}
 
 
 def test_checkpoints_of_other_names_are_left_alone(train, tmp_path):
