@@ -11,8 +11,7 @@ import time
 
 import numpy as np
 import torch
-from made_up import made_up_passages
-from selector import demo_passages
+from made_up import demo_passages, made_up_passages
 
 from gainRAG.common.cli import positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import write_json

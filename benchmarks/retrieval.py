@@ -9,12 +9,12 @@ takes to load and search, the store and the shards being there; the system's fil
 
 import argparse
 import json
-import multiprocessing
 import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
+from passages import in_process
 
 from gainRAG.common.cli import positive_float, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import write_records
@@ -78,7 +78,7 @@ def nothing(folder: Path, args: argparse.Namespace) -> dict:
     import faiss
 
     np.load(folder / "queries.npy")
-    return {"search": 0.0, "load": 0.0, "version": faiss.__version__}
+    return {"version": faiss.__version__}
 
 
 def usual(folder: Path, args: argparse.Namespace) -> dict:
@@ -95,7 +95,7 @@ def usual(folder: Path, args: argparse.Namespace) -> dict:
     _, positions = index.search(np.load(folder / "queries.npy"), args.n_docs)
     assert all(len(by_id[str(position)]["text"]) for position in positions.ravel())
     np.save(folder / "usual.npy", positions)
-    return {"load": loaded - start, "search": time.perf_counter() - loaded}
+    return seconds_of(start, loaded)
 
 
 def ours(folder: Path, args: argparse.Namespace) -> dict:
@@ -108,24 +108,12 @@ def ours(folder: Path, args: argparse.Namespace) -> dict:
     best = search_shards(queries, shards, store, args.n_docs, args.max_memory_mb * 1e6, knns)
     assert all(len(store[position]["text"]) for position in best.positions.ravel().tolist())
     np.save(folder / "ours.npy", best.positions)
-    return {"load": loaded - start, "search": time.perf_counter() - loaded}
+    return seconds_of(start, loaded)
 
 
-def in_process(function, folder: Path, args: argparse.Namespace) -> dict:
-    """What the function returns, and the peak resident memory (MB) of the fresh process that ran it."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = pool.apply(_measured, (function, folder, args))
-        pool.close()
-        pool.join()
-    return found
-
-
-def _measured(function, folder: Path, args: argparse.Namespace) -> dict:
-    found = function(folder, args)
-    found["both"] = found["load"] + found["search"]
-    status = Path("/proc/self/status").read_text()
-    peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    return {**found, "peak": peak / 1024}
+def seconds_of(start: float, loaded: float) -> dict[str, float]:
+    end = time.perf_counter()
+    return {"load": loaded - start, "search": end - loaded, "both": end - start}
 
 
 if __name__ == "__main__":

