@@ -11,7 +11,7 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/usage.sh"
 if [[ "${1:-}" == -* ]]; then usage "$@"; fi
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
-find_python "$REPO"
+find_torch_python "$REPO"
 output="$(realpath -m "${1:-$REPO/results/bench_gpu.json}")"
 mkdir -p "$(dirname "$output")"
 export PYTHONPATH="$REPO${PYTHONPATH:+:$PYTHONPATH}" CUDA_VISIBLE_DEVICES="${CUDA_VISIBLE_DEVICES:-0}" HF_HUB_OFFLINE=1

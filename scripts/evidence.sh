@@ -34,12 +34,12 @@ train() {
 train_seeds() {
   local seed job failed=0 jobs=()
   for seed in "$@"; do
-    (OMP_NUM_THREADS=$((($(nproc) + $# - 1) / $#)) TRAINING_FLAGS+=(--seed "$seed")
+    (OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + $# - 1) / $#))}" TRAINING_FLAGS+=(--seed "$seed")
       export OMP_NUM_THREADS
       train "seed_$seed" "${GROUP_FLAGS[@]}") &
     jobs+=($!)
   done
-  for job in "${jobs[@]}"; do wait "$job" || failed=1; done
+  for job in "${jobs[@]}"; do wait "$job" || failed=1; done # each has said what went wrong
   return "$failed"
 }
 
@@ -87,9 +87,9 @@ answer_test() {
     gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl"
 }
 
-# write_tables : RESULTS, of all selectors whose picks of the test questions are there
+# write_tables FOLDER : of all selectors whose picks of the test questions are there
 write_tables() {
-  python -m gainRAG.analysis.evidence --work "$WORK" --name test --output_dir "$RESULTS" --gains_dir "$WORK/gains_data"
+  python -m gainRAG.analysis.evidence --work "$WORK" --name test --output_dir "$1" --gains_dir "$WORK/gains_data"
 }
 
 # train_with_all_contrast : alpha_1, from gains of the questions that the start has not seen, computed anew with alpha 1
@@ -202,8 +202,8 @@ pick rerank start --no_pseudo
 score_candidates "share_$SHARE" "$WORK/training/share_$SHARE/selector" test --background_path "$written" >/dev/null
 pick gainrag_no_pseudo "share_$SHARE" --no_pseudo
 answer_test
-write_tables
-say "the main tables are in $RESULTS, after $((SECONDS / 60)) min; the rest takes longer and may be left out: you can stop here"
+write_tables "$WORK/tables"
+say "the main tables are in $WORK/tables, after $((SECONDS / 60)) min; the rest takes longer and may be left out: you can stop here"
 
 say "other selectors: one seed more, fewer groups, less and more contrast, float32"
 train_seeds 2
@@ -218,7 +218,7 @@ train_with_all_contrast
 for name in seed_{0,1,2} unseen groups_{125,250,500} alpha_{0,1} float32; do
   score_and_pick "$name"
 done
-write_tables
+write_tables "$RESULTS"
 say "more passages in the prompt, and BM25's, for samples of the test questions; more and longer candidates, on dev"
 answer_from_more
 pick_from_bm25

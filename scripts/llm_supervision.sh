@@ -5,11 +5,14 @@
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 need_names "$WORK/retrieved" "$@"
-for flag in --signal --no_pseudo; do
-  if [[ " ${FILTER_FLAGS[*]} " =~ " $flag"[\ =] && ! " ${GROUP_FLAGS[*]} " =~ " $flag"[\ =] ]]; then
-    fail "FILTER_FLAGS has $flag, GROUP_FLAGS has not: the filter and the training groups must go by the same candidates"
-  fi
-done
+# signal_of FLAG... : the perplexity that these flags go by
+signal_of() { if [[ " $* " =~ " --signal"[\ =]([^\ ]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo PPL_CD; fi; }
+if [ "$(signal_of "${FILTER_FLAGS[@]}")" != "$(signal_of "${GROUP_FLAGS[@]}")" ]; then
+  fail "FILTER_FLAGS and GROUP_FLAGS have another --signal: the filter and the training groups must go by one perplexity"
+fi
+if [[ " ${FILTER_FLAGS[*]} " == *" --no_pseudo "* && " ${GROUP_FLAGS[*]} " != *" --no_pseudo "* ]]; then
+  fail "FILTER_FLAGS has --no_pseudo, GROUP_FLAGS has not: what the filter leaves out, the training groups must leave out"
+fi
 kept=()
 for name in "$@"; do
   say "gains of $name by $LLM"

@@ -42,7 +42,8 @@ done
 if [ -n "${CONFIG:-}" ]; then
   [ -f "$CONFIG" ] || fail "CONFIG=$CONFIG: no such file"
   for name in "${FLAGS[@]}"; do
-    if grep -Eq "^ *$name\+=" "$CONFIG" && ! grep -Eq "^ *($name=|source |\. )" "$CONFIG"; then
+    begin="^([^#]*[[:space:];&|])?"
+    if grep -Eq "$begin$name\+=" "$CONFIG" && ! grep -Eq "$begin($name=|source |\. )" "$CONFIG"; then
       fail "$CONFIG: $name+= would replace what paths.sh gives by default: write the whole list, $name=(...)"
     fi
   done
@@ -110,7 +111,7 @@ if [[ "$WORK" != /* ]]; then WORK="$PWD/$WORK"; fi
 : "${HOTPOTQA_QUESTIONS:=20000}"                  # drawn of HotpotQA's about 90,000
 : "${TASK:=}"                                     # whose prompt; empty: the file's name up to its last _
 : "${GAINS:=}"                                    # 1: the tables of answers show the gain of every pick
-: "${OVERWRITE:=}"                                # 1: what was made with other settings is made anew, a large corpus's vectors only with EMBED=1
+: "${OVERWRITE:=}"                                # 1: what was made with other settings is made anew; vectors that are large or named only with EMBED=1
 : "${TRAINING:=HotpotQA_train$HOTPOTQA_QUESTIONS WebQuestions_train}"
 : "${DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev WebQuestions_test NaturalQA_test TriviaQA_test SQuAD_test}"
 : "${TABLE_DATASETS:=HotpotQA_dev 2WikiMultiHopQA_dev NaturalQA_test}" # of the ablation and the top-k table
@@ -152,7 +153,8 @@ LIMIT_FLAG=(${LIMIT:+--limit "$LIMIT"})
 OVERWRITE_FLAG=(${OVERWRITE:+--overwrite changed})
 WORKER_FLAGS=()
 if [[ -n "$RAY_ADDRESS" && "$WORKERS" -le 1 ]]; then
-  fail "RAY_ADDRESS=$RAY_ADDRESS needs WORKERS, the GPUs of the whole cluster; here WORKERS=$WORKERS"
+  fail "RAY_ADDRESS=$RAY_ADDRESS needs WORKERS, the GPUs of the whole cluster; here WORKERS=$WORKERS." \
+    "RAY_ADDRESS= takes this machine alone"
 fi
 if [ "$WORKERS" -gt 1 ]; then WORKER_FLAGS=(--num_workers "$WORKERS" ${RAY_ADDRESS:+--ray_address "$RAY_ADDRESS"}); fi
 

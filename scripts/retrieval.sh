@@ -8,9 +8,6 @@ source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 MILLION=1000000
 
-# are_given : whether EMBEDDINGS names complete vectors that passage_embed made; retrieval checks that they fit the corpus
-are_given() { [[ -n "$EMBEDDINGS" && -z "$EMBED" && -e "$EMBEDDINGS/shards.jsonl" ]]; }
-
 # find_vectors: sets EMBEDDINGS, unless it is set, to the published vectors if they are those of this corpus and encoder.
 find_vectors() {
   local folder="$DOWNLOADS/wikipedia_embeddings/${ENCODER##*/}"
@@ -49,25 +46,27 @@ for name in "$@"; do
   fi
 done
 if [ ${#files[@]} -eq 0 ]; then exit; fi
-given=""
-if are_given; then given=1; fi
+named="$EMBEDDINGS"
 find_vectors
 [ -e "$PASSAGES" ] || fail "$PASSAGES: no such file (bash scripts/download_data.sh corpus fetches the paper's)"
 vectors=()
 if needs_vectors; then vectors=(--passages_embeddings "$EMBEDDINGS"); fi
-if needs_vectors && [ -z "$given" ] && ! holds_published_vectors; then
+if needs_vectors && ! holds_published_vectors; then
   if [[ -z "$EMBED" && ! -e "$EMBEDDINGS/shards.jsonl" ]] && is_large; then
     fail "$PASSAGES has more than a million passages, and $EMBEDDINGS not the vectors of all:" \
       "${published:+bash scripts/download_data.sh $published fetches the published ones, }EMBEDDINGS=FOLDER names others," \
       "EMBED=1 embeds the passages here, and resumes where that was interrupted"
   fi
   anew=()
-  if [[ -n "$OVERWRITE" ]] && { [ -n "$EMBED" ] || ! is_large; }; then anew=("${OVERWRITE_FLAG[@]}"); fi
+  if [ -n "$EMBED" ] || { [ -z "$named" ] && ! is_large; }; then anew=("${OVERWRITE_FLAG[@]}"); fi
   say "embedding $PASSAGES with $ENCODER"
   python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
     --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${anew[@]}" || {
     status=$?
-    if [[ -n "$OVERWRITE" && ${#anew[@]} -eq 0 ]]; then say "EMBED=1 OVERWRITE=1 makes the vectors of a large corpus anew"; fi
+    if [[ $status -eq 2 && ( -n "$named" || -n "$OVERWRITE" ) && ${#anew[@]} -eq 0 ]]; then
+      say "vectors in $EMBEDDINGS that are to stay want the ENCODER, ENCODER_FLAGS and EMBED_FLAGS that made them;" \
+        "EMBED=1 OVERWRITE=1 makes them anew"
+    fi
     exit "$status"
   }
 fi

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What training was worth: the untrained start and the trained selector against the gains of held-out questions, by the
 # share of questions whose best candidate comes first (top-1 agreement), the regret of the pick (the
-# best gain less its own), and NDCG@10.
+# best gain less its own), and NDCG@10. All candidates count, by their gain, whatever GROUP_FLAGS train on.
 #
 #   GAINS=1 bash scripts/rag_generation.sh NaturalQA_test          first: the gains of questions not trained on
 #   bash scripts/selector_quality.sh NaturalQA_test                -> $WORK/quality/NAME.md, and on standard output

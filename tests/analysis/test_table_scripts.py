@@ -156,17 +156,21 @@ def test_only_exact_search_is_shared_out(flags, workers, questions, recorder):
     assert "--num_workers" in embed and ("--num_workers" in retrieve) == workers
 
 
-def test_vectors_that_a_run_names_are_taken_as_they_are(questions, recorder, tmp_path):
+def test_vectors_that_a_run_names_are_made_anew_only_when_that_is_asked_for(questions, recorder, tmp_path):
     variables, log = recorder
     named = tmp_path / "vectors"
     named.mkdir()
     (named / "shards.jsonl").touch()
     settings = {**variables, "PASSAGES": str(questions / "corpus.tsv"), "EMBEDDINGS": str(named)}
-    for embed, stages in (("", 1), ("1", 2)):
+    for embed in ("", "1"):
         log.write_text("")
         assert run_script("retrieval", questions, "A_test", **settings, EMBED=embed, OVERWRITE="1").returncode == 0
-        assert len(commands(log)) == stages
-        assert options(commands(log)[-1])["--passages_embeddings"] == str(named)
+        embedded, retrieved = commands(log)
+        assert ("--overwrite" in embedded) is bool(embed) and "--overwrite" in retrieved
+        assert options(retrieved)["--passages_embeddings"] == str(named)
+    failing = {name: f"{text[:-1]} return 2; }}" for name, text in variables.items() if name.startswith("BASH_FUNC")}
+    refused = run_script("retrieval", questions, "A_test", **{**settings, **failing})
+    assert refused.returncode == 2 and "EMBED=1 OVERWRITE=1 makes them anew" in refused.stderr
 
 
 def test_a_folder_of_weights_does_not_take_the_published_vectors(questions, recorder, tmp_path):
@@ -188,6 +192,9 @@ def test_groups_are_made_as_the_filter_chose(questions, recorder):
     (questions / "retrieved" / "A_train.jsonl").touch()
     refused = run_script("llm_supervision", questions, "A_train", **variables, FILTER_FLAGS="--keep holds --no_pseudo")
     assert refused.returncode == 2 and "FILTER_FLAGS has --no_pseudo, GROUP_FLAGS has not" in refused.stderr
+    signals = {"FILTER_FLAGS": "--signal=retrieved_ppl", "GROUP_FLAGS": "--signal PPL_CD"}
+    refused = run_script("llm_supervision", questions, "A_train", **variables, **signals)
+    assert refused.returncode == 2 and "have another --signal" in refused.stderr
     assert not commands(log)
     both = {"FILTER_FLAGS": "--keep holds --no_pseudo", "GROUP_FLAGS": "--no_pseudo --max_ppl 9"}
     assert run_script("llm_supervision", questions, "A_train", **variables, **both).returncode == 0
@@ -195,9 +202,14 @@ def test_groups_are_made_as_the_filter_chose(questions, recorder):
 
 
 def test_settings_that_would_be_lost_are_refused(questions, recorder, tmp_path):
-    (tmp_path / "mine.conf").write_text("SUPERVISION_FLAGS+=(--no_pseudo)\n")
-    added = run_script("retrieval", questions, "A_test", **recorder[0], CONFIG=str(tmp_path / "mine.conf"))
-    assert added.returncode == 2 and "SUPERVISION_FLAGS+= would replace what paths.sh gives" in added.stderr
+    config = tmp_path / "mine.conf"
+    settings = {**recorder[0], "CONFIG": str(config), "PASSAGES": str(questions / "corpus.tsv")}
+    for line in ("LLM_FLAGS+=(--x)", "if true; then LLM_FLAGS+=(--x); fi", "\tLLM_FLAGS+=(--x) # not LLM_FLAGS=(--y)"):
+        config.write_text(f"N_DOCS=3 TASK=x\n{line}\n")
+        added = run_script("retrieval", questions, "A_test", **settings)
+        assert added.returncode == 2 and "LLM_FLAGS+= would replace what paths.sh gives" in added.stderr
+    config.write_text("# LLM_FLAGS+=(--y)\nN_DOCS=3 LLM_FLAGS=(--x)\nLLM_FLAGS+=(--y)\n")
+    assert run_script("retrieval", questions, "A_test", **settings).returncode == 0
     alone = run_script("retrieval", questions, "A_test", **recorder[0], RAY_ADDRESS="node1:6379")
     assert alone.returncode == 2 and "RAY_ADDRESS=node1:6379 needs WORKERS" in alone.stderr
 
