@@ -173,6 +173,13 @@ published_vectors() {
   esac
 }
 
+# is_large : whether PASSAGES are more than a million; fewer lines need not be read to know
+is_large() {
+  local million=1000000 lines
+  lines="$(gzip -cdf "$PASSAGES" 2>/dev/null | head -n $((million + 1)) | wc -l)" || true
+  [ "$lines" -gt "$million" ]
+}
+
 # need_even_batch : an error where the groups of an update cannot be shared out among the processes.
 need_even_batch() {
   if ((BATCH % PROCESSES)); then

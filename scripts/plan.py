@@ -1,28 +1,24 @@
 """What the paper's run needs, step by step, and all that is missing: `bash scripts/reproduce.sh --plan`.
 
-With the argument `check` it only names packages that are missing and question sets without a prompt. Reads the settings
-of scripts/paths.sh from the environment. Standard library only, so that it runs in a fresh clone.
+With the argument `check` it only names packages and vectors that are missing, and question sets without a prompt. Reads
+the settings of scripts/paths.sh from the environment. Standard library only, so that it runs in a fresh clone.
 Exit code 0 where nothing is missing, else 2. Sizes of downloads and memory are rounded up; hours are predicted from
 rates of a first sketch on one H100 where there are some (docs/cluster.md), for one GPU.
 """
 
 import ast
-import gzip
 import importlib.metadata
 import importlib.util
-import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parents[1]
 GB = 10**9
-MILLION = 10**6
 PASSAGES = 21_015_324
 QUESTIONS = {  # published question set -> its size
     "HotpotQA_dev": 500,
@@ -185,23 +181,9 @@ def find_missing(steps: list[Step]) -> list[str]:
 
 
 def missing_vectors() -> list[str]:
-    """A line where step 3 would refuse to embed: a large corpus without vectors, and without EMBED."""
-    named = setting("EMBEDDINGS") or setting("EMBED") or has_published_vectors()
-    made = folder("WORK") / "embeddings" / "shards.jsonl"
-    if named or not setting("NEEDS_VECTORS") or made.exists() or not is_large(folder("PASSAGES")):
-        return []
-    return [f"vectors of {setting('PASSAGES')}: EMBEDDINGS=FOLDER names them, EMBED=1 makes them"]
-
-
-def is_large(corpus: Path) -> bool:
-    """Whether it has more than a million lines, as scripts/retrieval.sh asks, or will have when it is fetched."""
-    if not corpus.is_file():
-        return corpus == folder("DOWNLOADS") / "psgs_w100.tsv.gz"
-    try:
-        with (gzip.open if corpus.suffix == ".gz" else open)(corpus, "rb") as file:
-            return sum(1 for _ in itertools.islice(file, MILLION + 1)) > MILLION
-    except (OSError, EOFError, zlib.error):  # the stages say what is wrong with it
-        return False
+    """A line where step 3 would refuse to embed, which reproduce.sh knows."""
+    remedy = f"vectors of {setting('PASSAGES')}: EMBEDDINGS=FOLDER names them, EMBED=1 makes them"
+    return [remedy] if setting("LACKS_VECTORS") else []
 
 
 def unknown_tasks() -> list[str]:

@@ -11,12 +11,20 @@
 #   GPUS=8 WORKERS=32 RAY_ADDRESS=node1:6379 bash scripts/reproduce.sh     on a Ray cluster of four such machines
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
+# lacks_vectors : whether step 3 would refuse to embed: a large corpus without vectors, and without EMBED
+lacks_vectors() {
+  if ! needs_vectors || [[ -n "$EMBEDDINGS$EMBED$(published_vectors)" || -e "$WORK/embeddings/shards.jsonl" ]]; then
+    return 1
+  fi
+  [[ "$PASSAGES" = "$DOWNLOADS/psgs_w100.tsv.gz" ]] || is_large # the published corpus, there or not
+}
+
 plan() { # with the settings in its environment, and nowhere else
   (
     for name in "${FLAGS[@]}"; do declare -n list="$name" && export "TEXT_$name=${list[*]}"; done
     for name in "${VALUES[@]}"; do export "${name?}"; done
-    NEEDS_VECTORS="$(if needs_vectors; then echo 1; fi)"
-    export NEEDS_VECTORS
+    NEEDS_VECTORS="$(if needs_vectors; then echo 1; fi)" LACKS_VECTORS="$(if lacks_vectors; then echo 1; fi)"
+    export NEEDS_VECTORS LACKS_VECTORS
     PUBLISHED_VECTORS="$(published_vectors)" python "$REPO/scripts/plan.py" "$@"
   )
 }

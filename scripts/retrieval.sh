@@ -6,8 +6,6 @@
 #   bash scripts/retrieval.sh HotpotQA_dev NaturalQA_test ...      $QUESTIONS/NAME.jsonl -> $WORK/retrieved/NAME.jsonl
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
-MILLION=1000000
-
 # find_vectors: sets EMBEDDINGS, unless it is set, to the published vectors if they are those of this corpus and encoder.
 find_vectors() {
   local folder="$DOWNLOADS/wikipedia_embeddings/${ENCODER##*/}"
@@ -22,12 +20,6 @@ holds_published_vectors() { # not those that passage_embed makes, or had begun t
 
 shares_search() { # only exact search has workers
   needs_vectors && [[ ! " ${RETRIEVAL_FLAGS[*]} " =~ " --index_type"[\ =][^F] ]]
-}
-
-is_large() { # the corpus has more than MILLION passages; fewer lines need not be read to know
-  local lines
-  lines="$(gzip -cdf "$PASSAGES" 2>/dev/null | head -n $((MILLION + 1)) | wc -l)" || true
-  [ "$lines" -gt "$MILLION" ]
 }
 
 # is_foreign NAME : whether another retriever wrote NAME's passages: there are no settings beside them, finished or not
@@ -58,7 +50,7 @@ if needs_vectors && ! holds_published_vectors; then
       "EMBED=1 embeds the passages here, and resumes where that was interrupted"
   fi
   anew=()
-  if [ -n "$EMBED" ] || { [ -z "$named" ] && ! is_large; }; then anew=("${OVERWRITE_FLAG[@]}"); fi
+  if [ -n "$OVERWRITE" ] && { [ -n "$EMBED" ] || { [ -z "$named" ] && ! is_large; }; }; then anew=("${OVERWRITE_FLAG[@]}"); fi
   say "embedding $PASSAGES with $ENCODER"
   python -m gainRAG.retrieval_engine.passage_embed --model_name_or_path "$ENCODER" --passages "$PASSAGES" \
     --output_dir "$EMBEDDINGS" "${ENCODER_FLAGS[@]}" "${EMBED_FLAGS[@]}" "${WORKER_FLAGS[@]}" "${anew[@]}" || {
