@@ -162,9 +162,8 @@ def make_words(tokens: int, seed: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def unread_values(monkeypatch):
-    """transformers reads two values of its inputs: whether anything is padded, and whether a row holds several texts.
-    Here the answers are yes and no; and the scorer takes its own comparison of values for passed."""
-    monkeypatch.setattr(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *_, **__: False)
+    """transformers reads from an LLM's inputs whether a row holds several texts: here none does. The scorer takes its own
+    comparison of values for passed."""
     monkeypatch.setattr(answer_tree, "_are_alike", lambda *_: True)
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *_, **__: None)
 
@@ -275,8 +274,10 @@ def make_trainer():
 @each("dtype", [torch.float16, torch.bfloat16])
 @each("checkpointing", [False, True])
 @each("weights", ["float32", "half"])
-def test_training_step(dtype, checkpointing, weights):
+def test_training_step(monkeypatch, dtype, checkpointing, weights):
     """With float32 weights under autocast, as transformers trains, and with weights in half, as DeepSpeed does."""
+    # the trainer's mask has two dimensions, of which transformers reads whether anything is padded: yes
+    monkeypatch.setattr(masking_utils, "_ignore_bidirectional_mask_sdpa", lambda *_, **__: False)
     pytest.importorskip("FlagEmbedding")
     from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
     from gainRAG.selector_finetune.trainer import ranking_metrics

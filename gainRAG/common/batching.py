@@ -20,6 +20,7 @@ ITEMS_AHEAD = 2  # computed while the device is at work
 LEAST_FILL = 8  # with `even`, a batch that is 1/8 full ends where the length changes: no padding, no attention mask
 CHUNKS_A_WORKER = 4  # at least, so that all workers are at work until near the end
 GPU_DECODING_TOKENS = 131072  # 16 GiB of an 8B LLM's keys and values in bfloat16, about 470 rows of its prompts
+HIDE_PADDING_ONLY = {"bert", "roberta", "xlm-roberta"}  # types of model: every real token sees every other
 LARGE_GPU = 40 << 30  # bytes; a smaller GPU decodes as many tokens at once as a CPU
 LLM_TOKENS = 16384  # that go through an LLM at once where nothing else is asked for
 CPU_LLM_TOKENS = 2048  # larger batches leave a CPU's caches: 16384 tokens at once take 1.6 x as long a token
@@ -70,6 +71,19 @@ def send(array: np.ndarray, device: torch.device) -> torch.Tensor:
     """The array on a device; to a GPU through pinned memory, from which the copy does not wait for the device."""
     tensor = torch.from_numpy(array)
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def attention_mask(mask: torch.Tensor, all_real: bool, config) -> torch.Tensor | None:
+    """The mask of real tokens, bool (rows, tokens), as a cross-encoder or encoder takes it; None where all are real.
+
+    Given two dimensions, transformers looks whether all tokens are real, and for that the host waits for the device in
+    every batch. A mask of four dimensions it takes as it is, for models that only hide what is padding.
+    """
+    if all_real:
+        return None
+    if config.model_type in HIDE_PADDING_ONLY and config._attn_implementation == "sdpa":
+        return mask[:, None, None, :]
+    return mask.long()
 
 
 class BatchBudget:

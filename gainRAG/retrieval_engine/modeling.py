@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gainRAG.common.batching import BatchBudget, compute_ahead, pad_rows, send
+from gainRAG.common.batching import BatchBudget, attention_mask, compute_ahead, pad_rows, send
 from gainRAG.common.cli import positive_int
 from gainRAG.common.jsonl import Record
 from gainRAG.common.models import (
@@ -216,18 +216,19 @@ class Encoder:
         copied.record(torch.cuda.current_stream(self.device))
         return on_host, copied
 
-    def _vectors(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """Token ids and the mask of real tokens, both (texts, longest) -> (texts, dim), float32, on the device."""
-        hidden = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+    def _vectors(self, ids: torch.Tensor, mask: torch.Tensor, attention: torch.Tensor | None) -> torch.Tensor:
+        """What `_padded` gives -> (texts, dim), float32, on the device."""
+        hidden = self.model(input_ids=ids, attention_mask=attention).last_hidden_state
         pooled = self._pool(hidden, mask)
         if self.options.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
         return pooled.masked_fill(~mask.any(dim=1, keepdim=True), torch.nan)
 
-    def _padded(self, tokens: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Token ids and the mask of real tokens, both (texts, longest), on the device."""
+    def _padded(self, tokens: list[np.ndarray]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+        """Token ids and the mask of real tokens, both (texts, longest), and the model's mask, all on the device."""
         ids, filled = pad_rows(tokens, self.tokenizer.pad_token_id or 0)
-        return send(ids, self.device), send(filled, self.device)
+        mask = send(filled, self.device)
+        return send(ids, self.device), mask, attention_mask(mask, bool(filled.all()), self.model.config)
 
     def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """(texts, tokens, dim) and the mask of real tokens -> (texts, dim), float32."""

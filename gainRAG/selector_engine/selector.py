@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gainRAG.common.batching import BatchBudget, compute_ahead, pad_rows, send
+from gainRAG.common.batching import BatchBudget, attention_mask, compute_ahead, pad_rows, send
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record
 from gainRAG.common.models import (
@@ -146,6 +146,8 @@ class Selector:
         """Logits (rows,) of some pairs, still on the device."""
         inputs = self._pad([encodings[row] for row in rows])
         inputs = {name: send(array, self.device) for name, array in inputs.items()}
+        if "attention_mask" in inputs:
+            inputs["attention_mask"] = attention_mask(inputs["attention_mask"], False, self.model.config)
         return self.model(**inputs).logits.view(-1)
 
     def _pad(self, encodings: list) -> dict[str, np.ndarray]:
@@ -156,7 +158,7 @@ class Selector:
             types = [encoding.type_ids for encoding in encodings]
             inputs["token_type_ids"], _ = pad_rows(types, self.tokenizer.pad_token_type_id)
         if not filled.all():
-            inputs["attention_mask"] = filled.astype(np.int64)
+            inputs["attention_mask"] = filled
         return inputs
 
 

@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from transformers import BertConfig, BertModel, DebertaV2Config
 
-from gainRAG.common.batching import BatchBudget
+from gainRAG.common.batching import BatchBudget, attention_mask
 
 LENGTHS = [3, 9, 4, 9, 1, 8, 3]
 
@@ -55,3 +56,19 @@ def test_one_item_that_does_not_fit_is_an_error():
 
     with pytest.raises(torch.OutOfMemoryError):
         list(BatchBudget(8).run([4, 4], forward))
+
+
+def test_the_model_gets_a_mask_that_it_takes_without_reading_it():
+    torch.manual_seed(0)
+    config = BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16)
+    model = BertModel(config).eval()
+    ids, mask = torch.randint(1, 20, (2, 5)), torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    given = attention_mask(mask, False, model.config)
+    assert given.shape == (2, 1, 1, 5)
+    states = [model(input_ids=ids, attention_mask=one).last_hidden_state[mask] for one in (mask.long(), given)]
+    assert torch.equal(*states)
+    assert not torch.allclose(states[0], model(input_ids=ids).last_hidden_state[mask])
+    assert attention_mask(mask, True, model.config) is None
+    other = DebertaV2Config()  # its attention makes more of a mask than what is padding
+    other._attn_implementation = "eager"
+    assert torch.equal(attention_mask(mask, False, other), mask.long())
