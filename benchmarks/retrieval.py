@@ -64,12 +64,12 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
     text = " ".join(f"word{number}" for number in range(100))
     passages = ({"id": str(i), "title": f"Title {i}", "text": f"{i} {text}"} for i in range(args.passages))
     write_records(folder / "corpus.jsonl", passages)
-    digest = open_store(folder / "corpus.jsonl").digest
+    fingerprint = open_store(folder / "corpus.jsonl").fingerprint
     lines = []
     for number, start in enumerate(range(0, args.passages, SHARD)):
         ids = [str(i) for i in range(start, min(start + SHARD, args.passages))]
         vectors = random.standard_normal((len(ids), args.dim), "float32")
-        lines.append(save_shard(folder, number, ids, vectors, digest, start))
+        lines.append(save_shard(folder, number, ids, vectors, fingerprint, start))
     write_records(folder / "shards.jsonl", lines)
     np.save(folder / "queries.npy", random.standard_normal((args.questions, args.dim), "float32"))
 

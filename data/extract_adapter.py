@@ -26,7 +26,7 @@ from peft.utils import ModulesToSaveWrapper
 from torch import Tensor
 from tqdm import tqdm
 
-from gainRAG.common.cli import UserError, fraction, positive_int, run_stage, stage_parser
+from gainRAG.common.cli import UserError, fraction, keep_apart, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import read_records
 from gainRAG.common.models import merge_adapter, weights_path
 from gainRAG.common.schemas import as_training_group
@@ -58,6 +58,9 @@ def parse_arguments() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_arguments()
+    for output in (args.output_dir, args.merged_dir):
+        if output:
+            keep_apart(output, weights_path(args.start), *args.selector)
     (start, tokenizer), *found = (
         load_selector(name, torch.device("cpu"), torch.float32) for name in (args.start, *args.selector)
     )

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, input_file, non_negative_int, run_stage, say_next, stage_parser
+from gainRAG.common.cli import UserError, input_file, keep_apart, non_negative_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import FieldError, Record, atomic_write, parse_json, read_records, write_records
 from gainRAG.common.progress import ProgressBar
 from gainRAG.retrieval_engine.corpus_formats import DOCUMENT, FORMATS, Format, Text, check_format, detect, read_contents
@@ -65,6 +65,9 @@ def main() -> None:
     if args.output_path.suffix not in (".jsonl", ".tsv"):
         raise UserError(f"{args.output_path}: a corpus ends in .jsonl or .tsv")
     path = packaged_corpus() if args.from_pip else args.data_path
+    keep_apart(args.output_path, path)
+    if path.is_dir() and path.resolve() in args.output_path.resolve().parents:
+        raise UserError(f"{args.output_path}: lies inside --data_path, where the next run would read it as a document")
     tally = Tally()
     write = write_tsv if args.output_path.suffix == ".tsv" else write_records
     made = read_passages(path, tally, args.format, args.words, args.only_first, args.no_title)

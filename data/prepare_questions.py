@@ -27,7 +27,7 @@ import zipfile
 import zlib
 from pathlib import Path
 
-from gainRAG.common.cli import UserError, input_file, run_stage, stage_parser
+from gainRAG.common.cli import UserError, input_file, keep_apart, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, cache_folder, make_once, write_records
 from gainRAG.evaluation.paper import PAPER_QUESTIONS
 from gainRAG.evaluation.question_files import Tally, read_questions
@@ -99,6 +99,7 @@ def main() -> None:
         return
     if not args.data_path or not args.output_path:
         raise UserError("give --data_path and --output_path, or --from_pip")
+    keep_apart(args.output_path, args.data_path)
     if args.output_path.suffix not in (".jsonl", ".json"):
         raise UserError(f"{args.output_path}: a question file ends in .jsonl or .json")
     dataset, questions, tally = read_file(args.data_path, args.format, args.dataset, args.drop_unanswered)

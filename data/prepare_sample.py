@@ -53,7 +53,7 @@ def parse_arguments() -> argparse.Namespace:
         nargs=2,
         default=None,
         metavar=("FILE.json", "KEY"),
-        help="only questions whose wording stands in this list",
+        help="only questions whose wording is in this list",
     )
     parser.add_argument(
         "--answerable_in_top",

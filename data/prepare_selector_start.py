@@ -6,7 +6,7 @@ with sentence-transformers' cross-encoder trainer, in two phases of groups with 
   (a) over the corpus: the query is a sentence of a passage with its title replaced by "it", the right passage is the
       rest of that passage, the wrong ones are near neighbours of it (the inverse cloze task of Lee et al. 2019);
   (b) over retrieved questions: the right passage is a retrieved one with an answer, the wrong ones have none. With
-      --backgrounds what an LLM wrote on the question stands in every group as well, unless it too holds an answer.
+      --backgrounds what an LLM wrote on the question is in every group as well, unless it too holds an answer.
 
     cd data && python prepare_selector_start.py --corpus questions/wiki_summaries.jsonl \\
         --retrieved questions/dev_retrieved.jsonl --output_dir my_selector_start
@@ -35,7 +35,7 @@ from gainRAG.common.cli import (
     stage_parser,
 )
 from gainRAG.common.jsonl import FieldError, Record, output_folder, parse_json, read_records, write_json
-from gainRAG.common.models import pick_device, weights_path
+from gainRAG.common.models import pick_device, pick_dtype, weights_path
 from gainRAG.common.schemas import as_retrieved, passage_text
 from gainRAG.evaluation.recall import mark_hits, match_rule
 from gainRAG.llm_inference.background import pseudo_passage
@@ -127,10 +127,11 @@ def read_usable_questions(path: Path, group_size: int) -> list[Record]:
     """Retrieved questions with an answer among their CANDIDATES and enough passages without.
 
     Raises:
-        UserError: a passage has no `hasanswer`, or no question is usable.
+        UserError: no question is usable.
     """
     usable = []
-    for question in read_records(path, _with_hasanswer):
+    for question in read_records(path, as_retrieved):
+        question["ctxs"] = mark_hits(question["ctxs"][:CANDIDATES], question["answers"], match_rule(question))
         right, wrong = right_and_wrong(question)
         if right and len(wrong) >= group_size - 1:
             usable.append(question)
@@ -167,13 +168,6 @@ def split_questions(
         raise UserError(f"{path}: {len(questions)} usable questions, --held_out {held_out} leaves none")
     rng.shuffle(questions)
     return questions[:held_out], questions[held_out:]
-
-
-def _with_hasanswer(record: Record) -> Record:
-    record = as_retrieved(record)
-    if not all("hasanswer" in passage for passage in record["ctxs"]):
-        raise FieldError("ctxs", "a passage without 'hasanswer'; wanted what retrieval.py writes")
-    return record
 
 
 def read_corpus(path: Path, group_size: int) -> list[Record]:
@@ -251,8 +245,8 @@ def question_groups(questions: list[Record], size: int, rng: random.Random) -> l
 def right_and_wrong(question: Record) -> tuple[list[Record], list[Record]]:
     """The first CANDIDATES retrieved passages, those with an answer and those without."""
     split: dict[bool, list[Record]] = {True: [], False: []}
-    for passage in question["ctxs"][:CANDIDATES]:
-        split[bool(passage["hasanswer"])].append(passage)
+    for passage in question["ctxs"]:
+        split[passage["hasanswer"]].append(passage)
     return split[True], split[False]
 
 
@@ -312,15 +306,23 @@ def train(model: Any, groups: list[Group], learning_rate: float, batch_size: int
     labels = [[0.0] + [float("-inf")] * (len(passages[0]) - 1)] * len(groups)
     data = Dataset.from_dict({"query": queries, "passages": passages, "labels": labels})
     on_gpu = model.device.type == "cuda"
+
+    class Settings(CrossEncoderTrainingArguments):
+        """One GPU at most: with several, transformers' DataParallel would cut groups apart."""
+
+        @property
+        def n_gpu(self) -> int:
+            return min(1, super().n_gpu)
+
     with tempfile.TemporaryDirectory() as folder:
-        settings = CrossEncoderTrainingArguments(
+        settings = Settings(
             output_dir=folder,
             num_train_epochs=1,  # `groups` holds all passes, each drawn anew
             per_device_train_batch_size=batch_size,
             learning_rate=learning_rate,
             lr_scheduler_type="linear",
             warmup_steps=0.1,
-            bf16=on_gpu and torch.cuda.is_bf16_supported(),
+            bf16=on_gpu and pick_dtype("auto", model.device) is torch.bfloat16,
             use_cpu=not on_gpu,
             logging_steps=10,
             save_strategy="no",

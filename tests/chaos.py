@@ -69,7 +69,7 @@ class Stage:
 
     Attributes:
         chunks: modules whose CHUNK is to be small, and what it is to be.
-        resumes: a second run goes on from records or checkpoints (else it begins again, and nothing partial is seen).
+        resumes: a second run resumes from records or checkpoints (else it begins again, and nothing partial is seen).
     """
 
     module: str

@@ -227,7 +227,7 @@ def _main(stage: str):
 
 @pytest.fixture
 def refused(run, bench, monkeypatch):
-    """Runs a stage and checks that it ends as a user's mistake does; gives the one line."""
+    """Runs a stage and checks that it ends as a user error does; gives the one line."""
 
     def loads(*_, **__):
         pytest.fail("a model was loaded")

@@ -443,7 +443,7 @@ def test_a_bm25_index_is_read_or_a_user_error(store, tmp_path, data):
     from gainRAG.retrieval_engine.bm25 import open_bm25
 
     folder = shutil.copytree(store, tmp_path / "corpus.jsonl.store", dirs_exist_ok=True)
-    file = data.draw(st.sampled_from(sorted((folder / "bm25").iterdir())))
+    file = data.draw(st.sampled_from(sorted((folder / "bm25_words").iterdir())))
     file.write_bytes(data.draw(st.one_of(inputs(file.read_bytes()), st.just(pickle.dumps(HOSTILE)))))
     with nothing_runs():
         try:

@@ -75,3 +75,8 @@ def test_files_and_functions_are_short_enough_to_read():
 
 def is_long(text: str) -> bool:
     return text.count("\n") > LONGEST_FILE
+
+
+def test_cases_are_few_enough_to_run_often(request):
+    """A table of small cases is one test: conftest.each."""
+    assert len(request.session.items) <= 1000

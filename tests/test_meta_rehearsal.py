@@ -162,8 +162,8 @@ def make_words(tokens: int, seed: int = 0) -> str:
 
 @pytest.fixture(autouse=True)
 def unread_values(monkeypatch):
-    """transformers reads from an LLM's inputs whether a row holds several texts: here none does. The scorer takes its own
-    comparison of values for passed."""
+    """transformers reads from an LLM's inputs whether a row holds several texts: here none does. The scorer takes its
+    own comparison of values for passed."""
     monkeypatch.setattr(answer_tree, "_are_alike", lambda *_: True)
     monkeypatch.setattr(masking_utils, "find_packed_sequence_indices", lambda *_, **__: None)
 

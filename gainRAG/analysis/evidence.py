@@ -11,6 +11,7 @@ import argparse
 import gzip
 import logging
 import lzma
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -91,6 +92,12 @@ def question_lines(found: QuestionSet) -> Iterator[Record]:
     for question in found.questions:
         name = str(question["id"])
         lines = {method: _method_line(found, method, question) for method in methods}
+        unpicked = [method for method, line in lines.items() if method != "no_retrieval" and "pick" not in line]
+        if unpicked:
+            raise UserError(
+                f"{found.work}: {unpicked[0]} has no passage for question {name!r}; take such questions out first, "
+                "with data/prepare_sample.py --answerable_in_top for instance"
+            )
         yield {"id": name, "dataset": name.split("-")[0], "methods": lines}
 
 
@@ -142,8 +149,10 @@ def read_lines(path: Path) -> list[Record]:
         raise UserError(f"{path}: no such file; give the run's folder with --work")
     try:
         rows = gzip.decompress(path.read_bytes()).splitlines()
-    except (OSError, EOFError) as problem:
+    except (OSError, EOFError, zlib.error) as problem:
         raise UserError(f"{path}: is not a gzip file ({problem})") from None
+    if not rows:
+        raise UserError(f"{path}: holds no questions")
     return [parse_json(row, f"{path}:{number}") for number, row in enumerate(rows, 1)]
 
 

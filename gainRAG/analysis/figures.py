@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from gainRAG.common.jsonl import Record, output_folder
+from gainRAG.common.jsonl import Record, atomic_write, output_folder
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -242,10 +242,10 @@ def as_image(figure: "Figure") -> str:
 def write_figure(figure: "Figure", folder: Path, name: str) -> None:
     """DIR/NAME.pdf and DIR/NAME.png."""
     folder = output_folder(folder)
-    (folder / f"{name}.pdf").write_bytes(
-        _saved(figure, "pdf", {"CreationDate": None, "Creator": None, "Producer": None})
-    )
-    (folder / f"{name}.png").write_bytes(_saved(figure, "png", {"Software": None}))
+    metadata = {"pdf": {"CreationDate": None, "Creator": None, "Producer": None}, "png": {"Software": None}}
+    for kind, fields in metadata.items():
+        with atomic_write(folder / f"{name}.{kind}", binary=True) as file:
+            file.write(_saved(figure, kind, fields))
 
 
 def _saved(figure: "Figure", kind: str, metadata: Record) -> bytes:

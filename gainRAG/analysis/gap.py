@@ -16,7 +16,7 @@ from pathlib import Path
 from gainRAG.analysis.figures import as_svg, draw_intervals
 from gainRAG.analysis.measures import gap_shares
 from gainRAG.analysis.paper_parts import gap_panels
-from gainRAG.analysis.runs import find_picks, read_predictions, read_results
+from gainRAG.analysis.runs import find_picks, read_predictions, read_results, require_same_selection
 from gainRAG.common.cli import UserError, require, run_stage, stage_parser
 from gainRAG.common.jsonl import Record, atomic_write
 from gainRAG.evaluation.answers import main_metric
@@ -72,7 +72,9 @@ def measure(work: Path, name: str, methods: list[str]) -> list[Record]:
         found = results.get(method)
         picks = found and find_picks(work, name, found["K_docs"])
         there = picks and method in picks.files
-        if not there:
+        if there:
+            require_same_selection(folder, method, picks)
+        else:
             logger.warning("%s, %s: not run, or its passages are gone; left empty", name, method)
         rows.append(
             {

@@ -19,8 +19,9 @@ from typing import Any
 from gainRAG.common.cli import UserError, input_file
 from gainRAG.common.jsonl import Record, parse_json, read_records
 from gainRAG.common.schemas import as_prediction, as_retrieved, as_scored, is_number, with_unique_ids
+from gainRAG.common.settings import identity, settings_file
 from gainRAG.evaluation.answers import main_metric
-from gainRAG.rag_workflow.picks import METHODS, Picks
+from gainRAG.rag_workflow.picks import METHODS, SELECTED, Picks
 
 
 def read_results(folder: Path) -> dict[str, Record]:
@@ -93,6 +94,23 @@ def find_picks(work: Path, name: str, k: int) -> Picks:
     return Picks(k, retrieved if retrieved.exists() else None, selections, gains if gains.exists() else None)
 
 
+def require_same_selection(folder: Path, method: str, picks: Picks) -> None:
+    """Checks that a method's answers were given from the selection that is there now.
+
+    Raises:
+        UserError: the selection was made anew since.
+    """
+    path, settings = picks.files.get(method), settings_file(folder / f"{method}.jsonl")
+    if method not in SELECTED or not path or not settings.exists():
+        return
+    answered_from = parse_json(settings.read_bytes(), str(settings)).get("inputs", {}).get("selection")
+    if answered_from not in (None, identity(path)):
+        raise UserError(
+            f"{folder / method}.jsonl: answers from another selection than {path}, which was made anew since; "
+            "run run_baselines again with --overwrite changed (the scripts: OVERWRITE=1)"
+        )
+
+
 class QuestionSet:
     """One question set of a run: results, predictions, picks, gains and selector scores.
 
@@ -111,6 +129,7 @@ class QuestionSet:
         self.picks = find_picks(work, self.name, k=1)
         self.predictions: dict[str, dict[str, Record]] = {}
         for method, result in self.results.items():
+            require_same_selection(folder, method, self.picks)
             predictions = read_predictions(folder, method, result)
             self.predictions[method] = {str(record.get("id")): record for record in predictions}
         first, *others = self.predictions.items()

@@ -1,4 +1,4 @@
-"""What every entry point shares: the user's mistakes, argument types, logging and the exit code."""
+"""What every entry point shares: user errors, argument types, logging and the exit code."""
 
 import argparse
 import importlib.util
@@ -173,13 +173,13 @@ def _under_its_own_name(main: Callable[[], None]) -> Callable[[], None]:
 
 
 def run_stage(main: Callable[[], None]) -> None:
-    """Runs an entry point and ends the process: 0 when done, 2 for a user's mistake (one line, no traceback),
+    """Runs an entry point and ends the process: 0 when done, 2 for a user error (one line, no traceback),
     130 when interrupted. Any other exception is ours and keeps its traceback."""
     start_logging()
     try:
         _under_its_own_name(main)()
-    except UserError as mistake:
-        print(f"error: {mistake}", file=sys.stderr)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as missing:
         if missing.name not in OPTIONAL:

@@ -239,7 +239,7 @@ class _RayWorkers:
             call.send_to(self.actors[number % len(self.actors)])
         for actor in lost:
             self.ray.kill(actor)
-        logger.warning("%d workers are gone with their machine, %d go on", len(lost), len(self.actors))
+        logger.warning("%d workers are gone with their machine, %d continue", len(lost), len(self.actors))
 
     def _is_in(self, node, alive: set[str]) -> bool:
         """Whether a worker told its machine and that is one of `alive`; one that never started is on none."""
@@ -336,7 +336,7 @@ def _connect(address: str | None):
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report each use to its makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future default, else it warns
     if address is None and "RAY_AUTH_MODE" not in os.environ:
-        # Other users of this machine can reach our Ray: they would need this run's token, which stands in no file.
+        # Other users of this machine can reach our Ray: they would need this run's token, which is in no file.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray

@@ -96,8 +96,8 @@ class StageOutput:
             return
         self._file = open_locked(self.unfinished, self.path, "a+b")
         began = self._began_with_overwrite() or (keep and self._are_settings(self._unfinished_settings, finished=False))
-        if not self._unfinished_settings.exists() or (overwrite and not began):
-            self._file.truncate(0)  # without settings it died before its first record
+        if not self._unfinished_settings.exists() or (overwrite and not began) or self._made_nothing_of_use():
+            self._file.truncate(0)
         else:
             self._require_same(self._unfinished_settings, "has an unfinished run with other settings")
             self.resumed = True
@@ -123,6 +123,11 @@ class StageOutput:
 
     def _require_same(self, settings_path: Path, problem: str, finished: bool = False) -> None:
         require_same(settings_path, self.settings, f"{self.path} {problem}", overwrite_hint(), finished)
+
+    def _made_nothing_of_use(self) -> bool:
+        """Whether the unfinished run had other settings and did not come to its first record."""
+        self._file.seek(0)
+        return not self._file.readline().endswith(b"\n") and not self._are_settings(self._unfinished_settings, False)
 
     def _cut_torn_line(self) -> int:
         self._file.seek(0)

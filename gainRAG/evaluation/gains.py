@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import FieldError, Record
 from gainRAG.common.schemas import as_supervised
+from gainRAG.evaluation.recall import AnswerMatcher, is_hit, match_rule
 
 SIGNALS = ("PPL_CD", "retrieved_ppl")
 KEEPS = ("answered", "answerable", "holds")
@@ -94,7 +95,8 @@ def keep_answered(records: Iterable[Record], options: FilterOptions, counts: Cou
         if best is None:
             counts["without any candidate"] += 1
             continue
-        holds = bool(best.get("has_answer")) and not record.get("choices")
+        matcher = AnswerMatcher(record["answers"], match_rule(record))
+        holds = is_hit({**best, "hasanswer": best.get("has_answer")}, matcher) and not record.get("choices")
         right = options.needs_answers and bool(best["EM_with_retrieval"])
         kept = right or (holds and options.keep != "answered")
         wrong = "answered wrongly, " if options.needs_answers else ""

@@ -50,7 +50,7 @@ def _is_json(line: bytes) -> bool:
 
 
 def _nested_entries(name: str, value: Any) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, dict) and "data" in value:
+    if isinstance(value, dict) and "data" in value and "question" not in value:
         yield from _squad_entries(name, value["data"])
         return
     if isinstance(value, dict):
@@ -155,7 +155,7 @@ def read_questions(
         if kind is None:
             kind = detect(where, entry, format_name)
             dataset = dataset or kind.dataset
-            prefix = dataset or Path(name).stem
+            prefix = dataset or Path(name.removesuffix(".gz")).stem
         try:
             found = kind.read(_check_object(entry))
             answers = _clean_answers(found.answers, tally)

@@ -76,13 +76,15 @@ def _flashrag(record: Record) -> Question:
 
 
 def _own(record: Record) -> Question:
-    return _with_choices(_fields("id", "question", "answers")(record), record, "id", "question", "answers")
+    name = "id" if record.get("id") is not None else "_id"
+    return _with_choices(_fields(name, "question", "answers")(record), record, "id", "_id", "question", "answers")
 
 
 def _is_own(record: Record) -> bool:
     answers = record.get("answers")
     texts = answers if isinstance(answers, list) else [answers]
-    return "question" in record and bool(texts) and all(isinstance(text, str) for text in texts)
+    other = not texts and record.keys() & {"answer", "golden_answers", "answerKey", "is_impossible"}
+    return "question" in record and not other and all(isinstance(text, str) for text in texts)
 
 
 def _beir(record: Record) -> Question:
@@ -229,7 +231,8 @@ def _unquote(text: str) -> str:
     return text[1:-1].replace('""', '"') if re.fullmatch(r'"(?:[^"]|"")*"', text) else text
 
 
-FORMATS = {
+FORMATS = {  # the first that fits is taken
+    "own": Format("JSON lines with 'question', 'answers' (a list of texts), as the stages read them", _is_own, _own),
     "2wikimultihopqa": Format(
         "a JSON list with '_id', 'question', 'answer', 'evidences'",
         _has("_id", "evidences"),
@@ -238,7 +241,7 @@ FORMATS = {
     ),
     "hotpotqa": Format(
         "a JSON list with '_id', 'question', 'answer'",
-        _has("_id", "question", without="evidences"),
+        _has("_id", "question", "answer", without="evidences"),
         _fields("_id", "question", "answer"),
         "HotpotQA",
     ),
@@ -285,5 +288,4 @@ FORMATS = {
         "PubHealth",
     ),
     "dpr": Format("lines of question<TAB>Python list (DPR's qas.csv)", _has("python list"), _dpr),
-    "own": Format("JSON lines with 'question', 'answers' (a list of texts), as the stages read them", _is_own, _own),
 }

@@ -116,11 +116,13 @@ def mark_hits(
 ) -> list[dict[str, Any]]:
     """The passages, each with a boolean `hasanswer`: judged by `AnswerMatcher` where it is missing or null."""
     matcher = AnswerMatcher(answers, match)
-    marked = []
-    for passage in passages:
-        hit = passage.get("hasanswer")
-        marked.append({**passage, "hasanswer": matcher.matches(passage["text"]) if hit is None else bool(hit)})
-    return marked
+    return [{**passage, "hasanswer": is_hit(passage, matcher)} for passage in passages]
+
+
+def is_hit(passage: dict[str, Any], matcher: AnswerMatcher) -> bool:
+    """The passage's `hasanswer`, judged by the matcher where it is missing or null."""
+    hit = passage.get("hasanswer")
+    return matcher.matches(passage["text"]) if hit is None else bool(hit)
 
 
 def recall_at(results: Iterable[dict[str, Any]], ks: Sequence[int] = KS) -> dict[int, float]:

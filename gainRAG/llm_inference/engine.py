@@ -50,6 +50,7 @@ class EngineOptions:
     request_timeout: float = 300.0
     retries: int = 6
     no_template_kwargs: bool = False
+    keep_refused: bool = False
 
     @property
     def model_name(self) -> str:
@@ -171,6 +172,12 @@ def _add_server_arguments(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--retries", type=non_negative_int, default=6, help="attempts after a failed one")
     group.add_argument(
+        "--keep_refused",
+        action="store_true",
+        help="count a prompt that the server refuses (400, 413, 422: it is too long, or its content is) as answered by "
+        "nothing; without it the first one ends the run, which may be given again with it",
+    )
+    group.add_argument(
         "--no_template_kwargs",
         action="store_true",
         help="leave chat_template_kwargs, which turn thinking off, out of requests: some servers refuse them",
@@ -262,6 +269,7 @@ def load_engine(options: EngineOptions, generation: GenerationOptions) -> Engine
             seed=options.seed,
             system=load_prompts(generation.prompts).system,
             template_kwargs=not options.no_template_kwargs,
+            keep_refused=options.keep_refused,
         )
     from gainRAG.llm_inference.inference_hf import HFEngine
 

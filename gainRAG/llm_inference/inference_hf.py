@@ -22,7 +22,7 @@ from gainRAG.common.packed_linear import pack_linear_layers
 from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.decoding import decode_greedily, share_heads, takes_masks
-from gainRAG.llm_inference.written_text import TextEngine, decode_texts
+from gainRAG.llm_inference.written_text import LENGTH, TextEngine, decode_texts
 
 
 def load_tokenizer(lm_type: str):
@@ -140,23 +140,24 @@ class HFEngine(TextEngine):
         ids = encode_prompts(self.tokenizer, distinct, self.chat)
         lengths = [len(row) + max_new_tokens for row in ids]
         texts: dict[str, str] = {}
+        ends = set(self.model.generation_config.eos_token_id or [])
+        cut: set[str] = set()
 
-        def forward(batch: list[int]) -> list[str]:
-            return self._continue([ids[index] for index in batch], max_new_tokens)
+        def forward(batch: list[int]) -> list[list[int]]:
+            return self._continue([ids[index] for index in batch], max_new_tokens, ends)
 
         with ProgressBar(total=len(distinct), desc="generating", unit="prompt", leave=False) as progress:
             for batch, written in self.budget.run(lengths, forward):
-                texts |= zip((distinct[index] for index in batch), written, strict=True)
+                names = [distinct[index] for index in batch]
+                texts |= zip(names, decode_texts(self.tokenizer, written), strict=True)
+                cut |= {name for name, row in zip(names, written, strict=True) if ends.isdisjoint(row)}
                 progress.update(len(batch))
-        return self.finish(prompts, texts, end)
+        return self.finish(prompts, texts, end, dict.fromkeys(cut, LENGTH))
 
     @torch.inference_mode()
-    def _continue(self, rows: list[list[int]], max_new_tokens: int) -> list[str]:
+    def _continue(self, rows: list[list[int]], max_new_tokens: int, ends: set[int]) -> list[list[int]]:
         if self.decodes_greedily and takes_masks(self.model, max(map(len, rows)) + max_new_tokens):
-            ends = set(self.model.generation_config.eos_token_id or [])
-            return decode_texts(
-                self.tokenizer, decode_greedily(self.model, rows, max_new_tokens, ends, self.prefill_tokens)
-            )
+            return decode_greedily(self.model, rows, max_new_tokens, ends, self.prefill_tokens)
         batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
         sampling = {"temperature": self.temperature} if self.temperature else {}
         torch.manual_seed(self.seed)  # per batch: what one batch draws does not depend on those before it
@@ -169,8 +170,7 @@ class HFEngine(TextEngine):
             do_sample=bool(sampling),
             **sampling,
         )
-        new = output[:, batch.input_ids.shape[1] :]
-        return decode_texts(self.tokenizer, new.tolist())
+        return output[:, batch.input_ids.shape[1] :].tolist()
 
     def close(self) -> None:
         """Frees the model's memory; warns of texts that went wrong."""

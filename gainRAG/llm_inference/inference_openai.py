@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from gainRAG.common.cli import UserError
 from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import PROMPT_DATE
-from gainRAG.llm_inference.written_text import EMPTY, FILTERED, LENGTH, THOUGHT, TextEngine
+from gainRAG.llm_inference.written_text import EMPTY, FILTERED, LENGTH, REFUSED, THOUGHT, TextEngine
 
 if TYPE_CHECKING:
     import httpx
@@ -30,6 +30,7 @@ FIRST_DELAY = 1.0  # seconds before the second attempt; doubles with each furthe
 LONGEST_DELAY = 60.0
 LONGEST_RETRY_AFTER = 600.0  # a server that is away for longer ends the run
 RETRIED_STATUS = {408, 409, 425, 429}  # and all from 500
+PROMPT_STATUS = {400, 413, 422}  # by which servers refuse a prompt that is too long, or its content
 TEMPLATE_KWARGS = {"enable_thinking": False, "date_string": PROMPT_DATE.strftime("%d %b %Y")}
 
 
@@ -87,6 +88,7 @@ class OpenAIEngine(TextEngine):
         retries: attempts after the first.
         system: the text of a system message before each prompt; "" for none.
         template_kwargs: whether to send `chat_template_kwargs`, which turn thinking off; some servers refuse them.
+        keep_refused: give an empty answer to a prompt that the server refuses, rather than raise.
 
     Raises:
         UserError: the address or the key cannot be right.
@@ -106,6 +108,7 @@ class OpenAIEngine(TextEngine):
         seed: int = 42,
         system: str = "",
         template_kwargs: bool = True,
+        keep_refused: bool = False,
     ) -> None:
         import httpx
 
@@ -114,6 +117,7 @@ class OpenAIEngine(TextEngine):
         self.base_url = base_url.rstrip("/")
         self.concurrency = concurrency
         self.retries = retries
+        self.keep_refused = keep_refused
         self._request = {"model": server_model, "temperature": temperature}
         if temperature:
             self._request["seed"] = seed
@@ -208,6 +212,10 @@ class OpenAIEngine(TextEngine):
             return self._ask(prompt, max_new_tokens)
         if not response.is_success:
             hint = "; --no_template_kwargs leaves it out" if "chat_template_kwargs" in _refusal(response) else ""
+            if response.status_code in PROMPT_STATUS and not hint:
+                if self.keep_refused:
+                    return "", REFUSED
+                hint = "; --keep_refused counts such prompts as answered by nothing"
             raise self._failure(prompt, f"refused, {_refusal(response)}{hint}")
         return _read_answer(response)
 

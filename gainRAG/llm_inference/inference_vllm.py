@@ -18,7 +18,7 @@ from gainRAG.common.models import dtype_name, longest_input, pick_dtype, weights
 from gainRAG.common.settings import versions
 from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.inference_hf import load_config, load_tokenizer, weight_bytes
-from gainRAG.llm_inference.written_text import TextEngine, decode_texts
+from gainRAG.llm_inference.written_text import LENGTH, TextEngine, decode_texts
 
 logger = logging.getLogger(__name__)
 
@@ -107,7 +107,8 @@ class VLLMEngine(TextEngine):
         outputs = self._run(ids, max_tokens=max_new_tokens, temperature=self.temperature, seed=self.seed)
         tokens = [output.outputs[0].token_ids for output in outputs]
         texts = dict(zip(distinct, decode_texts(self.tokenizer, tokens), strict=True))
-        return self.finish(prompts, texts, end)
+        cut = [prompt for prompt, one in zip(distinct, outputs, strict=True) if one.outputs[0].finish_reason == LENGTH]
+        return self.finish(prompts, texts, end, dict.fromkeys(cut, LENGTH))
 
     def answer_log_probabilities(self, cases: Sequence[tuple[list[int], list[int]]]) -> list[list[float]]:
         """Log-probabilities of given answers, a list a case, by vLLM's `prompt_logprobs`.

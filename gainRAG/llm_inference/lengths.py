@@ -19,7 +19,8 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip_too_long",
         action="store_true",
-        help="leave out, and count, questions that do not fit the LLM's context; without it the first one ends the run",
+        help="leave out, and count, questions that do not fit the LLM's context; without it the first one ends the run "
+        "(a server alone knows what is too long for it: --keep_refused)",
     )
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.answers import f1_score, is_correct, option_labels
-from gainRAG.evaluation.recall import AnswerMatcher
+from gainRAG.evaluation.recall import AnswerMatcher, is_hit
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import Engine
 
@@ -14,12 +14,11 @@ NOT_KEPT = {"hasanswer", "score", "prediction", "EM_with_retrieval", "F1_with_re
 
 def candidate(passage: Record, matcher: AnswerMatcher) -> Record:
     """A retrieved or written passage as a supervision record names its fields; unknown fields stay as they are."""
-    hit = passage.get("hasanswer")
     named = {
         "id": passage.get("id"),
         "title": passage.get("title") or "",
         "text": passage["text"],
-        "has_answer": matcher.matches(passage["text"]) if hit is None else hit,
+        "has_answer": is_hit(passage, matcher),
         "retrieval_score": passage.get("score"),
         "is_pseudo": passage.get("is_pseudo", False),
     }

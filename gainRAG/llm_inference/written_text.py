@@ -16,10 +16,12 @@ THOUGHT = "thought"
 LENGTH = "length"
 FILTERED = "content_filter"
 EMPTY = "empty"
+REFUSED = "refused"
 TROUBLES = {
     THOUGHT: "%d texts end inside a thought and count as empty: raise the limit of new tokens, or turn thinking off",
     LENGTH: "%d texts were cut at the limit of new tokens",
     EMPTY: "%d answers of the server have no content and count as empty",
+    REFUSED: "%d prompts were refused by the server and count as answered by nothing",
     FILTERED: "%d texts were withheld by the server's content filter",
 }
 
@@ -68,9 +70,12 @@ class TextEngine:
         Args:
             written: prompt -> what the LLM wrote.
             end: where the text of a base model ends.
-            troubles: prompt -> what the engine itself knows to be wrong.
+            troubles: prompt -> what the engine itself knows to be wrong. That a base model was cut behind the end of
+                its text is no trouble.
         """
         found = {prompt: self._finish_one(prompt, text, end) for prompt, text in written.items()}
+        if not self.chat:
+            troubles = {prompt: name for prompt, name in (troubles or {}).items() if end not in written[prompt]}
         texts = [found[prompt][0] for prompt in prompts]
         self.troubles = [THOUGHT if found[prompt][1] else (troubles or {}).get(prompt, "") for prompt in prompts]
         self.trouble_counts.update(filter(None, self.troubles))

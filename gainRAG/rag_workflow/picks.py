@@ -1,6 +1,6 @@
 """The methods by name, and the passages that each of them puts into the prompt."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -52,6 +52,7 @@ class Picks:
         files = {"standard_rag": retrieved, **selections, "best_by_gain": gains}
         self.files = {method: path for method, path in files.items() if path is not None}
         self._passages: dict[str, dict[str, list[Record]]] = {}
+        self._wordings: dict[tuple[str, str], str] = {}  # (method, question id) -> the question in the method's file
 
     @cached_property
     def candidates(self) -> dict[str, list[Record]]:
@@ -59,8 +60,7 @@ class Picks:
         if "best_by_gain" not in self.files:
             return {}
         shape = with_unique_ids(partial(as_supervised, signal="PPL_CD"))
-        records = read_records(self.files["best_by_gain"], shape)
-        return {str(record["id"]): record["passages"] for record in records}
+        return self._by_id("best_by_gain", shape, "passages")
 
     def passages_for(self, method: str, question: Record) -> list[Record]:
         """The passages that a method picks for a question, best first; none for no_retrieval.
@@ -73,6 +73,7 @@ class Picks:
         passages = self._of(method).get(str(question.get("id")))
         if passages is None:
             raise UserError(f"{self.files[method]}: lacks question {question.get('id')!r}, which was answered")
+        self._require_wording(method, question)
         return passages
 
     def require(self, questions: Iterable[Record]) -> None:
@@ -81,17 +82,27 @@ class Picks:
         Raises:
             UserError: one is unusable, lacks one of the questions, or was made for fewer passages than `k`.
         """
-        names = [str(record["id"]) for record in questions]
+        by_name = {str(record["id"]): record for record in questions}
         for method, path in self.files.items():
-            known = names if method == "standard_rag" else self._of(method)
-            missing = [name for name in names if name not in known]
+            known = by_name if method == "standard_rag" else self._of(method)
+            missing = [name for name in by_name if name not in known]
             if missing:
                 raise UserError(
                     f"{path}: lacks {len(missing)} questions of --data_path, the first is id {missing[0]!r}; "
                     "if --skip_too_long left them out there, take them out of --data_path too"
                 )
+            for record in by_name.values():
+                self._require_wording(method, record)
             if method in SELECTED:
                 self._require_k(method)
+
+    def _require_wording(self, method: str, question: Record) -> None:
+        wording = self._wordings.get((method, str(question.get("id"))), question["question"])
+        if wording != question["question"]:
+            raise UserError(
+                f"{self.files[method]}: under id {question.get('id')!r} it has {wording!r:.80}, where the question "
+                f"to be answered is {question['question']!r:.80}; make it from the same questions"
+            )
 
     def _require_k(self, method: str) -> None:
         held = max(map(len, self._of(method).values()), default=self.k)
@@ -114,8 +125,16 @@ class Picks:
         return self._passages[method]
 
     def _read(self, method: str) -> dict[str, list[Record]]:
-        records = read_records(self.files[method], with_unique_ids(as_retrieved))
-        return {str(record["id"]): record["ctxs"][: self.k] for record in records}
+        found = self._by_id(method, with_unique_ids(as_retrieved), "ctxs")
+        return {name: passages[: self.k] for name, passages in found.items()}
+
+    def _by_id(self, method: str, shape: Callable[[Record], Record], field: str) -> dict[str, list[Record]]:
+        found = {}
+        for record in read_records(self.files[method], shape):
+            name = str(record["id"])
+            self._wordings[method, name] = record["question"]
+            found[name] = record[field]
+        return found
 
     def _best_by_gain(self) -> dict[str, list[Record]]:
         return {

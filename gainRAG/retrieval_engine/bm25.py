@@ -1,11 +1,12 @@
 """BM25 over the passage store (bm25s: Lù, 2024), kept beside it, with the same results as dense search gives."""
 
 import logging
-import re
+import unicodedata
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import regex
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import make_once
@@ -15,14 +16,16 @@ from gainRAG.retrieval_engine.passages import PassageStore
 
 logger = logging.getLogger(__name__)
 
-WORD = re.compile(r"\w+")
+# Letters, digits and the marks on them. Han and Hiragana are written without spaces: each character is a word, as in
+# Lucene's tokenizer.
+WORD = regex.compile(r"[\p{Han}\p{Hiragana}]\p{M}*|[[\p{L}\p{N}\p{M}_]--[\p{Han}\p{Hiragana}]]+", regex.V1)
 
 
 def words(text: str) -> list[str]:
     """Lower-cased words, without the function words that Lucene leaves out of English text."""
     from bm25s.stopwords import STOPWORDS_EN
 
-    return [word for word in WORD.findall(text.lower()) if word not in STOPWORDS_EN]
+    return [word for word in WORD.findall(unicodedata.normalize("NFKC", text).lower()) if word not in STOPWORDS_EN]
 
 
 def search_bm25(questions: list[str], store: PassageStore, k: int) -> TopK:
@@ -59,7 +62,7 @@ def open_bm25(store: PassageStore):
     """
     import bm25s
 
-    folder = store.folder / "bm25"
+    folder = store.folder / "bm25_words"
     make_once(folder, folder.exists, partial(_make, store), "--passages_store FOLDER puts store and index elsewhere")
     try:
         return bm25s.BM25.load(folder, mmap=True)  # reads JSON, and arrays without pickles

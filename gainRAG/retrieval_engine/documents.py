@@ -1,6 +1,7 @@
 """A user's own documents as texts: the files of a folder, their titles, and the cutting into passages."""
 
 import codecs
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,12 +21,8 @@ def document_files(folder: Path) -> tuple[list[Path], list[Path]]:
     Raises:
         UserError: it has no file that is read, or one whose name is not UTF-8.
     """
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    read = [path for path in files if path.suffix.lower() in TEXT_ENDINGS + RECORD_ENDINGS]
+    files = sorted(_walk(folder))
+    read = [path for path in files if _is_read(path)]
     if not read:
         found = ", ".join(sorted({path.suffix or path.name for path in files})) or "no file"
         raise UserError(f"{folder}: holds no .txt, .md or .jsonl file (found {found:.200}); save the documents as such")
@@ -35,7 +32,23 @@ def document_files(folder: Path) -> tuple[list[Path], list[Path]]:
         except UnicodeEncodeError:
             problem = "the file's name is not UTF-8, and passages get their ids from it; rename it"
             raise UserError(f"{path}: {problem}") from None
-    return read, [path for path in files if path.suffix.lower() not in TEXT_ENDINGS + RECORD_ENDINGS]
+    return read, [path for path in files if not _is_read(path)]
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    """The files that are not hidden, also behind links to folders; a folder that is reached twice counts once."""
+    seen = set()
+    for place, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (path for name in names if not name.startswith(".") and (path := Path(place, name)).is_file())
+
+
+def _is_read(path: Path) -> bool:
+    return path.suffix.lower() in TEXT_ENDINGS or path.suffix in RECORD_ENDINGS
 
 
 def read_document(path: Path) -> tuple[str, str]:

@@ -54,7 +54,7 @@ def main() -> None:
         shards = output.remaining(shard_ranges(len(store), size), 1, "embed", unit="shard")
         encoded = map_chunks(partial(ShardEncoder, options, store.folder), shards, workers)
         for number, [(ids, vectors)] in enumerate(encoded, output.done):
-            output.append([save_shard(folder, number, ids, vectors, store.digest, number * size)])
+            output.append([save_shard(folder, number, ids, vectors, store.fingerprint, number * size)])
     command = f"python -m gainRAG.retrieval_engine.retrieval --model_name_or_path {args.model_name_or_path} "
     command += f"--passages {args.passages} --passages_embeddings {folder} --data_path QUESTIONS --output_dir FOLDER"
     say_next("vectors", folder, command)
@@ -65,7 +65,7 @@ def embed_settings(options: EncoderOptions, store: PassageStore, shard_size: int
     return stage_settings(
         "passage_embed",
         {"model_name_or_path": weights_path(options.model_name_or_path)},
-        passages=store.digest,
+        passages=store.fingerprint,
         **options.shared,
         max_length=options.max_length,
         dtype=options.computed_in,

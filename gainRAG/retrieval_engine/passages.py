@@ -46,7 +46,7 @@ class PassageStore(Sequence):
         folder: from `open_store`.
 
     Attributes:
-        digest: identifies the passages and their order, whatever file they came from.
+        fingerprint: identifies the passages and their order, whatever file they came from.
         empty: int64, the positions of the passages without text, ascending.
 
     Raises:
@@ -57,7 +57,7 @@ class PassageStore(Sequence):
         self.folder = folder
         meta = _meta(folder) or {}
         try:
-            self.count, self.digest = int(meta["count"]), str(meta["digest"])
+            self.count, self.fingerprint = int(meta["count"]), str(meta["digest"])
             self._hashes = _numbers(folder / "hashes.bin", "<u8", self.count)
             self._order = _numbers(folder / "order.bin", "<i8", self.count)
             self._offsets = (folder / "offsets.bin").open("rb")

@@ -231,7 +231,7 @@ def retrieval_settings(
 ) -> Record:
     """What decides the output, questions apart."""
     if encoder is None:
-        return stage_settings("retrieval", {}, ["bm25s"], passages=store.digest, n_docs=n_docs, retriever="bm25")
+        return stage_settings("retrieval", {}, ["bm25s"], passages=store.fingerprint, n_docs=n_docs, retriever="bm25")
     inputs = {
         "model_name_or_path": weights_path(encoder.model_name_or_path),
         "passages_embeddings": search.embeddings and shards_fingerprint(open_shards(search.embeddings)),
@@ -241,7 +241,7 @@ def retrieval_settings(
         "retrieval",
         inputs,
         ["faiss-cpu", "faiss-gpu"],
-        passages=store.digest,
+        passages=store.fingerprint,
         n_docs=n_docs,
         retriever="dense",
         **encoder.shared,

@@ -55,7 +55,7 @@ class Shard:
         Raises:
             UserError: of more passages than it has.
         """
-        if self.first is None or self.passages != store.digest:
+        if self.first is None or self.passages != store.fingerprint:
             return False
         if self.first + self.count > len(store):
             raise UserError(f"{self.path}: passages from {self.first} on, of {len(store)}; embed the passages again")
@@ -213,7 +213,7 @@ def check_shards(shards: list[Shard], dim: int, store: PassageStore) -> None:
             passage; or all of them have fewer vectors than there are passages.
     """
     for shard in shards:
-        if shard.passages not in (None, store.digest):
+        if shard.passages not in (None, store.fingerprint):
             raise UserError(
                 f"{shard.path}: vectors of another corpus, or of this one before it was changed; give that corpus, or "
                 "embed this one (passage_embed, with --overwrite if into the same folder)"

@@ -11,6 +11,7 @@ import argparse
 from itertools import pairwise
 
 from gainRAG.common.cli import (
+    UserError,
     add_overwrite_argument,
     input_file,
     keep_apart,
@@ -54,6 +55,11 @@ def main() -> None:
 def pick(record: Record, k: int, no_pseudo: bool) -> Record:
     """A question with its best passages."""
     passages = [one for one in record["ctxs"] if not (no_pseudo and one.get("is_pseudo"))]
+    if record["ctxs"] and not passages:
+        raise UserError(
+            f"question {record.get('id')!r}: --no_pseudo leaves it no passage; --data_path wants all candidates, "
+            "selected with a --K_docs as large as their number"
+        )
     return {**record, "ctxs": passages[:k]}
 
 

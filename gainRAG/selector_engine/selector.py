@@ -67,6 +67,7 @@ class Selector:
         self.dtype = dtype if isinstance(dtype, torch.dtype) else selector_dtype(dtype, self.device)
         self.budget = BatchBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))
         self.model, self.tokenizer = load_selector(self.name, self.device, self.dtype)
+        self.config = self.model.config
         self.max_length = min(max_length, longest_input(self.model.config) or max_length)
         if self.max_length <= self.tokenizer.num_special_tokens_to_add(pair=True):
             raise UserError(f"max_length {max_length}: leaves no room for a token of question or passage")
@@ -147,7 +148,7 @@ class Selector:
         inputs = self._pad([encodings[row] for row in rows])
         inputs = {name: send(array, self.device) for name, array in inputs.items()}
         if "attention_mask" in inputs:
-            inputs["attention_mask"] = attention_mask(inputs["attention_mask"], False, self.model.config)
+            inputs["attention_mask"] = attention_mask(inputs["attention_mask"], False, self.config)
         return self.model(**inputs).logits.view(-1)
 
     def _pad(self, encodings: list) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """gainRAG.analysis.evidence: the published numbers follow from the published lines, and lines from a run."""
 
+import gzip
 import json
 import lzma
 import sys
@@ -12,6 +13,7 @@ from made_up_runs import whole_run
 from gainRAG.analysis import evidence
 from gainRAG.analysis.evidence_page import methods_table
 from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import read_records, write_records
 from gainRAG.evaluation.gains import gain_of
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -78,14 +80,31 @@ def test_a_pick_without_a_gain_is_named(run, tmp_path):
         run("--work", work, "--name", "A_test")
 
 
+def test_a_question_without_a_passage_is_named(run, tmp_path):
+    work = whole_run(tmp_path / "run", "A_test", 30)
+    path = work / "retrieved" / "A_test.jsonl"
+    records = list(read_records(path))
+    write_records(path, [{**records[0], "ctxs": []}, *records[1:]])
+    with pytest.raises(UserError, match="standard_rag has no passage for question 'q0'"):
+        run("--work", work, "--name", "A_test")
+
+
 def test_what_is_not_there_is_named(run, tmp_path):
     with pytest.raises(UserError, match=r"test\.jsonl\.gz: no such file; give the run's folder with --work"):
         run()
     with pytest.raises(UserError, match=r"answers/test: no results\.json"):
         run("--work", tmp_path)
-    (tmp_path / "out" / evidence.TEST).write_bytes(b"plain")
-    with pytest.raises(UserError, match="is not a gzip file"):
-        run()
+    cut = gzip.compress(b"text that is long enough", mtime=0)
+    damaged = cut[:12] + bytes([cut[12] ^ 255]) + cut[13:]
+    for content, said in (
+        (b"plain", "is not a gzip file"),
+        (cut[:-9], "is not"),
+        (damaged, "is not"),
+        (gzip.compress(b""), "no questions"),
+    ):
+        (tmp_path / "out" / evidence.TEST).write_bytes(content)
+        with pytest.raises(UserError, match=said):
+            run()
 
 
 @pytest.mark.parametrize("folder", [RESULTS, RESULTS / "other_sets"], ids=lambda folder: folder.name)

@@ -10,12 +10,14 @@ from made_up_runs import answer, predictions, whole_run
 
 from gainRAG.analysis import figures, measures, report
 from gainRAG.analysis.contents import collect
+from gainRAG.analysis.gap import measure
 from gainRAG.analysis.page import TEMPLATES, render
 from gainRAG.analysis.parts import Grid, Missing, Plot
 from gainRAG.analysis.questions import clip
 from gainRAG.analysis.runs import QuestionSet
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import read_records, write_json, write_records
+from gainRAG.common.settings import settings_file, stage_settings
 
 HOSTILE = "<script>alert(1)</script>\"'&</td> $x$ \u202e\u2028"
 
@@ -151,6 +153,24 @@ def test_methods_that_answered_different_questions_are_refused(tmp_path):
     write_records(folder / "A_test" / "gainrag.jsonl", [{**predictions(["Paris"])[0], "id": "other"}])
     with pytest.raises(UserError, match="answered different questions"):
         collect(tmp_path, 1)
+
+
+def test_answers_from_another_selection_are_refused(tmp_path):
+    work = whole_run(tmp_path)
+    path, selected = work / "answers" / "A_test" / "gainrag.jsonl", work / "selected" / "gainrag" / "A_test.jsonl"
+    write_json(settings_file(path), stage_settings("run_baselines", {"selection": selected}))
+    collect(work, 1)
+    records = list(read_records(selected))
+    write_records(selected, [{**record, "ctxs": record["ctxs"][::-1], "level": "new"} for record in records])
+    for look in (lambda: collect(work, 1), lambda: measure(work, "A_test", ["gainrag"])):
+        with pytest.raises(UserError, match=r"answers from another selection than .*, which was made anew since"):
+            look()
+
+
+def test_a_figure_that_cannot_be_written_is_a_user_error(tmp_path):
+    (tmp_path / "x.pdf").mkdir()
+    with pytest.raises(UserError, match="x.pdf"):
+        figures.write_figure(figures.draw_training([{"step": 1, "loss": 1, "learning_rate": 0}]), tmp_path, "x")
 
 
 def test_mistakes_end_with_code_2_and_one_line(run_python):

@@ -7,6 +7,7 @@ from functools import partial
 from xml.etree import ElementTree
 
 import pytest
+from conftest import each
 from made_up_runs import answer, passages, predictions
 
 from gainRAG.analysis import gap, tables
@@ -187,7 +188,7 @@ def test_the_command_writes_both_files(answered, tmp_path, monkeypatch, capsys):
     assert output.with_suffix(".md").read_text("utf-8") == markdown(content) == capsys.readouterr().out[:-1]
 
 
-@pytest.mark.parametrize(
+@each(
     ("arguments", "said"),
     [
         (

@@ -187,7 +187,7 @@ def test_auto_dtype_on_a_gpu(monkeypatch, native, dtype):
     assert pick_dtype("auto", torch.device("cuda")) is dtype
 
 
-@pytest.mark.parametrize(
+@each(
     ("found", "dtype"),
     [
         ({"cpu_name": "AMD EPYC", "avx512_bf16": True}, torch.bfloat16),

@@ -172,7 +172,7 @@ print([double for double, _ in again])
 def test_the_chunks_of_a_lost_machine_go_to_the_others(run_python):
     done = run_python("-c", LOSES_A_MACHINE, folder="tests", env={"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "."})
     assert "True 2" in done.stdout.splitlines(), done.stderr
-    assert "1 workers are gone with their machine, 1 go on" in done.stderr
+    assert "1 workers are gone with their machine, 1 continue" in done.stderr
     assert "has 1 CPUs, one a worker; 1 start" in done.stderr  # the next work of the same run
     assert "[0, 2, 4, 6]" in done.stdout.splitlines()
 

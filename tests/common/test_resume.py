@@ -59,6 +59,16 @@ def write_some(path, count, settings=SETTINGS, finish=True, **options):
     return done
 
 
+def test_a_run_that_made_nothing_does_not_hold_up_one_with_other_settings(tmp_path):
+    path, other = tmp_path / "out.jsonl", stage_settings("test", {}, alpha=1.0)
+    write_some(path, 0, other, finish=False)
+    assert write_some(path, 2) == 0 and settings_of(path)["flags"] == {"alpha": 0.5}
+    path.unlink()
+    write_some(path, 1, other, finish=False)
+    with pytest.raises(UserError, match="unfinished run with other settings"):
+        write_some(path, 2)
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.json"])
 def test_an_unfinished_output_goes_on(tmp_path, name):
     path, whole = tmp_path / name, tmp_path / f"whole-{name}"

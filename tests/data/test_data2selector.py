@@ -110,7 +110,7 @@ def test_the_filter_reads_stored_predictions(run_tool, write_jsonl, caplog):
     assert "1 answered wrongly, best passage lacks the answer" in caplog.text
 
 
-@pytest.mark.parametrize(
+@each(
     ("tool", "change", "problem"),
     [
         ("data_filter", {"EM_with_retrieval": None}, r"field 'passages\[0\].EM_with_retrieval': missing; llm_superv"),
@@ -120,13 +120,13 @@ def test_the_filter_reads_stored_predictions(run_tool, write_jsonl, caplog):
         ("data2selector", {"text": None}, r"field 'passages\[0\]': wanted an object with 'text'"),
     ],
 )
-def test_bad_passages_are_named_by_file_line_and_field(run_tool, write_jsonl, tmp_path, tool, change, problem):
+def test_bad_passages_are_named_by_file_line_and_field(run_tool, write_jsonl, tool, change, problem):
     bad = made_record(1, 1, 2)
     bad["passages"][0].update(change)
     data = write_jsonl("bad.jsonl", [made_record(0, 1, 2), bad])
     with pytest.raises(UserError, match=rf"bad\.jsonl:2: {problem}"):
         run_tool(tool, "--data_path", data)
-    assert [file.name for file in tmp_path.iterdir()] == ["bad.jsonl"]
+    assert [file.name for file in data.parent.glob("*.json*")] == ["bad.jsonl"]
 
 
 @pytest.mark.parametrize("tool", ["data_filter", "data2selector"])

@@ -120,3 +120,11 @@ def test_another_models_selector_is_refused(models, tmp_path, monkeypatch, group
     monkeypatch.setattr(sys, "argv", ["extract_adapter.py", *map(str, arguments)])
     with pytest.raises(UserError, match="a selector has none of this shape; it was not trained from this start"):
         script.main()
+
+
+def test_an_output_that_would_replace_a_selector_is_refused(models, groups, monkeypatch, tmp_path):
+    start, trained = models
+    flags = ["--start", start, "--selector", trained, "--train_data", groups, "--output_dir", tmp_path / "adapter"]
+    monkeypatch.setattr(sys, "argv", ["extract_adapter.py", *map(str, flags), "--merged_dir", str(trained)])
+    with pytest.raises(UserError, match="would replace its own input"):
+        script.main()

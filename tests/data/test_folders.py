@@ -5,11 +5,11 @@ import os
 import sys
 
 import pytest
-from conftest import each
+from conftest import REPOSITORY, each
 from test_prepare_corpus import load_script
 
 from gainRAG.common.cli import UserError
-from gainRAG.retrieval_engine.documents import cut_near_ends
+from gainRAG.retrieval_engine.documents import cut_near_ends, document_files
 
 prepare_corpus, prepare_questions = map(load_script, ("prepare_corpus", "prepare_questions"))
 
@@ -147,6 +147,22 @@ def test_bad_document_folders(folder):
     path = folder({"test.jsonl": [{"page_content": "x", "metadata": "m"}]})
     with pytest.raises(UserError, match=r"record 1: field 'metadata': 'm' is not an object"):
         passages(path)
+
+
+def test_linked_folders_are_read_once_and_an_output_inside_is_refused(tmp_path, run_python):
+    documents, elsewhere = tmp_path / "documents", tmp_path / "elsewhere"
+    for place in (documents, elsewhere / "inner"):
+        place.mkdir(parents=True)
+        (place / "a.txt").write_text("Some words.")
+    (documents / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(documents)  # a circle
+    (documents / "B.JSONL").write_text("{}")
+    read, others = document_files(documents)
+    assert [str(path.relative_to(documents)) for path in read] == ["a.txt", "linked/inner/a.txt"]
+    assert [path.name for path in others] == ["B.JSONL"]
+    script = REPOSITORY / "data" / "prepare_corpus.py"
+    done = run_python(script, "--data_path", documents, "--output_path", documents / "corpus.jsonl")
+    assert done.returncode == 2 and "lies inside --data_path" in done.stderr
 
 
 def test_questions_of_flashrag(folder, monkeypatch, tmp_path, read_jsonl):

@@ -1,18 +1,18 @@
 """No script of data/ writes over what it reads."""
 
-import pytest
-from conftest import REPOSITORY
+from conftest import REPOSITORY, each
 
 
-@pytest.mark.parametrize(
+@each(
     "command",
     [
         ["data_filter.py", "--data_path", "DATA", "--output_path", "DATA"],
         ["data2selector.py", "--data_path", "DATA", "--output_path", "DATA"],
         ["prepare_sample.py", "--data_path", "DATA", "--output_path", "DATA"],
         ["split_questions.py", "--data_path", "DATA", "--output_dir", "FOLDER"],
+        ["prepare_questions.py", "--data_path", "DATA", "--output_path", "DATA"],
+        ["prepare_corpus.py", "--data_path", "DATA", "--output_path", "DATA"],
     ],
-    ids=lambda command: command[0],
 )
 def test_an_output_that_would_replace_its_input_is_refused(command, write_jsonl, run_python):
     data = write_jsonl("train.jsonl", [{"id": "q", "question": "Where?", "answers": ["here"]}])

@@ -318,6 +318,17 @@ def test_duplicates_and_empty_answers_leave_in_order():
     assert (tally.duplicate_answers, tally.empty_answers, tally.unanswered) == (2, 4, 0)
 
 
+def test_answers_count_before_answer_and_an_empty_list_is_one():
+    records = [
+        {"_id": "u", "question": "Q?", "answers": ["a", "b"], "answer": "a"},
+        {"id": 1, "question": "R?", "answers": ["c"]},
+    ]
+    found = questions(lines(*records))
+    assert [(one["id"], one["answers"]) for one in found] == [("u", ["a", "b"]), ("1", ["c"])]
+    found = questions(lines({"id": 0, "question": "P?", "answers": []}, records[1]), drop_unanswered=True)
+    assert [one["id"] for one in found] == ["1"]
+
+
 def test_unanswered_question():
     content = lines({"question": "Q?", "answer": ["a"]}, {"question": "R?", "answer": [" "]})
     with pytest.raises(UserError, match=r"sample\.x:2: no usable answer; --drop_unanswered"):
@@ -359,7 +370,7 @@ SQUAD_WITHOUT_QAS = json.dumps({"data": [{"paragraphs": [{"context": "x"}]}]})
         (json.dumps({"Data": [{"Question": "Q?", "Answer": "a"}]}), {}, "field 'Answer': wanted an object"),
         (json.dumps([{"utterance": "Q?", "targetValue": "Egypt"}]), {}, "field 'targetValue': 'Egypt' is not"),
         (lines({"question_text": "Q?", "answers_objects": ["a"]}), {}, "'answers_objects': wanted a list of objects"),
-        (json.dumps([{"_id": "1", "question": "Q?"}]), {}, "item 1: field 'answer': missing"),
+        (json.dumps([{"_id": "1", "question": "Q?"}]), {}, "found '_id', 'question': no known format"),
     ],
 )
 def test_bad_input(content, options, message):

@@ -95,10 +95,6 @@ def test_bad_inputs(monkeypatch, files, write_jsonl, tiny_encoder, tmp_path):
     output = ["--output_dir", tmp_path / "out", "--model_name_or_path", tiny_encoder]
     with pytest.raises(UserError, match="12 usable questions, --held_out 600 leaves none"):
         command(monkeypatch, *files, *output)
-    bare = question(1)
-    del bare["ctxs"][3]["hasanswer"]
-    with pytest.raises(UserError, match=r"bare.jsonl:1: field 'ctxs': a passage without 'hasanswer'"):
-        command(monkeypatch, *files[:2], "--retrieved", write_jsonl("bare.jsonl", [bare]), *output)
     with pytest.raises(UserError, match="no question has an answer in its top 20 and 7 without"):
         command(monkeypatch, *files[:2], "--retrieved", write_jsonl("none.jsonl", [question(1, right=0)]), *output)
     with pytest.raises(UserError, match="3 passages; a group needs 8"):

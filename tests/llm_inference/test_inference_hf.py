@@ -14,6 +14,7 @@ from tokenizers.processors import TemplateProcessing
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import weights_path
 from gainRAG.llm_inference import inference_hf
+from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.decoding import decode_greedily
 from gainRAG.llm_inference.inference_hf import HFEngine, end_tokens, load_causal_lm, load_tokenizer
 
@@ -74,9 +75,9 @@ def test_the_batch_limit_holds_and_repeated_prompts_run_once(make_engine, monkey
     engine = make_engine(max_batch_tokens=200)
     shapes, write = [], engine._continue
 
-    def spied(rows, max_new_tokens):
+    def spied(rows, *limits):
         shapes.append((len(rows), max(map(len, rows))))
-        return write(rows, max_new_tokens)
+        return write(rows, *limits)
 
     monkeypatch.setattr(engine, "_continue", spied)
     texts = engine.generate([*PROMPTS, *PROMPTS], 10)
@@ -93,14 +94,14 @@ def test_out_of_memory_halves_the_batches_for_good_and_lets_go_of_the_failed_one
     expected = engine.generate(PROMPTS, 8)
     tried, held, write = [], [], engine._continue
 
-    def small_memory(rows, max_new_tokens):
+    def small_memory(rows, *limits):
         assert all(tensor() is None for tensor in held), "the failed batch still fills the memory"
         tried.append(len(rows))
         if len(rows) > 2:
             cache = torch.zeros(10)
             held.append(weakref.ref(cache))
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
-        return write(rows, max_new_tokens)
+        return write(rows, *limits)
 
     monkeypatch.setattr(engine, "_continue", small_memory)
     assert engine.generate(PROMPTS, 8) == expected
@@ -141,14 +142,18 @@ def test_a_base_model_gets_the_start_token_and_its_answer_is_the_first_line(make
     )
     shown = []
 
-    def run_on(rows, max_new_tokens):
+    def run_on(rows, *_):
         shown.extend(rows)
-        return ["\n  Paris, France \n\nQuestion: Who? \nAnswer: he"] * len(rows)
+        text = "\n  Paris, France \n\nQuestion: Who? \nAnswer: he"
+        return [engine.tokenizer.encode(text, add_special_tokens=False)] * len(rows)
 
     monkeypatch.setattr(engine, "_continue", run_on)
     assert engine.generate(["Where? Answer:"], 9) == ["Paris, France"]
     assert engine.generate(["Where?"], 9, end="\n\n") == ["Paris, France"]
-    assert [row[0] for row in shown] == [end, end]
+    assert engine.troubles == [""]  # it was cut, but behind the end of the answer
+    assert engine.generate(["Where?"], 9, end="END")[0].endswith("he")
+    assert engine.troubles == ["length"]
+    assert [row[0] for row in shown] == [end, end, end]
     engine.chat = True
     assert engine.generate(["Where? Answer:"], 9)[0].endswith("he")
     assert shown[-1][0] != end
@@ -162,13 +167,28 @@ def test_thoughts_are_left_out_and_those_that_never_end_are_counted(make_engine,
         "c": "Lyon",
         "d<think>": "so",
     }
-    monkeypatch.setattr(engine, "_continue", lambda rows, _: [written[engine.tokenizer.decode(row)] for row in rows])
+
+    def write(rows, *_):
+        texts = [written[engine.tokenizer.decode(row)] for row in rows]
+        return [engine.tokenizer.encode(text) + [engine.tokenizer.eos_token_id] for text in texts]
+
+    monkeypatch.setattr(engine, "_continue", write)
     assert engine.generate([*written, "b"], 9) == ["Marseille", "", "Lyon", "", ""]
     assert engine.troubles == ["", "thought", "", "thought", "thought"]
     assert engine.generate(["c"], 9) == ["Lyon"]
     assert engine.troubles == [""]
     engine.close()
     assert caplog.text.count("3 texts end inside a thought and count as empty") == 1
+
+
+def test_a_text_that_reaches_the_limit_is_counted_as_cut(make_engine, caplog):
+    engine = make_engine()
+    engine.generate(PROMPTS, 1)
+    ends = set(engine.model.generation_config.eos_token_id)
+    first = engine._continue(encode_prompts(engine.tokenizer, PROMPTS, True), 1, ends)
+    assert engine.troubles == ["" if row[0] in ends else "length" for row in first] and "length" in engine.troubles
+    engine.close()
+    assert f"{engine.troubles.count('length')} texts were cut at the limit" in caplog.text
 
 
 @pytest.mark.parametrize("own", [None, 5, [5, 6]])

@@ -175,7 +175,7 @@ def test_concurrency_is_used_and_bounded(server, make_engine, concurrency):
     assert server.most == concurrency
 
 
-@pytest.mark.parametrize(
+@each(
     "trouble",
     [
         [500, 503],
@@ -187,9 +187,9 @@ def test_concurrency_is_used_and_bounded(server, make_engine, concurrency):
         [b'{"choices": []}', b'{"choices": null}'],
         [b'{"choices": [{"message": {}}]}', b'{"choices": [{"message": {"content": [7]}}]}'],
     ],
-    ids=lambda trouble: str(trouble[0])[:20],
 )
 def test_trouble_that_passes_costs_no_answer(server, make_engine, trouble):
+    server.bodies.clear()
     prompts = [f"question {number}" for number in range(6)]
     server.plans = {prompts[1]: list(trouble), prompts[4]: list(trouble)}
     assert make_engine(timeout=0.5).generate(prompts, 7) == answers(prompts)
@@ -225,9 +225,21 @@ def test_trouble_that_stays_names_the_prompt(server, make_engine, always, reason
 
 def test_a_refused_prompt_is_not_sent_again(server, make_engine):
     server.plans = {"too long": [400] * 9}
-    with pytest.raises(UserError, match="400 Bad Request: as told; prompt 'too long'"):
+    with pytest.raises(UserError, match="400 Bad Request: as told; --keep_refused .*; prompt 'too long'"):
         make_engine().generate(["too long"], 7)
     assert len(server.bodies) == 1
+
+
+def test_refused_prompts_may_count_as_answered_by_nothing(server, make_engine, caplog):
+    engine = make_engine(keep_refused=True)
+    server.plans = {"too long": [400], "rude": [422]}
+    assert engine.generate(["too long", "a", "rude"], 7) == ["", "answer to a", ""]
+    assert engine.troubles == ["refused", "", "refused"]
+    engine.close()
+    assert "2 prompts were refused by the server" in caplog.text
+    with pytest.raises(UserError, match="404 Not Found"):  # a wrong address is no prompt's fault
+        server.plans = {"b": [404]}
+        make_engine(keep_refused=True).generate(["b"], 7)
 
 
 def test_what_was_answered_is_kept_when_a_prompt_fails(server, make_engine):
@@ -279,7 +291,7 @@ def completion(message: dict, reason: str = "stop") -> bytes:
     return json.dumps({"choices": [{"message": message, "finish_reason": reason}]}).encode()
 
 
-@pytest.mark.parametrize(
+@each(
     ("message", "reason", "text", "trouble"),
     [
         ({"content": None}, "stop", "", "empty"),
@@ -296,6 +308,7 @@ def completion(message: dict, reason: str = "stop") -> bytes:
     ],
 )
 def test_what_an_answer_is_and_what_went_wrong(server, make_engine, caplog, message, reason, text, trouble):
+    caplog.clear()
     server.plans = {"ask": [completion(message, reason)]}
     engine = make_engine()
     assert engine.generate(["ask", "plain", "ask"], 7) == [text, "answer to plain", text]

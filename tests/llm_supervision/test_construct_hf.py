@@ -257,7 +257,7 @@ def test_other_mistakes_end_the_run_before_any_model_loads(construct, no_model, 
     with pytest.raises(UserError, match="neither a model folder"):
         construct(retrieved, "--lm_type", "nothing")
     rows = [{"id": 0, "question": "Which, 0?", "background": "x"}]
-    with pytest.raises(UserError, match="backgrounds.jsonl: no background for id 1"):
+    with pytest.raises(UserError, match="backgrounds.jsonl: no pseudo-passage for id 1"):
         construct(retrieved, "--background_path", write_jsonl("backgrounds.jsonl", rows))
     for flag, value in [("--alpha", "-1"), ("--alpha", "nan"), ("--num_passages", "0"), ("--backend", "x")]:
         with pytest.raises(SystemExit) as refused:

@@ -68,6 +68,7 @@ def test_records_hold_prompt_prediction_and_scores(generate, write_jsonl, read_j
         prediction = said(prompt)
         kept = {name: record[name] for name in ("id", "question", "answers")}
         scores = score_prediction(prediction, record["answers"])
+        assert row.pop("trouble", "") in ("", "length")  # six tokens seldom suffice
         assert row == {**kept, "prompt": prompt, "prediction": prediction, **scores, "level": "easy"}
         assert {"cover_em", "em", "f1"} <= row.keys()
 
@@ -77,7 +78,7 @@ def test_a_questions_other_fields_pass_through_unless_the_output_has_them(genera
     [row] = read_jsonl(generate(write_jsonl("selected.jsonl", made_selection(1, **more))))
     assert row["metadata"] == {"hops": [2, None]} and row["level"] == "easy"
     assert row["em"] in (0.0, 1.0)
-    assert not row.keys() & {"accuracy", "trouble", "ctxs"}
+    assert not row.keys() & {"accuracy", "ctxs"} and row.get("trouble") != "theirs"
 
 
 def test_answers_that_went_wrong_are_marked_and_counted(generate, write_jsonl, read_jsonl, monkeypatch):

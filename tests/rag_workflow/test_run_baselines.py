@@ -242,6 +242,13 @@ def test_mistakes_are_named_before_any_model_loads(run, files, write_jsonl, monk
     refused("gone.jsonl: no such file", selections=["gainrag=gone.jsonl"])
     refused("selected.jsonl: lacks 1 questions of --data_path, the first is id '3'", selections=selection(made(3, 1)))
     refused("selected.jsonl:5: field 'id': 0 is there twice", selections=selection([*made(4, 1), *made(1, 1)]))
+    foreign = {"question": "Another?"}
+    refused(
+        "under id 2 it has 'Another[?]', where the question to be answered is 'Which, 2[?]'",
+        selections=selection([{**record, **(foreign if record["id"] == 2 else {})} for record in made(4, 1)]),
+    )
+    other_gains = write_jsonl("other_gains.jsonl", [{**record, **foreign} for record in gains(4)])
+    refused("other_gains.jsonl: under id 0 it has 'Another[?]'", gains_path=other_gains)
     refused(r"selected.jsonl:1: field 'ctxs': missing", selections=selection(gains(4)))
     refused(
         r"nameless.jsonl:1: field 'id': missing",

@@ -38,7 +38,11 @@ def corpus(write_jsonl, tmp_path):
         starts = np.cumsum([0, *sizes])
         lines = [
             save_shard(
-                tmp_path, number, ids[start:end], vectors[start:end], *([store.digest, int(start)] if known else [])
+                tmp_path,
+                number,
+                ids[start:end],
+                vectors[start:end],
+                *([store.fingerprint, int(start)] if known else []),
             )
             for number, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True))
         ]

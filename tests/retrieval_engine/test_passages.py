@@ -60,7 +60,7 @@ def test_an_unknown_id_and_a_position_out_of_range(write_jsonl):
 def test_one_text_in_three_formats_has_one_digest(tmp_path, write_jsonl):
     stores = [open_store(write_table(tmp_path / name, PASSAGES)) for name in ("a.tsv", "b.tsv.gz")]
     stores.append(open_store(write_jsonl("c.jsonl", PASSAGES)))
-    assert len({store.digest for store in stores}) == 1
+    assert len({store.fingerprint for store in stores}) == 1
 
 
 def test_the_store_is_made_once_and_anew_when_the_corpus_changes(write_jsonl, tmp_path):

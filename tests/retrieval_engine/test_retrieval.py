@@ -11,6 +11,7 @@ from conftest import each
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation.recall import has_answer
 from gainRAG.retrieval_engine import modeling, passage_embed, retrieval
+from gainRAG.retrieval_engine.bm25 import words
 from gainRAG.retrieval_engine.modeling import Encoder, EncoderOptions
 from gainRAG.retrieval_engine.normalize import normalize_text
 
@@ -191,6 +192,14 @@ def test_an_index_and_bm25_give_the_same_shape(tmp_path, setting, call, read_jso
     assert [ctx["id"] for ctx in words[0]["ctxs"][:2]] == ["p0", "p6"]  # equal texts in the order of the corpus
     assert [record["ctxs"][0]["id"] for record in words[1:]] == ["p4", "p5"]
     assert all(ctx["score"] > 0 for record in words for ctx in record["ctxs"])
+
+
+def test_words_of_other_scripts():
+    pytest.importorskip("bm25s")
+    assert words("The café's 3² x_y") == ["café", "s", "32", "x_y"]
+    assert words("Cafe\u0301") == ["café"]
+    assert words("हिन्दी भाषा") == ["हिन्दी", "भाषा"]
+    assert words("巴黎是 Paris") == ["巴", "黎", "是", "paris"]
 
 
 @pytest.mark.parametrize("more", [[], ["--index_type", "IVF2,Flat"], ["--retriever", "bm25"]])

@@ -69,7 +69,7 @@ def embeddings(write_jsonl, tmp_path):
     store = open_store(write_jsonl("corpus.jsonl", PASSAGES))
     vectors = np.random.default_rng(0).standard_normal((len(PASSAGES), 8))
     ids = [passage["id"] for passage in PASSAGES]
-    write_jsonl("shards.jsonl", [save_shard(tmp_path, 0, ids, vectors, store.digest, 0)])
+    write_jsonl("shards.jsonl", [save_shard(tmp_path, 0, ids, vectors, store.fingerprint, 0)])
     return store, open_shards(tmp_path)
 
 
@@ -109,7 +109,7 @@ def test_a_folder_that_cannot_be_written_names_the_flag(monkeypatch, embeddings,
     store, shards = embeddings
     refuse_to_create(monkeypatch, code)
     with pytest.raises(
-        UserError, match=r"bm25: cannot be written \(.+\); --passages_store FOLDER puts store and index"
+        UserError, match=r"bm25_words: cannot be written \(.+\); --passages_store FOLDER puts store and index"
     ):
         bm25.open_bm25(store)
     search = SearchOptions(tmp_path, "SQfp16", tmp_path / "SQfp16.faiss")

@@ -90,3 +90,6 @@ def test_candidates_that_no_selector_scored_or_ordered_are_refused(run, write_js
     mixed = [{**QUESTIONS[0], "ctxs": [{**one, "selector_score": n} for n, one in enumerate(QUESTIONS[0]["ctxs"])]}]
     with pytest.raises(UserError, match=r"selector_score': 1 is above the 0 before it"):
         run(pick_best.main, "--data_path", write_jsonl("mixed.jsonl", mixed), *out)
+    pseudo = [{**one, "ctxs": [{**one["ctxs"][0], "selector_score": 0, "is_pseudo": True}]} for one in QUESTIONS]
+    with pytest.raises(UserError, match="question 'q0': --no_pseudo leaves it no passage; --data_path wants all"):
+        run(pick_best.main, "--data_path", write_jsonl("first.jsonl", pseudo), *out, "--no_pseudo")

@@ -270,10 +270,10 @@ def test_broken_input_is_named(select, write_jsonl):
 
 def test_backgrounds_of_other_questions_are_refused(select, retrieved, backgrounds, read_jsonl, write_jsonl):
     rows = read_jsonl(backgrounds)
-    with pytest.raises(UserError, match=r"no background for id 'q19'"):
+    with pytest.raises(UserError, match=r"no pseudo-passage for id 'q19'"):
         select(retrieved, "--background_path", write_jsonl("few.jsonl", rows[1:]))
     rows[0]["question"] = "Something else?"
-    with pytest.raises(UserError, match=r"no background for id 'q19'"):
+    with pytest.raises(UserError, match=r"no pseudo-passage for id 'q19'"):
         select(retrieved, "--background_path", write_jsonl("other.jsonl", rows))
 
 
