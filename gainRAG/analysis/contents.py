@@ -16,7 +16,7 @@ from gainRAG.analysis.runs import QuestionSet, read_gap, read_object, read_resul
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record
 from gainRAG.common.schemas import is_number
-from gainRAG.evaluation.results import format_interval
+from gainRAG.evaluation.results import format_difference, format_interval
 from gainRAG.rag_workflow.picks import WITH_PSEUDO
 
 POINTS = 2000  # drawn in one panel
@@ -158,8 +158,7 @@ def difference_parts(found: QuestionSet) -> list[Plot | Grid | Missing]:
         (
             printable(label(row["method"])),
             "gain (nats)" if row["metric"] == "gain" else f"{row['metric']} (points)",
-            f"{row['difference']:+.2f}",
-            f"{row['low']:+.2f} to {row['high']:+.2f}",
+            *format_difference(row, scale=1),
             measures.p_value(row["p"]),
         )
         for row in rows

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from gainRAG.analysis.figures import Interval, Panel, as_svg, draw_intervals
 from gainRAG.analysis.measures import label
 from gainRAG.common.jsonl import Record
-from gainRAG.evaluation.results import format_interval, markdown_table
+from gainRAG.evaluation.results import format_difference, format_interval, markdown_table
 from gainRAG.rag_workflow.picks import BASES
 
 PAGE = "README.md"
@@ -75,9 +75,8 @@ def tests_table(tests: Iterable[Record]) -> str:
 
 
 def _difference(row: Record) -> tuple[str, str, str]:
-    scale, digits = (1, 3) if row["metric"] == "pick_gain" else (100, 1)
-    difference, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("difference", "low", "high"))
-    return difference, f"{low} to {high}", f"{row['p']:.4f}"
+    shown = {"digits": 3, "scale": 1} if row["metric"] == "pick_gain" else {"digits": 1}
+    return *format_difference(row, **shown), f"{row['p']:.4f}"
 
 
 def won_table(evidence: Record) -> str:

@@ -5,6 +5,7 @@
 Records pair by id. Scores are shown in percent; the difference is B - A, so positive means that B is better.
 """
 
+import argparse
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -12,12 +13,34 @@ from statistics import fmean
 from gainRAG.common.cli import UserError, keep_apart, non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import FieldError, Record, read_records, write_json
 from gainRAG.common.schemas import with_unique_ids
-from gainRAG.evaluation.results import markdown_table
+from gainRAG.evaluation.results import format_difference, markdown_table
 from gainRAG.evaluation.significance import paired_difference
 
 METRICS = ("cover_em", "em", "f1")
 TASK_METRICS = ("accuracy",)  # compared where both files have them
 IDS_SHOWN = 3
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = stage_parser(__doc__)
+    parser.add_argument("a", metavar="A", help="generation output (.jsonl or .json) of the first system")
+    parser.add_argument("b", metavar="B", help="generation output of the second system, on the same questions")
+    parser.add_argument("--json", metavar="OUT", help="also write the figures there, as shares from 0 to 1")
+    parser.add_argument("--samples", type=positive_int, default=10_000, help="resamples of each test")
+    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the resampling")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse_arguments()
+    if args.json:
+        keep_apart(args.json, args.a, args.b)
+    pairs = paired_scores(args.a, args.b)
+    rows = compare(pairs, args.samples, args.seed)
+    print(f"A: {args.a}\nB: {args.b}\n{len(pairs)} questions, scores in percent\n\n{comparison_table(rows)}", end="")
+    if args.json:
+        about = {"a": args.a, "b": args.b, "questions": len(pairs), "samples": args.samples, "seed": args.seed}
+        write_json(args.json, {**about, "metrics": rows})
 
 
 def as_scored(record: Record) -> Record:
@@ -79,32 +102,12 @@ def comparison_table(rows: Sequence[Record]) -> str:
                 row["metric"],
                 100 * row["a"],
                 100 * row["b"],
-                f"{100 * row['difference']:+.2f}",
-                f"{100 * row['low']:+.2f} to {100 * row['high']:+.2f}",
+                *format_difference(row),
                 f"{row['p']:.4f}",
             )
             for row in rows
         ],
     )
-
-
-def main() -> None:
-    parser = stage_parser(__doc__)
-    parser.add_argument("a", metavar="A", help="generation output (.jsonl or .json) of the first system")
-    parser.add_argument("b", metavar="B", help="generation output of the second system, on the same questions")
-    parser.add_argument("--json", metavar="OUT", help="also write the figures there, as shares from 0 to 1")
-    parser.add_argument("--samples", type=positive_int, default=10_000, help="resamples of each test")
-    parser.add_argument("--seed", type=non_negative_int, default=0, help="seed of the resampling")
-    args = parser.parse_args()
-
-    if args.json:
-        keep_apart(args.json, args.a, args.b)
-    pairs = paired_scores(args.a, args.b)
-    rows = compare(pairs, args.samples, args.seed)
-    print(f"A: {args.a}\nB: {args.b}\n{len(pairs)} questions, scores in percent\n\n{comparison_table(rows)}", end="")
-    if args.json:
-        about = {"a": args.a, "b": args.b, "questions": len(pairs), "samples": args.samples, "seed": args.seed}
-        write_json(args.json, {**about, "metrics": rows})
 
 
 if __name__ == "__main__":

@@ -73,6 +73,12 @@ def format_interval(score: Record | None, digits: int = 1, scale: float = 100) -
     return f"{mean} [{low}, {high}]"
 
 
+def format_difference(row: Record, digits: int = 2, scale: float = 100) -> tuple[str, str]:
+    """The difference and its interval, of a `paired_difference`: in percent points unless `scale` is 1."""
+    difference, low, high = (f"{scale * row[name]:+.{digits}f}" for name in ("difference", "low", "high"))
+    return difference, f"{low} to {high}"
+
+
 def _suspects(predictions: Sequence[Record]) -> Record:
     """Questions with a gold answer that containment matches by accident: their share, and the first of them."""
     found = [(record.get("id"), suspect_answers(record["answers"])) for record in predictions]
