@@ -29,6 +29,8 @@ from gainRAG.selector_engine.selector import BATCH_TOKENS, Selector
 GB = 10**9
 PASSAGES, TRAINING, EVALUATION, GROUPS = 21_015_324, 23_778, 28_525, 10_000
 METHODS = 5  # of the main table
+SHOWN = 4_610  # questions of the ablation and the top-k table
+SHOWN_ANSWERS = 2 + 3 * 5  # methods of the ablation; of the top-k table, each from 1 to 5 passages
 DIM = 768
 TRAINING_STATE = 16  # bytes a parameter in fp16 under DeepSpeed: weight, gradient 2 each; master weight, two moments 4
 SEARCH_ROWS, SEARCH_RESULTS = 1 << 18, 101
@@ -240,21 +242,22 @@ class Encoding(list):
 
 @cache
 def count_selection(lengths: Lengths) -> Cost:
+    """By the trained selector and by its start; for the ablation by a third one."""
     selector = Selector.__new__(Selector)
     selector.device, selector.model = torch.device("meta"), make_reranker(torch.float16).eval()
     selector.tokenizer = SimpleNamespace(pad_token_id=1, model_input_names=["input_ids", "attention_mask"])
     rows = BATCH_TOKENS["cuda"] // lengths.pair
     pair = Encoding([5] * lengths.pair)
     found = count(lambda: selector._forward([pair] * rows, list(range(rows))))
-    pairs, weights = EVALUATION * 101, weight_bytes(selector.model)
-    batches = pairs / rows
-    size = f"{EVALUATION:,} questions x 101 pairs"
+    questions, weights = 2 * EVALUATION + SHOWN, weight_bytes(selector.model)
+    batches = questions * 101 / rows
+    size = f"{questions:,} questions x 101 pairs"
     return Cost("selection", size, "float16", ((batches * found.flops, batches * weights),), weights + found.peak)
 
 
 @cache
 def count_training(lengths: Lengths) -> Cost:
-    """The published flags: 8 groups of 16 pairs, float16, recomputation, 2 epochs."""
+    """The published flags: 8 groups of 16 pairs, float16, recomputation, 2 epochs. The ablation trains once more."""
     from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
 
     base = make_reranker(torch.float16).train()
@@ -268,10 +271,10 @@ def count_training(lengths: Lengths) -> Cost:
         teacher = torch.zeros(8, 16, device="meta")
         model({"input_ids": ids}, teacher, torch.ones(8, device="meta")).loss.backward()
 
-    found, updates = count(step), 2 * GROUPS / 8
+    found, updates = count(step), 2 * 2 * GROUPS / 8
     weights = sum(weight.numel() for weight in base.parameters())
     moved = updates * 2 * TRAINING_STATE * weights
-    size = f"{GROUPS:,} groups x 16 pairs x 2 epochs"
+    size = f"2 times {GROUPS:,} groups x 16 pairs x 2 epochs"
     peak = (TRAINING_STATE - 2) * weights + found.peak  # the gradients are in the peak already
     return Cost("training", size, "float16", ((updates * found.flops, moved),), peak)
 
@@ -283,6 +286,7 @@ def model_costs(lengths: Lengths = Lengths(), small: bool = False) -> list[Cost]
         lengths: what texts are taken to have.
         small: with the flags that a device of 24 GB needs.
     """
+    three_passages = lengths.prompt + 2 * lengths.passage  # the mean of 1 to 5
     dtype, gain_flags = ("bfloat16", "--gain_dtype bfloat16") if small else ("float32", "")
 
     def texts(stage: str, number: int, prompt: int, new: int) -> Cost:
@@ -302,6 +306,7 @@ def model_costs(lengths: Lengths = Lengths(), small: bool = False) -> list[Cost]
         texts("pseudo-passages, evaluation", EVALUATION, lengths.question, lengths.pseudo),
         count_selection(lengths),
         texts("answers, 5 methods", METHODS * EVALUATION, lengths.prompt, lengths.prediction),
+        texts("answers of ablation and top-k", SHOWN_ANSWERS * SHOWN, three_passages, lengths.prediction),
         gain("gains of the picks (`GAINS=1`)", EVALUATION, 101),
     ]
 

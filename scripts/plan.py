@@ -2,8 +2,8 @@
 
 With the argument `check` it only names packages and vectors that are missing, and question sets without a prompt. Reads
 the settings of scripts/paths.sh from the environment. Standard library only, so that it runs in a fresh clone.
-Exit code 0 where nothing is missing, else 2. Sizes of downloads and memory are rounded up; hours are predicted from
-rates of a first sketch on one H100 where there are some (docs/cluster.md), for one GPU.
+Exit code 0 where nothing is missing, else 2. Sizes of downloads and memory are rounded up; hours are those of the
+paper's models and sizes on one H100, predicted by benchmarks/cost_model.py (docs/cluster.md).
 """
 
 import ast
@@ -34,7 +34,6 @@ DRAWN_FROM = "HotpotQA_train"
 CORPUS_BYTES, VECTOR_BYTES, STORE_BYTES = 5 * GB, 4 * 768 * PASSAGES, 15 * GB
 RESULT_BYTES = 20 * GB
 SEARCH_RAM_BYTES, WORKER_RAM_BYTES = 8 * GB, 6 * GB  # of exact search; of a file of published vectors as it is read
-PAIRS_A_SECOND, GROUPS_A_SECOND = 5083, 59  # selection and training on one H100
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ class Step:
 
     Attributes:
         needs: disk and memory.
-        hours: of one GPU.
+        hours: of one H100, in the paper's run.
         inputs: what it reads.
         outputs: what is there when it is done.
     """
@@ -113,7 +112,6 @@ def plan_steps() -> list[Step]:
     fetched = tuple(map(published_file, names))
     drawn = [name for name in training if is_drawn(name)]
     llm = f"GPU memory {llm_memory()}"
-    selection_hours = f"{asked * (n_docs + 1) / PAIRS_A_SECOND / 3600:.2f} predicted for the pairs"
     disk = f"disk: corpus {CORPUS_BYTES / GB:.0f} GB, vectors up to {VECTOR_BYTES / GB:.0f} GB, twice while unpacked"
     if has_published_vectors():
         fetches = f"{PASSAGES:,} passages and vectors, {len(names)} question sets"
@@ -124,23 +122,22 @@ def plan_steps() -> list[Step]:
     return [
         Step("1 downloads", fetches, disk, "as the network is", (), (*corpus, *fetched)),
         Step("2 training questions", ", ".join(f"{name}: {size_of(name):,}" for name in training), "nothing much",
-             "0.01", tuple(map(published_file, drawn)), tuple(map(question_file, drawn))),
+             "under 0.1", tuple(map(published_file, drawn)), tuple(map(question_file, drawn))),
         Step("3 retrieval", f"{sum(map(size_of, names)):,} questions",
              f"RAM {ram_bytes() / GB:.0f} GB; disk: passage store {STORE_BYTES / GB:.0f} GB; GPU memory 8 GB",
-             "not measured", (*corpus, *map(question_file, names)), files("retrieved", names)),
-        Step("4 supervision", f"{trained:,} questions x {candidates + 1} candidates", llm, "not measured",
+             "under 0.1", (*corpus, *map(question_file, names)), files("retrieved", names)),
+        Step("4 supervision", f"{trained:,} questions x {candidates + 1} candidates", llm, "14.1",
              files("retrieved", training), (*files("kept", training), work / "train.jsonl")),
         Step("5 training", f"about 10,000 groups, {setting('EPOCHS')} epochs", "GPU memory 24 GB on each GPU",
-             f"{10_000 * float(setting('EPOCHS')) / GROUPS_A_SECOND / 3600:.2f} predicted",
-             (work / "train.jsonl",), (selector,)),
+             "under 0.1", (work / "train.jsonl",), (selector,)),
         Step("6 main table", f"{asked:,} questions x {n_docs + 1} candidates, then 5 methods' answers", llm,
-             f"{selection_hours}, the texts not measured", (selector, *files("retrieved")),
+             "0.6", (selector, *files("retrieved")),
              (*files("selected/gainrag"), *files("answers", ending="/results.json"), *table_files["table_main"])),
-        Step("7 ablation", f"a second training; {len(shown)} sets, 2 more methods", llm, "not measured",
+        Step("7 ablation", f"a second training; {len(shown)} sets, 2 more methods", llm, "0.1",
              files("kept", training), table_files["table_ablation"]),
-        Step("8 top-k", f"{len(shown)} sets, 3 methods, 1 to 5 passages", llm, "not measured",
+        Step("8 top-k", f"{len(shown)} sets, 3 methods, 1 to 5 passages", llm, "0.4",
              files("selected/gainrag"), table_files["table_topk"]),
-        Step("9 figure 1", "the answers of step 6", "nothing more", "0.01", files("answers", ending="/results.json"),
+        Step("9 figure 1", "the answers of step 6", "nothing more", "under 0.1", files("answers", ending="/results.json"),
              table_files["figure_gap"]),
     ]  # fmt: skip
 
@@ -338,7 +335,7 @@ def main() -> int:
     steps = plan_steps()
     print(f"{setting('LLM')}, {setting('ENCODER')}, {setting('SELECTOR_START')}; GPUS={setting('GPUS')}, "
           f"WORKERS={setting('WORKERS')}{', Ray at ' + setting('RAY_ADDRESS') if setting('RAY_ADDRESS') else ''}; "
-          f"into {setting('WORK')}; {sys.executable}\n")  # fmt: skip
+          f"into {setting('WORK')}; {sys.executable}; hours: of one H100, predicted for the paper's run\n")  # fmt: skip
     for number, step in enumerate(steps):
         print(step.title)
         rows = {"size": step.size, "needs": step.needs, "hours": step.hours, "state": state_of(step, steps[:number])}

@@ -34,6 +34,8 @@ def test_the_pages_show_its_numbers_and_the_defaults_fit(cost_model):
     hours = cost_model.total_hours(full, cost_model.DEVICES["H100"], 0.5)
     shown = re.search(r"(\d+) hours \(predicted\)", (REPOSITORY / "README.md").read_text("utf-8"))
     assert int(shown[1]) == round(hours)
+    planned = re.findall(r'"(\d+\.\d)"', (REPOSITORY / "scripts" / "plan.py").read_text("utf-8"))
+    assert sum(map(float, planned)) == pytest.approx(hours, abs=0.2)  # steps of less than 0.1 have no number
     assert max(cost.peak for cost in full) < 80 * GB
     assert max(cost.peak for cost in small) < 24 * GB
     needed = [cost.stage for cost in full if cost.dtype == "float32" and cost.peak >= 24 * GB]
