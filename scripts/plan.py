@@ -335,7 +335,7 @@ def main() -> int:
     steps = plan_steps()
     print(f"{setting('LLM')}, {setting('ENCODER')}, {setting('SELECTOR_START')}; GPUS={setting('GPUS')}, "
           f"WORKERS={setting('WORKERS')}{', Ray at ' + setting('RAY_ADDRESS') if setting('RAY_ADDRESS') else ''}; "
-          f"into {setting('WORK')}; {sys.executable}; hours: of one H100, predicted for the paper's run\n")  # fmt: skip
+          f"into {setting('WORK')}; {sys.executable}\nhours: of one H100, predicted for the paper's run\n")  # fmt: skip
     for number, step in enumerate(steps):
         print(step.title)
         rows = {"size": step.size, "needs": step.needs, "hours": step.hours, "state": state_of(step, steps[:number])}
