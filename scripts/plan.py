@@ -137,8 +137,8 @@ def plan_steps() -> list[Step]:
              files("kept", training), table_files["table_ablation"]),
         Step("8 top-k", f"{len(shown)} sets, 3 methods, 1 to 5 passages", llm, "0.4",
              files("selected/gainrag"), table_files["table_topk"]),
-        Step("9 figure 1", "the answers of step 6", "nothing more", "under 0.1", files("answers", ending="/results.json"),
-             table_files["figure_gap"]),
+        Step("9 figure 1", "the answers of step 6", "nothing more", "under 0.1",
+             files("answers", ending="/results.json"), table_files["figure_gap"]),
     ]  # fmt: skip
 
 
