@@ -29,8 +29,7 @@ from gainRAG.selector_engine.selector import BATCH_TOKENS, Selector
 GB = 10**9
 PASSAGES, TRAINING, EVALUATION, GROUPS = 21_015_324, 23_778, 28_525, 10_000
 METHODS = 5  # of the main table
-SHOWN = 4_610  # questions of the ablation and the top-k table
-SHOWN_ANSWERS = 2 + 3 * 5  # methods of the ablation; of the top-k table, each from 1 to 5 passages
+SHOWN = 4_610  # questions of the ablation (2 methods more) and the top-k table (3 methods, 1 to 5 passages)
 DIM = 768
 TRAINING_STATE = 16  # bytes a parameter in fp16 under DeepSpeed: weight, gradient 2 each; master weight, two moments 4
 SEARCH_ROWS, SEARCH_RESULTS = 1 << 18, 101
@@ -286,7 +285,6 @@ def model_costs(lengths: Lengths = Lengths(), small: bool = False) -> list[Cost]
         lengths: what texts are taken to have.
         small: with the flags that a device of 24 GB needs.
     """
-    three_passages = lengths.prompt + 2 * lengths.passage  # the mean of 1 to 5
     dtype, gain_flags = ("bfloat16", "--gain_dtype bfloat16") if small else ("float32", "")
 
     def texts(stage: str, number: int, prompt: int, new: int) -> Cost:
@@ -306,7 +304,7 @@ def model_costs(lengths: Lengths = Lengths(), small: bool = False) -> list[Cost]
         texts("pseudo-passages, evaluation", EVALUATION, lengths.question, lengths.pseudo),
         count_selection(lengths),
         texts("answers, 5 methods", METHODS * EVALUATION, lengths.prompt, lengths.prediction),
-        texts("answers of ablation and top-k", SHOWN_ANSWERS * SHOWN, three_passages, lengths.prediction),
+        texts("answers of ablation and top-k", 17 * SHOWN, lengths.prompt + 2 * lengths.passage, lengths.prediction),
         gain("gains of the picks (`GAINS=1`)", EVALUATION, 101),
     ]
 
