@@ -107,7 +107,9 @@ def test_what_is_not_there_is_named(run, tmp_path):
             run()
 
 
-@pytest.mark.parametrize("folder", [RESULTS, RESULTS / "other_sets"], ids=lambda folder: folder.name)
+@pytest.mark.parametrize(
+    "folder", [RESULTS, RESULTS / "other_sets", RESULTS / "new_domain"], ids=lambda folder: folder.name
+)
 def test_the_published_numbers_follow_from_the_published_lines(folder):
     lines = evidence.read_lines(folder / evidence.TEST)
     found = evidence.summarize_lines(lines)
