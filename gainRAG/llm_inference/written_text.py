@@ -63,7 +63,7 @@ class TextEngine:
         self.trouble_counts: Counter[str] = Counter()
 
     def finish(
-        self, prompts: Sequence[str], written: Mapping[str, str], end: str, troubles: Mapping[str, str] | None = None
+        self, prompts: Sequence[str], written: Mapping[str, str], end: str, troubles: Mapping[str, str]
     ) -> list[str]:
         """The texts of a call's prompts as they count; fills in `troubles`.
 
@@ -75,9 +75,9 @@ class TextEngine:
         """
         found = {prompt: self._finish_one(prompt, text, end) for prompt, text in written.items()}
         if not self.chat:
-            troubles = {prompt: name for prompt, name in (troubles or {}).items() if end not in written[prompt]}
+            troubles = {prompt: name for prompt, name in troubles.items() if end not in written[prompt]}
         texts = [found[prompt][0] for prompt in prompts]
-        self.troubles = [THOUGHT if found[prompt][1] else (troubles or {}).get(prompt, "") for prompt in prompts]
+        self.troubles = [THOUGHT if found[prompt][1] else troubles.get(prompt, "") for prompt in prompts]
         self.trouble_counts.update(filter(None, self.troubles))
         return texts
 

@@ -19,11 +19,11 @@ from pathlib import Path
 from statistics import fmean
 
 from gainRAG.common.cli import UserError, input_file, run_stage, say_next, stage_parser
-from gainRAG.common.jsonl import Record, parse_json, read_records
+from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.models import weights_path
 from gainRAG.common.resume import StageOutput, overwrites_of
 from gainRAG.common.schemas import as_retrieved, with_unique_ids
-from gainRAG.common.settings import identity, settings_file
+from gainRAG.common.settings import identity, read_settings
 from gainRAG.evaluation.answers import main_metric
 from gainRAG.evaluation.recall import find_hits
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, write_results
@@ -145,9 +145,9 @@ def main() -> None:
 
 def warn_of_other_llm(gains_path: str | None, engine: EngineOptions) -> None:
     """Says so where the settings beside the gains name other weights than those that answer."""
-    settings = settings_file(Path(gains_path)) if gains_path else None
-    if settings and settings.exists() and engine.backend != "openai":
-        scored_by = parse_json(settings.read_bytes(), str(settings))["flags"].get("weights")
+    settings = read_settings(Path(gains_path)) if gains_path else None
+    if settings and engine.backend != "openai":
+        scored_by = settings["flags"].get("weights")
         if scored_by not in (None, identity(weights_path(engine.lm_type))):
             logger.warning("%s: gains of another LLM than %s, which answers here", gains_path, engine.lm_type)
 

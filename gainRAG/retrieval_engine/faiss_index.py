@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.jsonl import Record, make_once, parse_json, write_json
-from gainRAG.common.settings import fingerprint, settings_file
+from gainRAG.common.jsonl import Record, make_once, write_json
+from gainRAG.common.settings import fingerprint, read_settings, settings_file
 from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GIB, TopK, shard_chunks, with_progress
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, embedding_settings, require_all, shards_fingerprint
@@ -74,7 +74,7 @@ def load_or_build_index(options: SearchOptions, shards: list[Shard], store: Pass
             write_json(settings_file(path), {**made_from, FILE: fingerprint(partial)})
 
         make_once(path, is_made, make, "--index_path FILE puts the index elsewhere")
-        settings = _read_settings(path)
+        settings = read_settings(path)
         if settings and {**settings, FILE: None} != {**made_from, FILE: None}:
             raise UserError(f"{path}: was made of another type or from other embeddings; --overwrite makes it anew")
     return open_index(path, dim, store, options.search_params)
@@ -82,20 +82,9 @@ def load_or_build_index(options: SearchOptions, shards: list[Shard], store: Pass
 
 def _is_whole(path: Path, made_from: Record) -> bool:
     try:
-        return _read_settings(path) == {**made_from, FILE: fingerprint(path)}
+        return read_settings(path) == {**made_from, FILE: fingerprint(path)}
     except UserError:
         return False
-
-
-def _read_settings(path: Path) -> Record:
-    """What the index was made of, and its file's fingerprint; empty where nothing says."""
-    settings_path = settings_file(path)
-    if not settings_path.exists():
-        return {}
-    settings = parse_json(settings_path.read_bytes(), str(settings_path))
-    if not isinstance(settings, dict):
-        raise UserError(f"{settings_path}: wanted the settings of an index; --overwrite makes it anew")
-    return settings
 
 
 def build_index(options: SearchOptions, path: Path, shards: list[Shard], store: PassageStore, dim: int) -> None:
@@ -183,7 +172,7 @@ def open_index(path: Path, dim: int, store: PassageStore, search_params: str = "
 
     if not path.exists():
         raise UserError(f"{path}: no such index; --index_type with --passages_embeddings makes one there")
-    made_here = _read_settings(path).get(FILE)
+    made_here = (read_settings(path) or {}).get(FILE)
     if made_here is None:
         _try_opening(path)
     elif made_here != fingerprint(path):

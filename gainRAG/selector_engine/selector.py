@@ -68,7 +68,7 @@ class Selector:
         self.budget = BatchBudget(batch_tokens or BATCH_TOKENS.get(self.device.type, BATCH_TOKENS["cpu"]))
         self.model, self.tokenizer = load_selector(self.name, self.device, self.dtype)
         self.config = self.model.config
-        self.max_length = min(max_length, longest_input(self.model.config) or max_length)
+        self.max_length = min(max_length, longest_input(self.config) or max_length)
         if self.max_length <= self.tokenizer.num_special_tokens_to_add(pair=True):
             raise UserError(f"max_length {max_length}: leaves no room for a token of question or passage")
         if self.max_length < max_length:
