@@ -39,3 +39,14 @@ class Dying:
             self.marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return results
+
+
+class VLLMWriter:
+    """Continues prompts by vLLM, in float32."""
+
+    def __init__(self, lm_type: str) -> None:
+        engines = importlib.import_module("gainRAG.llm_inference.inference_vllm")
+        self.engine = engines.VLLMEngine(lm_type, dtype="float32")
+
+    def __call__(self, prompts):
+        return self.engine.generate(prompts, 12)

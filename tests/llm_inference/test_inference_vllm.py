@@ -1,16 +1,20 @@
 """The vLLM engine, run for real where vLLM is installed, against transformers in float32."""
 
 import importlib.metadata
+import importlib.util
 import os
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SENTENCES
+from conftest import REPOSITORY, SENTENCES
+from doubles import Dying
 from tokenizers.processors import TemplateProcessing
 
 from gainRAG.common.cli import UserError
+from gainRAG.common.parallel import WorkerOptions, map_chunks
 from gainRAG.llm_inference import inference_vllm
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.llm_inference.inference_vllm import VLLMEngine, require_vllm
@@ -105,10 +109,11 @@ def test_a_base_model_gets_the_start_token_and_its_answer_is_the_first_line(engi
 def test_thoughts_are_left_out(engine, monkeypatch):
     texts = ["Lyon?</think> Marseille", "<think> Lyon", "Lyon"]
     rows = engine.tokenizer(texts, add_special_tokens=False).input_ids
-    outputs = [SimpleNamespace(outputs=[SimpleNamespace(token_ids=row)]) for row in rows]
-    monkeypatch.setattr(engine, "_run", lambda rows, **_: outputs)
+    ends = ["stop", "stop", "length"]
+    written = [SimpleNamespace(token_ids=row, finish_reason=end) for row, end in zip(rows, ends, strict=True)]
+    monkeypatch.setattr(engine, "_run", lambda rows, **_: [SimpleNamespace(outputs=[one]) for one in written])
     assert engine.generate(["a", "b", "c"], 12) == ["Marseille", "", "Lyon"]
-    assert engine.troubles == ["", "thought", ""]
+    assert engine.troubles == ["", "thought", "length"]
 
 
 @needs_vllm
@@ -172,9 +177,25 @@ def test_closing_ends_the_process(engine):
 
 
 @needs_vllm
-def test_inside_a_ray_worker_there_is_no_process_that_could_be_left_behind(vllm_llama, reference, monkeypatch):
-    monkeypatch.setenv("VLLM_ENABLE_V1_MULTIPROCESSING", "0")  # as common.parallel sets it for its workers
-    engine = VLLMEngine(str(vllm_llama), dtype="float32")
-    assert engine.generate(PROMPTS, 12) == reference.generate(PROMPTS, 12)
-    assert not engine_processes()
-    engine.close()
+@pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="Ray is not installed")
+def test_a_killed_ray_worker_leaves_no_engine_behind(vllm_llama, reference, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", str(REPOSITORY / "tests"), prepend=os.pathsep)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("WRITERS", str(tmp_path))  # every process that comes of this test has it
+    writer = partial(Dying, "doubles", "VLLMWriter", tmp_path / "killed", str(vllm_llama))
+    chunks = [[prompt] for prompt in PROMPTS[:6]]
+    try:
+        found = list(map_chunks(writer, chunks, WorkerOptions(num_workers=2, device="cpu")))
+    finally:
+        importlib.import_module("ray").shutdown()
+    assert (tmp_path / "killed").exists()
+    assert found == [reference.generate(chunk, 12) for chunk in chunks]
+    assert not [pid for pid in Path("/proc").glob("[0-9]*") if f"WRITERS={tmp_path}" in environment(pid)]
+
+
+def environment(process: Path) -> str:
+    """What a process of /proc began with; empty for one that has ended or is another's."""
+    try:
+        return (process / "environ").read_text(errors="replace")
+    except OSError:
+        return ""
