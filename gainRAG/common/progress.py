@@ -1,9 +1,12 @@
 """Progress bars that keep a log readable: where the output is no terminal, a line every ten seconds at most."""
 
+import logging
 import sys
 from typing import TextIO
 
 from tqdm import tqdm
+
+logger = logging.getLogger(__name__)
 
 LOG_SECONDS = 10.0  # between two lines of a bar in a log, and before the first line of a bar inside another
 
@@ -35,3 +38,9 @@ class ProgressBar(tqdm):
             options |= {"file": _Lines(sys.stderr), "ncols": 100, "delay": 0 if leave else LOG_SECONDS}
             options |= {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS}
         super().__init__(*given, leave=leave, **options)
+
+
+def report_few_passages(few: int, questions: int, flag: str, wanted: int) -> None:
+    """Logs how many questions have fewer passages than a flag wants; nothing where all have enough."""
+    if few:
+        logger.info("%d of %d questions have fewer than %d passages (%s), all are used", few, questions, wanted, flag)

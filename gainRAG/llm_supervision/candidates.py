@@ -2,13 +2,13 @@
 
 import argparse
 import itertools
-import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from gainRAG.common.cli import add_overwrite_argument, positive_int
 from gainRAG.common.jsonl import Record, read_records
+from gainRAG.common.progress import report_few_passages
 from gainRAG.common.schemas import as_retrieved
 from gainRAG.common.settings import stage_settings
 from gainRAG.evaluation.recall import AnswerMatcher, match_rule
@@ -30,8 +30,6 @@ from gainRAG.llm_inference.engine import (
 )
 from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.llm_inference.predict import candidate, predict
-
-logger = logging.getLogger(__name__)
 
 CHUNK = 64  # questions: what an interruption can cost, and enough rows to fill batches
 
@@ -149,14 +147,12 @@ def count_questions(options: CandidateOptions, lengths: LengthCheck) -> int:
     Raises:
         UserError: a record is unusable, too long, or has no pseudo-passage in the file of them.
     """
-    short = total = 0
+    few = total = 0
     for record in read_candidates(options, lengths):
         total += 1
-        short += sum(not passage["is_pseudo"] for passage in record["passages"]) < options.num_passages
+        few += sum(not passage["is_pseudo"] for passage in record["passages"]) < options.num_passages
     lengths.report(total)
-    if short:
-        wanted = options.num_passages
-        logger.info("%d of %d questions have fewer than %d candidates and use what they have", short, total, wanted)
+    report_few_passages(few, total, "--num_passages", options.num_passages)
     return total
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from gainRAG.common.cli import UserError, add_overwrite_argument, keep_apart, positive_int
 from gainRAG.common.jsonl import Record, read_records
+from gainRAG.common.progress import report_few_passages
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_retrieved
 from gainRAG.common.settings import stage_settings
@@ -74,8 +75,7 @@ def check_questions(records: Iterable[Record], k: int) -> list[Record]:
         raise UserError("no question has a passage in its 'ctxs'; wanted retrieval or selection output")
     if none:
         logger.warning("%d of %d questions have no passage and are answered without one", none, len(questions))
-    if fewer:
-        logger.info("%d of %d questions have fewer than K_docs=%d passages", fewer, len(questions), k)
+    report_few_passages(fewer, len(questions), "--K_docs", k)
     return questions
 
 

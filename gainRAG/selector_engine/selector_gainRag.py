@@ -12,7 +12,6 @@ command.
 
 import argparse
 import itertools
-import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -34,6 +33,7 @@ from gainRAG.common.cli import (
 from gainRAG.common.jsonl import Record, output_file, read_records, write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device
 from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
+from gainRAG.common.progress import report_few_passages
 from gainRAG.common.resume import StageOutput, again
 from gainRAG.common.schemas import as_retrieved, passage_text
 from gainRAG.common.settings import stage_settings
@@ -51,8 +51,6 @@ from gainRAG.llm_inference.engine import add_engine_arguments, check_engine, eng
 from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.prompts import TASKS
 from gainRAG.selector_engine.selector import Selector, check_selector, keep_best, selector_dtype
-
-logger = logging.getLogger(__name__)
 
 FLAGS = ("K_docs", "n_candidates", "no_pseudo", "keep_na", "max_length", "limit", "skip_too_long")  # of the settings
 CHUNK = {"cuda": 128, "cpu": 8}  # questions scored together, and what an interruption can cost
@@ -165,14 +163,8 @@ def check_input(records: Iterable[Record], n_candidates: int) -> tuple[list[Reco
     for record in records:
         hits.append({"ctxs": [{"hasanswer": passage["hasanswer"]} for passage in record.pop("ctxs")]})
         questions.append(record)
-    short = sum(len(record["ctxs"]) < n_candidates for record in hits)
-    if short:
-        logger.info(
-            "%d of %d questions have fewer than %d retrieved passages and use what they have",
-            short,
-            len(hits),
-            n_candidates,
-        )
+    few = sum(len(record["ctxs"]) < n_candidates for record in hits)
+    report_few_passages(few, len(hits), "--n_candidates", n_candidates)
     return questions, hits
 
 

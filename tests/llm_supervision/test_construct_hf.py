@@ -118,7 +118,7 @@ def test_candidates_predictions_and_questions_can_be_fewer(construct, retrieved,
         rows = read_jsonl(construct(retrieved, *fewer))
     assert [len(row["passages"]) for row in rows] == [2, 3, 3, 2]
     assert rows[0]["passages"][0].keys() == FIELDS - {"prediction", "EM_with_retrieval", "F1_with_retrieval"}
-    assert "2 of 4 questions have fewer than 3 candidates and use what they have" in caplog.text
+    assert "2 of 4 questions have fewer than 3 passages (--num_passages)" in caplog.text
 
 
 def test_fields_that_are_not_ours_pass_through(construct, write_jsonl, read_jsonl):
@@ -214,7 +214,7 @@ def test_backgrounds_may_come_from_a_file(construct, retrieved, write_jsonl, rea
     with caplog.at_level("INFO"):
         flags = ["--background_path", write_jsonl("backgrounds.jsonl", rows), "--num_passages", 3]
         found = read_jsonl(construct(retrieved, *flags, "--predictions", "none"))
-    assert "2 of 5 questions have fewer than 3 candidates" in caplog.text
+    assert "2 of 5 questions have fewer than 3 passages" in caplog.text
     pseudo = [[(p["text"], p["has_answer"]) for p in row["passages"] if p["is_pseudo"]] for row in found]
     assert pseudo == [[("The Nile. Paris.", True)], [], [("x", False)], [("Paris", True)], []]
     kept = read_jsonl(construct(retrieved, *flags, "--keep_na", "--predictions", "none", "--overwrite"))

@@ -235,4 +235,4 @@ def test_a_question_without_passages_is_answered_without_one(generate, write_jso
 def test_fewer_passages_than_wanted_are_counted(generate, write_jsonl, caplog):
     with caplog.at_level("INFO"):
         generate(write_jsonl("selected.jsonl", made_selection(2)), "--K_docs", 9)
-    assert "2 of 2 questions have fewer than K_docs=9 passages" in caplog.text
+    assert "2 of 2 questions have fewer than 9 passages (--K_docs)" in caplog.text
