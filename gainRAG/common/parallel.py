@@ -11,6 +11,7 @@ import os
 import platform
 import secrets
 import socket
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -25,7 +26,6 @@ Chunk: TypeAlias = Any
 Result: TypeAlias = Any
 Worker = Callable[[Chunk], Result]  # may have a method `close`, called when all chunks are done
 DEATHS = 3  # of a worker with the same chunk, after which the chunk is to blame
-CONNECT_SECONDS = 10
 REPORT_SECONDS = 60.0  # between two log lines on what is awaited
 CLOSE_SECONDS = 60.0
 NOTICE_SECONDS = 60.0  # a cluster calls a silent machine dead after half a minute
@@ -109,7 +109,7 @@ def _check_address(address: str) -> None:
     if not host or not port.isdecimal():
         raise UserError(f"--ray_address {address}: wanted HOST:PORT, as `ray start --head` prints it, or auto")
     try:
-        socket.create_connection((host, int(port)), timeout=CONNECT_SECONDS).close()
+        socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, OverflowError) as problem:
         raise UserError(f"--ray_address {address}: no Ray cluster answers there ({problem})") from None
 
@@ -335,7 +335,7 @@ def _connect(address: str | None):
     """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report each use to its makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future default, else it warns
-    if address is None and "RAY_AUTH_MODE" not in os.environ:
+    if address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # which reads it on import
         # Other users of this machine can reach our Ray: they would need this run's token, which is in no file.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))

@@ -62,6 +62,18 @@ def test_one_worker_is_this_process_and_imports_no_ray(run_python):
     assert done.stdout == "[0, 2, 4] False\n", done.stderr
 
 
+@needs_ray
+def test_workers_start_where_ray_is_imported_already(run_python):
+    script = (
+        "import os\nfor name in ('RAY_AUTH_MODE', 'RAY_AUTH_TOKEN'):\n    os.environ.pop(name, None)\n"
+        "import ray; from doubles import Doubler; from gainRAG.common.parallel import *\n"
+        "options = WorkerOptions(num_workers=2, device='cpu')\n"
+        "print([double for double, _ in map_chunks(Doubler, range(3), options)])"
+    )
+    done = run_python("-c", script, folder="tests", env={"PYTHONPATH": str(REPOSITORY / "tests")})
+    assert done.stdout == "[0, 2, 4]\n", done.stderr
+
+
 def test_without_a_chunk_no_worker_is_made_and_with_some_it_is_closed():
     class Closing(Doubler):
         def __init__(self):
