@@ -56,7 +56,8 @@ def main() -> None:
     for reason, count in counts.items():
         logger.info("%d %s", count, reason)
     logger.info("%s: %d groups", args.output_path, written)
-    command = f"torchrun --nproc_per_node 1 -m gainRAG.selector_finetune --train_data {args.output_path}"
+    command = "torchrun --nproc_per_node 1 -m gainRAG.selector_finetune --model_name_or_path bge-reranker-base"
+    command += f" --train_data {args.output_path} --output_dir selector"
     say_next("training groups", args.output_path, command)
 
 

@@ -7,8 +7,9 @@ source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 need_names "$WORK/retrieved" "$@"
 # signal_of FLAG... : the perplexity that these flags go by
 signal_of() { if [[ " $* " =~ " --signal"[\ =]([^\ ]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo PPL_CD; fi; }
-if [ "$(signal_of "${FILTER_FLAGS[@]}")" != "$(signal_of "${GROUP_FLAGS[@]}")" ]; then
-  fail "FILTER_FLAGS and GROUP_FLAGS have another --signal: the filter and the training groups must go by one perplexity"
+# The other way round, a filter by PPL_CD and groups by retrieved_ppl, is what the paper's public code does.
+if [[ "$(signal_of "${FILTER_FLAGS[@]}") $(signal_of "${GROUP_FLAGS[@]}")" == "retrieved_ppl PPL_CD" ]]; then
+  fail "FILTER_FLAGS has --signal retrieved_ppl, GROUP_FLAGS has not: what the filter goes by, the training groups must go by"
 fi
 if [[ " ${FILTER_FLAGS[*]} " == *" --no_pseudo "* && " ${GROUP_FLAGS[*]} " != *" --no_pseudo "* ]]; then
   fail "FILTER_FLAGS has --no_pseudo, GROUP_FLAGS has not: what the filter leaves out, the training groups must leave out"

@@ -70,9 +70,9 @@ def test_the_reference_prompts_have_the_published_structure():
     without = prompts.without_passage.format(**fields)
     one = prompts.with_passages.format(**fields, evidence=prompts.evidence([PASSAGE]))
     assert one == f"Passage #1\nSeine\nA river.\n\n{without}"
-    assert without == "Reply briefly.\n\nQuestion: Where is it?"
+    assert without == "### Task\nReply briefly.\n\n### Question\nWhere is it?"
     assert prompts.evidence([PASSAGE] * 2) == "Passage #1\nSeine\nA river.\n\nPassage #2\nSeine\nA river."
-    assert prompts.system
+    assert "do not know" in prompts.system and "nothing else" in prompts.background
     assert "unsure, write N/A.\n\nQuestion: Who?" in prompts.background.format(question="Who?")
     assert prompts.tasks == TASKS
     assert prompts.hash() != Prompts().hash()

@@ -1,6 +1,6 @@
 """The typographic clean-up that Contriever's own code offers (Izacard et al., 2022)."""
 
-# Character by character what the published code does.
+# Character by character what Contriever's code does; the copy in GainRAG's public code leaves tildes as they are.
 _REPLACED = {
     "": [*map(chr, [*range(0x01, 0x09), 0x0E, 0x0F, *range(0x11, 0x1C)]), "\u00ad"],  # controls, the soft hyphen
     " ": ["\u000b", "\u000c", "\u0085"],

@@ -95,18 +95,27 @@ class DataArguments(AbsRerankerDataArguments):
 
 @dataclass
 class TrainingArguments(transformers.TrainingArguments):
-    """transformers' own, with the published command's two retired flags and the traps of this training closed."""
+    """transformers' own, with the published values as defaults and the published command's two retired flags; the traps
+    of this training are closed."""
 
+    learning_rate: float = field(default=6e-5, metadata={"help": "The highest, after the warm-up (published: 6e-5)."})
+    num_train_epochs: float = field(default=2.0, metadata={"help": "Passes over the groups; 0 only measures."})
+    weight_decay: float = field(default=0.01, metadata={"help": "AdamW's, on all but biases and LayerNorm."})
     overwrite_output_dir: bool = field(
         default=False,
         metadata={"help": "Train into --output_dir even if it holds files; its old checkpoint-* folders are deleted."},
     )
-    warmup_ratio: float = field(default=0.0, metadata={"help": "Share of all steps, from 0 to below 1, to warm up in."})
+    warmup_ratio: float | None = field(
+        default=None,
+        metadata={"help": "Share of all steps, from 0 to below 1, to warm up in; 0.1 unless --warmup_steps is given."},
+    )
     teacher_temperature: float = field(
         default=1.0, metadata={"help": "Divides the teacher's scores before their softmax: above 1 softens the target."}
     )
 
     def __post_init__(self) -> None:
+        if self.warmup_ratio is None:
+            self.warmup_ratio = 0.0 if self.warmup_steps else 0.1
         self._check()
         if self.warmup_ratio:
             self.warmup_steps = self.warmup_ratio

@@ -194,11 +194,13 @@ def test_groups_are_made_as_the_filter_chose(questions, recorder):
     assert refused.returncode == 2 and "FILTER_FLAGS has --no_pseudo, GROUP_FLAGS has not" in refused.stderr
     signals = {"FILTER_FLAGS": "--signal=retrieved_ppl", "GROUP_FLAGS": "--signal PPL_CD"}
     refused = run_script("llm_supervision", questions, "A_train", **variables, **signals)
-    assert refused.returncode == 2 and "have another --signal" in refused.stderr
+    assert refused.returncode == 2 and "FILTER_FLAGS has --signal retrieved_ppl" in refused.stderr
     assert not commands(log)
     both = {"FILTER_FLAGS": "--keep holds --no_pseudo", "GROUP_FLAGS": "--no_pseudo --max_ppl 9"}
     assert run_script("llm_supervision", questions, "A_train", **variables, **both).returncode == 0
     assert commands(log)[-1][-3:] == ["--no_pseudo", "--max_ppl", "9"]
+    public_code = {"GROUP_FLAGS": "--signal retrieved_ppl"}
+    assert run_script("llm_supervision", questions, "A_train", **variables, **public_code).returncode == 0
 
 
 def test_settings_that_would_be_lost_are_refused(questions, recorder, tmp_path):

@@ -277,3 +277,11 @@ def test_an_interrupted_training_names_the_flag_that_resumes_it():
     runner.trainer, runner.training_args = SimpleNamespace(train=train), SimpleNamespace(resume_from_checkpoint=None)
     with pytest.raises(KeyboardInterrupt, match="--resume_from_checkpoint auto, without --overwrite_output_dir"):
         runner._train()
+
+
+def test_the_defaults_are_the_published_values(tmp_path):
+    args = TrainingArguments(output_dir=str(tmp_path))
+    assert (args.learning_rate, args.num_train_epochs, args.weight_decay) == (6e-5, 2, 0.01)
+    assert args.get_warmup_steps(1000) == 100
+    assert TrainingArguments(output_dir=str(tmp_path), warmup_steps=7).get_warmup_steps(1000) == 7
+    assert TrainingArguments(output_dir=str(tmp_path), warmup_ratio=0).get_warmup_steps(1000) == 0
