@@ -53,18 +53,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rank", type=positive_int, default=32, help="directions kept of each layer's change")
     parser.add_argument("--output_dir", required=True, type=Path, help="the adapter's folder, as peft writes it")
     parser.add_argument("--merged_dir", type=Path, default=None, help="also write start and adapter as one model")
+    parser.add_argument("--mean_dir", type=Path, default=None, help="also write the whole change, not cut to --rank")
     return parser.parse_args()
 
 
 def main() -> None:
     args = parse_arguments()
-    for output in (args.output_dir, args.merged_dir):
+    for output in (args.output_dir, args.merged_dir, args.mean_dir):
         if output:
             keep_apart(output, weights_path(args.start), *args.selector)
     (start, tokenizer), *found = (
         load_selector(name, torch.device("cpu"), torch.float32) for name in (args.start, *args.selector)
     )
     trained = mix(start, [model for model, _ in found], args.share)
+    if args.mean_dir:
+        trained.save_pretrained(args.mean_dir)
+        tokenizer.save_pretrained(args.mean_dir)
     moments = input_moments(trained, tokenizer, read_pairs(args.train_data, args.groups), args.max_length)
     adapted, kept = make_adapter(start, trained, args.rank, moments)
     adapted.peft_config["default"].base_model_name_or_path = args.start

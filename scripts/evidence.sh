@@ -12,6 +12,7 @@ need_nothing "$@"
 source "$(dirname "${BASH_SOURCE[0]}")/install.sh" demo
 : "${CONFIG:=$REPO/scripts/evidence.conf}"
 source "$REPO/scripts/paths.sh"
+source "$REPO/scripts/evidence_parts.sh"
 : "${RESULTS:=$REPO/docs/results}"
 SECONDS=0
 written="$WORK/scored/start/test.background.jsonl" # the pseudo-passages of the test questions
@@ -19,29 +20,6 @@ TEST_SETS=(NaturalQA TriviaQA WebQuestions SQuAD)
 DEV_SETS=(NaturalQA TriviaQA)
 SEEDS=(0 1) # of the selectors whose mean is taken
 KEPT=("$WORK"/kept/{train,excluded}.jsonl)
-
-# train NAME flags-of-data2selector... : a selector from the questions of KEPT, training/NAME/selector, with the learning
-# rate and the training flags that are set.
-train() {
-  local folder="$WORK/training/$1"
-  if [ -e "$folder/selector/trainer_state.json" ]; then return; fi # written last
-  python "$REPO/data/data2selector.py" --data_path "${KEPT[@]}" --output_path "$folder/train.jsonl" "${@:2}"
-  (WORK="$folder" SELECTOR="$folder/selector" && script selector_finetune)
-}
-
-# train_seeds SEED... : a selector of all groups for each seed, all at once, each on its share of the cores: an update
-# is too small to keep several cores busy
-train_seeds() {
-  local seed job failed=0 jobs=()
-  for seed in "$@"; do
-    (OMP_NUM_THREADS="${OMP_NUM_THREADS:-$((($(nproc) + $# - 1) / $#))}" TRAINING_FLAGS+=(--seed "$seed")
-      export OMP_NUM_THREADS
-      train "seed_$seed" "${GROUP_FLAGS[@]}") &
-    jobs+=($!)
-  done
-  for job in "${jobs[@]}"; do wait "$job" || failed=1; done # each has said what went wrong
-  return "$failed"
-}
 
 # average SHARE : the adapter of this share of the seeds' mean change, training/share_SHARE/adapter, and merged with the
 # start training/share_SHARE/selector
@@ -66,25 +44,10 @@ judge() {
     --overwrite_output_dir >/dev/null
 }
 
-# pick METHOD WHICH flags-of-pick_best... : the best of the candidates that WHICH has scored, selected/METHOD/test.jsonl
-pick() { pick_best "$2" test "$WORK/selected/$1/test.jsonl" "${@:3}"; }
-
 # score_and_pick NAME : scores by the selector training/NAME, with the pseudo-passages that are there, and its picks
 score_and_pick() {
   score_candidates "$1" "$WORK/training/$1/selector" test --background_path "$written" >/dev/null
   pick "$1" "$1" --no_pseudo
-}
-
-# answer NAME K FOLDER flags-of-run_baselines... : the answers to NAME's questions from K passages, answers/FOLDER
-answer() {
-  python -m gainRAG.rag_workflow.run_baselines --data_path "$WORK/retrieved/$1.jsonl" --task "$TASK" --lm_type "$LLM" \
-    --output_dir "$WORK/answers/$3" --K_docs "$2" "${LLM_FLAGS[@]}" "${GENERATION_FLAGS[@]}" "${@:4}"
-}
-
-# answer_test : the answers of all methods to WORK's test questions, beside the gains of their picks
-answer_test() {
-  answer test 1 test --gains_path "$WORK/gains/test.jsonl" --selections rerank="$WORK/selected/rerank/test.jsonl" \
-    gainrag_no_pseudo="$WORK/selected/gainrag_no_pseudo/test.jsonl"
 }
 
 # write_tables FOLDER : of all selectors whose picks of the test questions are there

@@ -1,7 +1,8 @@
 """The experiment's numbers (docs/results/PROTOCOL.md): every one of them follows from test.jsonl.gz, a line a question.
 
-With --work, a run's folder is read first and its test.jsonl.gz written; without, the file that is there is taken, so
-anyone can compute the published numbers anew. Writes evidence.json, README.md (the tables) and the figures beside it.
+With --work, a run's folder is read first, or those of several runs on different questions, and test.jsonl.gz written;
+without, the file that is there is taken, so anyone can compute the published numbers anew. Writes evidence.json,
+README.md (the tables) and the figures beside it.
 
     python -m gainRAG.analysis.evidence --work results/evidence --name test --output_dir docs/results
     python -m gainRAG.analysis.evidence --output_dir docs/results
@@ -27,7 +28,7 @@ from gainRAG.common.schemas import as_supervised, is_number
 from gainRAG.evaluation.recall import find_hits
 from gainRAG.evaluation.results import mean_with_interval
 from gainRAG.evaluation.significance import paired_difference
-from gainRAG.rag_workflow.picks import BASES
+from gainRAG.rag_workflow.picks import BASES, METHODS
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +40,9 @@ DIGITS = 6  # of gains and scores; more would only record the processor's roundi
 
 def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
-    parser.add_argument("--work", type=Path, default=None, help="the run's folder; None: compute from test.jsonl.gz")
+    parser.add_argument(
+        "--work", type=Path, nargs="+", default=None, help="the runs' folders; None: compute from test.jsonl.gz"
+    )
     parser.add_argument("--name", default="test", help="the question set in --work that was held out")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder of test.jsonl.gz and what follows from it"
@@ -60,13 +63,10 @@ def main() -> None:
     args = parse_arguments()
     folder = output_folder(args.output_dir)
     if args.work:
-        answers = args.work / "answers" / args.name
-        if not (answers / "results.json").exists():
-            raise UserError(f"{answers}: no results.json; scripts/evidence.sh writes it")
-        write_lines(folder / TEST, question_lines(QuestionSet(args.work, answers)))
+        write_lines(folder / TEST, pooled_lines(args.work, args.name))
         if args.gains_dir:
             gains_folder = output_folder(args.gains_dir)
-            for path in sorted((args.work / "gains").glob("*.jsonl")):
+            for path in sorted(path for work in args.work for path in (work / "gains").glob("*.jsonl")):
                 write_lines(gains_folder / f"{path.name}.xz", rounded_gains(path))
     evidence = summarize_lines(read_lines(folder / TEST))
     write_json(folder / EVIDENCE, evidence)
@@ -79,6 +79,26 @@ def main() -> None:
 
 
 # --- a line a question -------------------------------------------------------------------------------------------
+
+
+def pooled_lines(works: Sequence[Path], name: str) -> Iterator[Record]:
+    """The lines of one run, or of several, whose `dataset` then names the run's folder, too.
+
+    Raises:
+        UserError: a run has no answers, or a question is in two of them.
+    """
+    seen: set[str] = set()
+    for work in works:
+        answers = work / "answers" / name
+        if not (answers / "results.json").exists():
+            raise UserError(f"{answers}: no results.json; scripts/evidence.sh writes it")
+        for line in question_lines(QuestionSet(work, answers)):
+            if line["id"] in seen:
+                raise UserError(
+                    f"{work}: question {line['id']!r} is in another of --work, too; one may count only once"
+                )
+            seen.add(line["id"])
+            yield {**line, "dataset": f"{line['dataset']} {work.name}"} if len(works) > 1 else line
 
 
 def question_lines(found: QuestionSet) -> Iterator[Record]:
@@ -172,18 +192,17 @@ def summarize_lines(lines: Sequence[Record]) -> Record:
     names = sorted({line["dataset"] for line in lines})
     parts = {name: [line for line in lines if line["dataset"] == name] for name in names}
     methods = list(lines[0]["methods"])
-    answered = [method for method in methods if "prediction" in lines[0]["methods"][method]]
+    named = [method for method in METHODS if method in methods]
+    answered = [method for method in named if scores(lines, method, "cover_em") is not None]
     return {
         "n": len(lines),
         "datasets": {name: len(part) for name, part in parts.items()},
-        "methods": {method: method_means(lines, method) for method in answered},
-        "by_dataset": {
-            name: {method: method_means(part, method) for method in answered} for name, part in parts.items()
-        },
+        "methods": {method: method_means(lines, method) for method in named},
+        "by_dataset": {name: {method: method_means(part, method) for method in named} for name, part in parts.items()},
         "tests": paired_tests(lines),
         "tests_by_dataset": {name: paired_tests(part) for name, part in parts.items()},
-        "share_won": {method: share_won(lines, method) for method in ("rerank", *OURS) if method in answered},
-        "variants": {method: variant(lines, method) for method in methods if method not in (*answered, BOUND)},
+        "share_won": {method: share_won(lines, method) for method in ("rerank", *OURS) if method in named},
+        "variants": {method: variant(lines, method) for method in methods if method not in named},
         "gap": {method: gap(lines, method) for method in answered if method != "no_retrieval"},
     }
 

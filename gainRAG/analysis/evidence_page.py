@@ -22,6 +22,7 @@ VARIANTS = {  # name of a selection -> its selector, which is not cut to an adap
     "alpha_0": "all groups, seed 0, plain perplexity (alpha 0)",
     "alpha_1": "seed 0, only questions that the start has not seen, alpha 1",
     "float32": "all groups, seed 0, in float32",
+    "as_shipped": "the shipped selector, not trained further",
 }
 HEAD = """# The experiment's results
 
@@ -47,7 +48,8 @@ def evidence_page(evidence: Record) -> str:
         parts.append(tests_table(row for row in evidence["tests_by_dataset"][name] if row["metric"] in PICKED))
     if evidence["variants"]:
         parts += ["## Selectors trained otherwise", variants_table(evidence["variants"])]
-    parts += ["## Holding the answer, and helping (the paper's figure 1)", gap_table(evidence["gap"])]
+    if evidence["gap"]:
+        parts += ["## Holding the answer, and helping (the paper's figure 1)", gap_table(evidence["gap"])]
     return "\n\n".join(part.strip() for part in parts) + "\n"
 
 

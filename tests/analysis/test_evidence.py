@@ -3,11 +3,13 @@
 import gzip
 import json
 import lzma
+import re
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import each
 from made_up_runs import whole_run
 
 from gainRAG.analysis import evidence
@@ -51,6 +53,24 @@ def test_a_runs_numbers(run, tmp_path):
     assert gap["wrong_of_held"]["mean"] == pytest.approx(1 - right) and gap["not_held_of_right"]["mean"] == 0
     assert found["methods"]["gainrag"]["cover_em"]["mean"] == pytest.approx(right)
     assert "| GainRAG " in (folder / evidence.PAGE).read_text()
+
+
+def test_runs_on_different_questions_are_pooled(run, tmp_path):
+    works = [whole_run(tmp_path / part, "A_test", 30) for part in ("one", "two")]
+    alone = json.loads((run("--work", works[0], "--name", "A_test") / evidence.EVIDENCE).read_text())
+    with pytest.raises(UserError, match="two: question 'q0' is in another of --work, too"):
+        run("--work", *works, "--name", "A_test")
+    for path in works[1].rglob("*.jsonl"):
+        path.write_text(re.sub('"q([0-9]+)"', r'"A-\1"', path.read_text()))
+    pooled = json.loads((run("--work", *works, "--name", "A_test") / evidence.EVIDENCE).read_text())
+    assert pooled["n"] == 60 and pooled["datasets"]["A two"] == 30 and pooled["datasets"]["q0 one"] == 1
+    for method, means in pooled["methods"].items():
+        assert (
+            means.keys() == alone["methods"][method].keys()
+            and pooled["by_dataset"]["A two"][method].keys() == means.keys()
+        )
+        for metric in means.keys() - {"pseudo_share"}:
+            assert means[metric]["mean"] == pytest.approx(alone["methods"][method][metric]["mean"])
 
 
 def test_the_same_lines_give_the_same_bytes_and_the_run_is_not_needed(run, tmp_path):
@@ -107,9 +127,7 @@ def test_what_is_not_there_is_named(run, tmp_path):
             run()
 
 
-@pytest.mark.parametrize(
-    "folder", [RESULTS, RESULTS / "other_sets", RESULTS / "new_domain"], ids=lambda folder: folder.name
-)
+@each("folder", [RESULTS, RESULTS / "other_sets", RESULTS / "new_domain"])
 def test_the_published_numbers_follow_from_the_published_lines(folder):
     lines = evidence.read_lines(folder / evidence.TEST)
     found = evidence.summarize_lines(lines)

@@ -51,7 +51,7 @@ def extract(monkeypatch, tmp_path, models, groups):
     def run(rank: int, selectors=models[1:], share=1):
         arguments = ["--start", models[0], "--selector", *selectors, "--train_data", groups, "--rank", rank]
         arguments += ["--share", share]
-        folders = ["--output_dir", tmp_path / "adapter", "--merged_dir", tmp_path / "merged"]
+        folders = [word for name in ("output", "merged", "mean") for word in (f"--{name}_dir", tmp_path / name)]
         monkeypatch.setattr(sys, "argv", ["extract_adapter.py", *map(str, (*arguments, *folders))])
         script.main()
         return AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged")
@@ -73,18 +73,21 @@ def test_at_full_rank_nothing_is_lost_and_at_a_low_one_less_than_all(extract, mo
     start = distance(AutoModelForSequenceClassification.from_pretrained(models[0]), models[1])
     assert whole < 0.01 * start and whole < far  # float16 rounds the adapter
     assert "keeps 100.0 %" in caplog.text
-    merge_adapter(models[0], tmp_path / "adapter", tmp_path / "again")  # what users of the adapter do
+    merge_adapter(models[0], tmp_path / "output", tmp_path / "again")  # what users of the adapter do
     assert distance(extract(2), tmp_path / "again") == 0
 
 
-def test_a_share_of_the_mean_change_of_several(extract, models):
+def test_a_share_of_the_mean_change_of_several(extract, models, tmp_path):
     start, trained = (AutoModelForSequenceClassification.from_pretrained(folder).state_dict() for folder in models)
     half, mean = (
         extract(1000, *rest).state_dict() for rest in ((models[1:], 0.5), (models,))
     )  # the start changed none
     quarter = extract(1000, models, 0.5).state_dict()
+    extract(1, models, 0.5)
+    whole = AutoModelForSequenceClassification.from_pretrained(tmp_path / "mean").state_dict()
     for name, weight in start.items():
         change = trained[name] - weight
+        torch.testing.assert_close(whole[name], weight + 0.25 * change)  # at rank 1, too
         if "embeddings" in name:  # which an adapter leaves out
             continue
         for found, share in ((half, 0.5), (mean, 0.5), (quarter, 0.25)):
