@@ -65,6 +65,12 @@ def test_the_readme_fits_two_pages():
     assert TEXTS["README.md"].count("\n") <= 150
 
 
+def test_a_block_that_is_to_stop_at_an_error_stops_at_each():
+    """`set -e` lets a && chain fail: the next line would run on what is left of an earlier run."""
+    stopping = [text for page in TEXTS for text in blocks(page, "bash") if "set -e" in text]
+    assert stopping and not [text for text in stopping if "&&" in text]
+
+
 def test_every_module_that_a_command_runs_exists():
     assert not unfound(MODULE, lambda name, _: name.split(".")[0] in OTHERS or module_exists(name))
 
