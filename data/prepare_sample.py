@@ -35,11 +35,13 @@ class Conditions:
         only: their wordings; None: any.
         answerable_in_top: one of so many first passages holds a gold answer; None: passages do not count.
         max_answers: they have no more gold answers; None: any number.
+        ids: theirs are among these; None: any.
     """
 
     only: set[str] | None = None
     answerable_in_top: int | None = None
     max_answers: int | None = None
+    ids: set[str] | None = None
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -64,15 +66,22 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--max_answers", type=positive_int, default=None, help="only questions with no more gold answers"
     )
+    parser.add_argument(
+        "--also_in",
+        nargs="+",
+        default=None,
+        help="only questions whose id is in each of these records, as where --skip_too_long left some out",
+    )
     return parser.parse_args()
 
 
 def main() -> None:
     """Reads, draws, writes."""
     args = parse_arguments()
-    keep_apart(args.output_path, *args.data_path)
+    keep_apart(args.output_path, *args.data_path, *(args.also_in or ()))
     only = read_wordings(*args.only_questions) if args.only_questions else None
-    conditions = Conditions(only, args.answerable_in_top, args.max_answers)
+    ids = [{str(record["id"]) for record in read_records(path, as_question)} for path in args.also_in or ()]
+    conditions = Conditions(only, args.answerable_in_top, args.max_answers, set.intersection(*ids) if ids else None)
     counts: Counter = Counter()
     records = list(keep_usable(args.data_path, conditions, counts))
     if args.sample is not None and args.sample > len(records):
@@ -103,6 +112,8 @@ def failed_condition(record: Record, conditions: Conditions) -> str | None:
     top = conditions.answerable_in_top
     if conditions.only is not None and record["question"] not in conditions.only:
         return "not in --only_questions"
+    if conditions.ids is not None and str(record["id"]) not in conditions.ids:
+        return "not in --also_in"
     if conditions.max_answers is not None and len(record["answers"]) > conditions.max_answers:
         return f"more than {conditions.max_answers} gold answers"
     if top is None:

@@ -117,7 +117,10 @@ def pseudo_passage_lookup(path: str | Path) -> Callable[[Record], str]:
     def text_of(question: Record) -> str:
         text = known.get((str(question.get("id")), question["question"]))
         if text is None:
-            raise UserError(f"{path}: no pseudo-passage for id {question.get('id')!r} ({question['question']:.60})")
+            raise UserError(
+                f"{path}: no pseudo-passage for id {question.get('id')!r} ({question['question']:.60}); if "
+                "--skip_too_long left it out there, data/prepare_sample.py --also_in takes it out of --data_path"
+            )
         return text
 
     return text_of

@@ -89,7 +89,7 @@ class Picks:
             if missing:
                 raise UserError(
                     f"{path}: lacks {len(missing)} questions of --data_path, the first is id {missing[0]!r}; "
-                    "if --skip_too_long left them out there, take them out of --data_path too"
+                    "if --skip_too_long left them out there, data/prepare_sample.py --also_in takes them out here"
                 )
             for record in by_name.values():
                 self._require_wording(method, record)

@@ -37,6 +37,8 @@ def test_plain_questions_are_drawn_by_a_fixed_seed_in_their_order(draw, write_js
     assert draw("--data_path", path, "--sample", 8) == drawn
     assert draw("--data_path", path, "--sample", 8, "--seed", 1) != drawn
     assert len(draw("--data_path", path)) == 50
+    left = [write_jsonl(name, QUESTIONS[start:]) for name, start in (("gains.jsonl", 30), ("scored.jsonl", 48))]
+    assert draw("--data_path", path, "--also_in", *left) == ["48", "49"]
 
 
 def test_more_than_there_are_is_reported(draw, write_jsonl, caplog):

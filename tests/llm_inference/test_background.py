@@ -101,7 +101,7 @@ def test_pseudo_passages_are_found_by_id_and_wording(write_jsonl):
     rows = [{"id": str(q["id"]), "question": q["question"], "background": f"text {q['id']}"} for q in QUESTIONS]
     path = write_jsonl("background.jsonl", rows[::-1])
     assert [*map(pseudo_passage_lookup(path), QUESTIONS)] == [f"text {number}" for number in range(5)]
-    unknown = f"background.jsonl: no pseudo-passage for id 3 ({QUESTIONS[3]['question']})"
+    unknown = f"background.jsonl: no pseudo-passage for id 3 ({QUESTIONS[3]['question']}); if --skip_too_long"
     for changed, expected in (
         ({"id": "9"}, unknown),
         ({"question": "Else?"}, unknown),
