@@ -12,7 +12,7 @@ from typing import IO, Any
 
 from gainRAG.common.cli import UserError, input_file
 from gainRAG.common.jsonl import FieldError, Record, parse_json
-from gainRAG.evaluation.question_formats import FORMATS, Format, question_text
+from gainRAG.evaluation.question_formats import FORMATS, UNANSWERED, Format, question_text
 
 
 def read_entries(name: str, file: IO[bytes], format_name: str | None) -> Iterator[tuple[str, Any]]:
@@ -98,7 +98,7 @@ def _table_entries(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
 
 
 def detect(where: str, record: Any, format_name: str | None) -> Format:
-    """The record's format: the named one, or the first that fits.
+    """The record's format: the named one, or the first that fits; UNANSWERED where only a later record can tell.
 
     Raises:
         UserError: no format fits, or not the named one; says what was found and what was wanted.
@@ -106,14 +106,13 @@ def detect(where: str, record: Any, format_name: str | None) -> Format:
     if not isinstance(record, dict):
         raise UserError(f"{where}: wanted an object, found {type(record).__name__}")
     found = ", ".join(map(repr, record)) or "no fields"
-    if format_name is not None:
-        if not FORMATS[format_name].detect(record):
-            raise UserError(f"{where}: found {found}; --format {format_name} is {FORMATS[format_name].looks}")
-        return FORMATS[format_name]
-    for candidate in FORMATS.values():
+    wanted = list(FORMATS.values()) if format_name is None else [FORMATS[format_name]]
+    for candidate in [*wanted, *([UNANSWERED] if FORMATS["own"] in wanted else [])]:
         if candidate.detect(record):
             return candidate
-    raise UserError(f"{where}: found {found}: no known format; --help lists them")
+    if format_name is None:
+        raise UserError(f"{where}: found {found}: no known format; --help lists them")
+    raise UserError(f"{where}: found {found}; --format {format_name} is {wanted[0].looks}")
 
 
 @dataclass
@@ -152,7 +151,7 @@ def read_questions(
     first_seen: dict[str, str] = {}
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     for number, (where, entry) in enumerate(read_entries(name, file, format_name), 1):
-        if kind is None:
+        if kind in (None, UNANSWERED):
             kind = detect(where, entry, format_name)
             dataset = dataset or kind.dataset
             prefix = dataset or Path(name.removesuffix(".gz")).stem

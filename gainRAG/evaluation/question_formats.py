@@ -10,6 +10,7 @@ from gainRAG.common.jsonl import FieldError, Record
 from gainRAG.common.schemas import name_options, normalize_choices, with_aliases
 
 DOCUMENTS = ("paragraphs", "context")  # too much to carry along with every question
+OTHER_ANSWERS = {"answer", "golden_answers", "answerKey", "is_impossible"}  # of formats that have a `question` as well
 PUBHEALTH_LABELS = ("false", "mixture", "true", "unproven")  # the hub's numbers
 
 
@@ -77,14 +78,21 @@ def _flashrag(record: Record) -> Question:
 
 def _own(record: Record) -> Question:
     name = "id" if record.get("id") is not None else "_id"
+    record = {**record, "answers": []} if _lacks_answers(record) else record
     return _with_choices(_fields(name, "question", "answers")(record), record, "id", "_id", "question", "answers")
 
 
 def _is_own(record: Record) -> bool:
     answers = record.get("answers")
     texts = answers if isinstance(answers, list) else [answers]
-    other = not texts and record.keys() & {"answer", "golden_answers", "answerKey", "is_impossible"}
+    other = not texts and record.keys() & OTHER_ANSWERS
     return "question" in record and not other and all(isinstance(text, str) for text in texts)
+
+
+def _lacks_answers(record: Record) -> bool:
+    """A question that has answers in no field: it can be of the own format, and does not tell what its file is of."""
+    unanswered = record.get("answers") is None and not record.keys() & OTHER_ANSWERS
+    return unanswered and isinstance(record.get("question"), str)
 
 
 def _beir(record: Record) -> Question:
@@ -289,3 +297,9 @@ FORMATS = {  # the first that fits is taken
     ),
     "dpr": Format("lines of question<TAB>Python list (DPR's qas.csv)", _has("python list"), _dpr),
 }
+UNANSWERED = Format(
+    FORMATS["own"].looks,
+    _lacks_answers,
+    _own,
+    unanswered="wanted 'answers', a list of texts; --help lists the fields of other formats",
+)

@@ -337,6 +337,19 @@ def test_unanswered_question():
     assert [q["question"] for q in found] == ["Q?"] and tally.unanswered == 1
 
 
+@each("absent", [{}, {"answers": None}])
+@each("format_name", [None, "own"])
+def test_a_question_without_the_field_answers_is_unanswered_wherever_it_stands(format_name, absent):
+    records = [{"question": "Q?", "answers": ["a"]}, {"question": "R?", **absent}]
+    for content in (lines(*records), lines(*records[::-1])):
+        with pytest.raises(UserError, match=r"no usable answer; --drop_unanswered"):
+            questions(content, format_name=format_name)
+        (found,) = questions(content, format_name=format_name, drop_unanswered=True)
+        assert found["question"] == "Q?"
+    later = lines({"question": "R?", **absent}, {"question": "Q?", "answer": "a"})
+    assert questions(later, drop_unanswered=True) == [{"id": "sample-2", "question": "Q?", "answers": ["a"]}]
+
+
 def test_ids_do_not_shift_when_questions_are_dropped():
     content = lines({"question": "Q?", "answer": []}, {"question": "R?", "answer": ["a"]})
     assert questions(content, dataset="Mine", drop_unanswered=True)[0]["id"] == "Mine-2"
@@ -370,7 +383,8 @@ SQUAD_WITHOUT_QAS = json.dumps({"data": [{"paragraphs": [{"context": "x"}]}]})
         (json.dumps({"Data": [{"Question": "Q?", "Answer": "a"}]}), {}, "field 'Answer': wanted an object"),
         (json.dumps([{"utterance": "Q?", "targetValue": "Egypt"}]), {}, "field 'targetValue': 'Egypt' is not"),
         (lines({"question_text": "Q?", "answers_objects": ["a"]}), {}, "'answers_objects': wanted a list of objects"),
-        (json.dumps([{"_id": "1", "question": "Q?"}]), {}, "found '_id', 'question': no known format"),
+        (json.dumps([{"_id": "1", "question": "Q?"}]), {}, "item 1: no usable answer; --drop_.*; wanted 'answers'"),
+        (lines(NILE, {"question": "Q?", "answer": "a"}), {"drop_unanswered": True}, ":2: field 'answers': missing"),
     ],
 )
 def test_bad_input(content, options, message):
