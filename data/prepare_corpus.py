@@ -172,6 +172,10 @@ def _folder_texts(folder: Path, format_name: str | None, no_title: bool) -> Iter
         if file.suffix.lower() in TEXT_ENDINGS:
             yield str(file), DOCUMENT, Text(name, *read_document(file))
             continue
+        with input_file(file).open("rb") as lines:
+            if not any(map(bytes.strip, lines)):
+                yield str(file), DOCUMENT, Text(name, file.stem, "")
+                continue
         for number, (where, kind, text) in enumerate(read_texts(file, format_name, no_title), 1):
             yield where, kind, text if text.id is not None else text._replace(id=f"{name}:{number}")
 

@@ -48,6 +48,7 @@ DOCUMENTS = {
     "c.jsonl": [{"id_": "n1", "text": "A node.", "metadata": {"file_name": "z.txt"}}],
     "d.jsonl": [{"id": 7, "title": "T", "text": "A passage."}],
     "empty.txt": " ",
+    "empty.jsonl": "\n",
     ".git/x.txt": "hidden",
     "scan.pdf": "x",
     "old/scan.pdf": "x",
@@ -56,7 +57,8 @@ DOCUMENTS = {
 
 
 def test_own_documents(folder, caplog):
-    found = passages(folder(DOCUMENTS))
+    tally = prepare_corpus.Tally()
+    found = list(prepare_corpus.read_passages(folder(DOCUMENTS), tally))
     assert [(p["id"], p["title"], p["text"]) for p in found] == [
         ("a/chain.jsonl:1#1", "y", "Chained."),
         ("a/chain.jsonl:2#1", "", "Bare."),
@@ -66,6 +68,7 @@ def test_own_documents(folder, caplog):
         ("n1#1", "z", "A node."),
         ("7", "T", "A passage."),
     ]
+    assert (tally.texts, tally.empty) == (9, 2)
     assert "3 files of other kinds are left out: 2 .pdf, 1 Makefile" in caplog.text
     assert found == passages(folder({}))
 
