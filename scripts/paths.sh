@@ -47,8 +47,24 @@ if [ -n "${CONFIG:-}" ]; then
       fail "$CONFIG: $name+= would replace what paths.sh gives by default: write the whole list, $name=(...)"
     fi
   done
+  if grep -q $'\r' "$CONFIG"; then
+    fail "$CONFIG: has line ends of Windows, which would become part of the values:" \
+      "sed -i 's/\r//' $CONFIG takes them away"
+  fi
+  own="$(IFS='|' && echo "${VALUES[*]}|${FLAGS[*]}")"
+  own="[A-Za-z_]+[[:space:]]+=|($own)=[[:space:]]+[^][:space:]#=;&|]+([[:space:]]|$)" # the latter would be a command
+  spaced="$(grep -nE "^[[:space:]]*($own)" "$CONFIG" || true)"
+  if [[ "$spaced" =~ ^([0-9]+):[[:space:]]*([A-Za-z_]+) ]]; then
+    fail "$CONFIG:${BASH_REMATCH[1]}: a space beside the = of ${BASH_REMATCH[2]}: write ${BASH_REMATCH[2]}=VALUE"
+  fi
+  known=" ${FLAGS[*]} SPLIT_FLAGS $(compgen -v | xargs) " # SPLIT_FLAGS are the demo's
   # shellcheck disable=SC1090
   source "$CONFIG"
+  for name in $(compgen -v); do
+    if [[ "$name" =~ _FLAGS?$ && "$known" != *" $name "* ]]; then
+      fail "$CONFIG: $name is no setting, and nothing would read it; there are ${FLAGS[*]}"
+    fi
+  done
 fi
 for name in "${!from_environment[@]}"; do
   unset "$name"

@@ -210,6 +210,18 @@ def test_settings_that_would_be_lost_are_refused(questions, recorder, tmp_path):
         config.write_text(f"N_DOCS=3 TASK=x\n{line}\n")
         added = run_script("retrieval", questions, "A_test", **settings)
         assert added.returncode == 2 and "LLM_FLAGS+= would replace what paths.sh gives" in added.stderr
+    for text, problem in {
+        "N_DOCS=3\r\nTASK=x\r\n": "mine.conf: has line ends of Windows",
+        "N_DOCS=3\n LLM = x\n": "mine.conf:2: a space beside the = of LLM: write LLM=VALUE",
+        "N_DOCS=3\nLLM= x": "mine.conf:2: a space beside the = of LLM",
+        "LLM_FLAG=(--x)\n": "mine.conf: LLM_FLAG is no setting",
+        "OWN_FLAG=1 LLM_FLGAS=1 MY_FLAGS=x": "mine.conf: MY_FLAGS is no setting",
+    }.items():
+        config.write_bytes(text.encode())
+        refused = run_script("retrieval", questions, "A_test", **settings, OWN_FLAG="from outside")
+        assert refused.returncode == 2 and problem in refused.stderr and not commands(recorder[1])
+    config.write_text("EMBED= # nothing = x\nTASK= GAINS= LIMIT=\nif [ 1 = 1 ]; then SPLIT_FLAGS=(--x); fi\n")
+    assert run_script("retrieval", questions, "A_test", **settings).returncode == 0
     config.write_text("# LLM_FLAGS+=(--y)\nN_DOCS=3 LLM_FLAGS=(--x)\nLLM_FLAGS+=(--y)\n")
     assert run_script("retrieval", questions, "A_test", **settings).returncode == 0
     alone = run_script("retrieval", questions, "A_test", **recorder[0], RAY_ADDRESS="node1:6379")
