@@ -118,6 +118,8 @@ def write_tsv(path: Path, records: Iterator[Record]) -> int:
 def read_entries(path: Path) -> Iterator[tuple[str, Record]]:
     """The file's objects with where they are; of an object {title: value}, one {"title", "value"} each."""
     path = input_file(path)
+    if path.suffix.lower() in TEXT_ENDINGS:
+        raise UserError(f"{path}: is one document; give the folder that holds your documents")
     if path.suffix == ".json" and path.read_bytes()[:64].removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{"):
         titles = parse_json(path.read_bytes(), str(path))
         yield from ((f"{path}: {title!r}", {"title": title, "value": value}) for title, value in titles.items())

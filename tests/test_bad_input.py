@@ -258,10 +258,10 @@ DAMAGES = {  # name -> (the good lines -> bad bytes, what is said); {field} is t
     "a line cut in half": (lambda good: good[0] + good[1] + good[2][:20], "{path}:3: is not JSON"),
     "UTF-16": (lambda good: b"".join(good).decode().encode("utf-16"), "{path}:1: is not UTF-8 text"),
     "Latin-1": (lambda good: good[0] + good[1] + '{"question": "où?"}\n'.encode("latin-1"), "{path}:3: is not UTF-8"),
-    "compressed": (lambda good: b"\x1f\x8b\x08\x00junk\xff\n", "{path}:1: is not UTF-8 text"),
+    "compressed": (lambda good: b"\x1f\x8b\x08\x00junk\xff\n", "{path}:1: is gzip; let its name end in .gz"),
     "half a surrogate pair": (
         lambda good: good[0] + good[1] + good[2].replace(b'": "', b'": "\\ud800'),
-        "{path}:3: (is not UTF-8 text|holds half of a surrogate pair)",
+        "{path}:3: holds half of a surrogate pair",
     ),
     "a list for an object": (lambda good: good[0] + good[1] + b"[1]\n", "{path}:3: .*wanted an object, found list"),
     "a number of 5000 digits": (lambda good: good[0] + good[1] + b"9" * 5000 + b"\n", "{path}:3: is not JSON"),

@@ -86,14 +86,23 @@ def parse_json(data: bytes, where: str) -> Any:
         UserError: not UTF-8 or not JSON; begins with `where`.
     """
     try:
-        value = json.loads(data.decode("utf-8-sig"))
+        value = json.loads(data.decode("utf-8-sig").rstrip("\r\n"))  # for the columns in messages
         if b"\\u" in data:
             json.dumps(value, ensure_ascii=False).encode()  # refuses half of a surrogate pair, which nothing can write
         return value
-    except UnicodeError:
-        raise UserError(f"{where}: is not UTF-8 text; save the file as UTF-8") from None
+    except UnicodeEncodeError:
+        raise UserError(f"{where}: holds half of a surrogate pair (\\ud800-\\udfff), which no text can") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{where}: {why_no_text(data)}") from None
     except (ValueError, RecursionError) as problem:  # ValueError: also a number of more than 4300 digits
         raise UserError(f"{where}: is not JSON ({problem})") from None
+
+
+def why_no_text(data: bytes) -> str:
+    """What bytes are that are not UTF-8, and what to do: the end of a message."""
+    if data.startswith(b"\x1f\x8b"):
+        return "is gzip; let its name end in .gz for a corpus or prepare_questions.py, unpack it for others"
+    return "is not UTF-8 text; save the file as UTF-8"
 
 
 # --- writing ----------------------------------------------------------------------------------------------------

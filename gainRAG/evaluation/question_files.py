@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gainRAG.common.cli import UserError, input_file
-from gainRAG.common.jsonl import FieldError, Record, parse_json
+from gainRAG.common.jsonl import FieldError, Record, parse_json, why_no_text
 from gainRAG.evaluation.question_formats import FORMATS, UNANSWERED, Format, question_text
 
 
@@ -33,7 +33,11 @@ def read_entries(name: str, file: IO[bytes], format_name: str | None) -> Iterato
         for place, line in itertools.chain([(number, first), second], lines):
             yield f"{name}:{place}", parse_json(line, f"{name}:{place}")
         return
-    yield from _nested_entries(name, parse_json(first + (second[1] + file.read() if second else b""), name))
+    of_lines = second and first.lstrip()[:1] == second[1].lstrip()[:1] == b"{" and _is_json(second[1])
+    if of_lines or not second:
+        yield from _nested_entries(name, parse_json(first, f"{name}:{number}"))
+    else:
+        yield from _nested_entries(name, parse_json(first + second[1] + file.read(), name))
 
 
 def _without_mark(file: IO[bytes]) -> Iterator[bytes]:
@@ -78,7 +82,7 @@ def _table_entries(name: str, data: bytes) -> Iterator[tuple[str, Any]]:
         text = data.decode("utf-8")
     except UnicodeDecodeError as problem:
         line = data.count(b"\n", 0, problem.start) + 1
-        raise UserError(f"{name}:{line}: is not UTF-8 text; save the file as UTF-8") from None
+        raise UserError(f"{name}:{line}: {why_no_text(data)}") from None
     csv.field_size_limit(max(len(text), 131072))
     header = text.split("\n", 1)[0].strip("\r").split("\t")
     named = {"claim", "label"} <= set(header)

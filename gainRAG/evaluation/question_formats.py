@@ -85,8 +85,10 @@ def _own(record: Record) -> Question:
 def _is_own(record: Record) -> bool:
     answers = record.get("answers")
     texts = answers if isinstance(answers, list) else [answers]
-    other = not texts and record.keys() & OTHER_ANSWERS
-    return "question" in record and not other and all(isinstance(text, str) for text in texts)
+    if texts and all(isinstance(text, str) for text in texts):
+        return "question" in record
+    others = answers is None or any(isinstance(text, dict) for text in texts) or record.keys() & OTHER_ANSWERS
+    return "question" in record and not others
 
 
 def _lacks_answers(record: Record) -> bool:
@@ -259,7 +261,9 @@ FORMATS = {  # the first that fits is taken
     "webquestions": Format(
         "a JSON list with 'utterance', 'targetValue'", _has("targetValue"), _webquestions, "WebQuestions"
     ),
-    "triviaqa": Format("an object whose 'Data' lists 'Question', 'Answer'", _has("Question"), _triviaqa, "TriviaQA"),
+    "triviaqa": Format(
+        "an object whose 'Data' lists 'Question', 'Answer'", _has("Question", without="answers"), _triviaqa, "TriviaQA"
+    ),
     "squad": Format(
         "version 1.1: an object whose 'data' lists 'paragraphs' with 'qas'",
         lambda record: isinstance(record.get("answers"), list) and all(isinstance(a, dict) for a in record["answers"]),

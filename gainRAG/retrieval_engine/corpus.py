@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gainRAG.common.cli import UserError, input_file
-from gainRAG.common.jsonl import Record
+from gainRAG.common.jsonl import Record, why_no_text
 from gainRAG.common.progress import ProgressBar
 from gainRAG.common.schemas import split_contents
 
@@ -79,7 +79,7 @@ def _lines(corpus: Path, raw) -> Iterator[tuple[int, str]]:
         try:
             yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
         except UnicodeDecodeError as problem:
-            raise UserError(f"{corpus}:{number}: is not UTF-8 text (byte {problem.start})") from None
+            raise UserError(f"{corpus}:{number}: {why_no_text(line)} (byte {problem.start})") from None
 
 
 def has_contents(corpus: Path) -> bool:

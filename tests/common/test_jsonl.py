@@ -23,10 +23,10 @@ QUESTION = {"id": "q1", "question": "Where?", "answers": ["Paris"]}
         (b'{"a": 1}\n{"a": \n', ":2: is not JSON"),
         (b'{"a": 1}\n{"question": "Wh', ":2: is not JSON"),
         (b'{"a": 1}\n[1, 2]\n', ":2: wanted an object, found list"),
-        (b"\x1f\x8b\x08\x00junk\xff", ":1: is not UTF-8 text"),
+        (b"\x1f\x8b\x08\x00junk\xff", ":1: is gzip; let its name end in .gz for a corpus"),
         ('{"a": "é"}\n'.encode("latin-1"), ":1: is not UTF-8 text"),
         ('{"a": 1}\n'.encode("utf-16"), ":1: is not UTF-8 text"),
-        (b'{"a": "\\ud800"}\n', ":1: is not UTF-8 text"),
+        (b'{"a": "\\ud800"}\n', ":1: holds half of a surrogate pair"),
         (b"[" * 200_000, ":1: is not JSON"),
     ],
 )

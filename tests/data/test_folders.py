@@ -142,6 +142,8 @@ def test_bad_document_folders(folder):
     with pytest.raises(UserError, match=r"n\\udcff.txt: the file's name is not UTF-8, .* rename it"):
         passages(folder({"bad.txt": "a", os.fsdecode(b"n\xff.txt"): "x"}))
     (folder({}) / os.fsdecode(b"n\xff.txt")).unlink()
+    with pytest.raises(UserError, match=r"bad.txt: is one document; give the folder that holds your documents"):
+        passages(folder({"bad.txt": "a"}) / "bad.txt")
     path = folder({"bad.txt": "a", "test.jsonl": [{"id": "1", "question": "Q?", "golden_answers": ["a"]}]})
     with pytest.raises(
         UserError, match=r"test.jsonl: record 1: .* these are questions, which prepare_questions.py reads"

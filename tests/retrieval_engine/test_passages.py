@@ -130,7 +130,7 @@ def test_bad_json_lines(tmp_path, line, message):
 def test_bad_utf8(tmp_path):
     path = tmp_path / "c.tsv"
     path.write_bytes(b"id\ttext\ttitle\n1\tgood\tA\n2\tcaf\xe9\tB\n")
-    assert f"{path}:3: is not UTF-8 text (byte 5)" in refusal(path)
+    assert f"{path}:3: is not UTF-8 text; save the file as UTF-8 (byte 5)" in refusal(path)
 
 
 def test_a_quotation_mark_left_open(tmp_path):
