@@ -3,7 +3,8 @@
 With the argument `check` it only names packages and vectors that are missing, and question sets without a prompt. Reads
 the settings of scripts/paths.sh from the environment. Standard library only, so that it runs in a fresh clone.
 Exit code 0 where nothing is missing, else 2. Sizes of downloads and memory are rounded up; hours are those of the
-paper's models and sizes on one H100, predicted by benchmarks/cost_model.py (docs/cluster.md).
+paper's models and sizes on one H100, predicted by benchmarks/cost_model.py (docs/cluster.md). What is known of the
+paper's training questions, corpus or GPUs alone is left out where these are others.
 """
 
 import ast
@@ -12,6 +13,7 @@ import importlib.util
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -29,6 +31,7 @@ QUESTIONS = {  # published question set -> its size
     "SQuAD_test": 10570,
     "WebQuestions_train": 3778,
 }
+TRAINING = "HotpotQA_train20000 WebQuestions_train"  # the paper's
 BY_HAND = ("HotpotQA_dev", "2WikiMultiHopQA_dev")
 DRAWN_FROM = "HotpotQA_train"
 CORPUS_BYTES, VECTOR_BYTES, STORE_BYTES = 5 * GB, 4 * 768 * PASSAGES, 15 * GB
@@ -41,7 +44,7 @@ class Step:
     """A step of reproduce.sh.
 
     Attributes:
-        needs: disk and memory.
+        needs: disk and memory; "" where they are not known.
         hours: of one H100, in the paper's run.
         inputs: what it reads.
         outputs: what is there when it is done.
@@ -111,7 +114,10 @@ def plan_steps() -> list[Step]:
     corpus = (folder("PASSAGES"), *([embeddings()] if setting("EMBEDDINGS") or has_published_vectors() else []))
     fetched = tuple(map(published_file, names))
     drawn = [name for name in training if is_drawn(name)]
-    llm = f"GPU memory {llm_memory()}"
+    gpus, groups = int(setting("GPUS")), "about 10,000 groups, " if setting("TRAINING") == TRAINING else ""
+    llm = f"GPU memory {llm_memory()}" if gpus else ""
+    search = f"RAM {ram_bytes() / GB:.0f} GB; disk: passage store {STORE_BYTES / GB:.0f} GB"
+    search = search + ("; GPU memory 8 GB" if gpus else "") if has_papers_corpus() else ""
     disk = f"disk: corpus {CORPUS_BYTES / GB:.0f} GB, vectors up to {VECTOR_BYTES / GB:.0f} GB, twice while unpacked"
     if has_published_vectors():
         fetches = f"{PASSAGES:,} passages and vectors, {len(names)} question sets"
@@ -123,12 +129,11 @@ def plan_steps() -> list[Step]:
         Step("1 downloads", fetches, disk, "as the network is", (), (*corpus, *fetched)),
         Step("2 training questions", ", ".join(f"{name}: {size_of(name):,}" for name in training), "nothing much",
              "under 0.1", tuple(map(published_file, drawn)), tuple(map(question_file, drawn))),
-        Step("3 retrieval", f"{sum(map(size_of, names)):,} questions",
-             f"RAM {ram_bytes() / GB:.0f} GB; disk: passage store {STORE_BYTES / GB:.0f} GB; GPU memory 8 GB",
-             "under 0.1", (*corpus, *map(question_file, names)), files("retrieved", names)),
+        Step("3 retrieval", f"{sum(map(size_of, names)):,} questions", search, "under 0.1",
+             (*corpus, *map(question_file, names)), files("retrieved", names)),
         Step("4 supervision", f"{trained:,} questions x {candidates + 1} candidates", llm, "14.1",
              files("retrieved", training), (*files("kept", training), work / "train.jsonl")),
-        Step("5 training", f"about 10,000 groups, {setting('EPOCHS')} epochs", "GPU memory 24 GB on each GPU",
+        Step("5 training", f"{groups}{setting('EPOCHS')} epochs", "GPU memory 24 GB on each GPU" if gpus else "",
              "under 0.1", (work / "train.jsonl",), (selector,)),
         Step("6 main table", f"{asked:,} questions x {n_docs + 1} candidates, then 5 methods' answers", llm,
              "0.6", (selector, *files("retrieved")),
@@ -140,6 +145,11 @@ def plan_steps() -> list[Step]:
         Step("9 figure 1", "the answers of step 6", "nothing more", "under 0.1",
              files("answers", ending="/results.json"), table_files["figure_gap"]),
     ]  # fmt: skip
+
+
+def has_papers_corpus() -> bool:
+    """Whether the passages are DPR's 21 million."""
+    return folder("PASSAGES") == folder("DOWNLOADS") / "psgs_w100.tsv.gz"
 
 
 def has_published_vectors() -> bool:
@@ -333,14 +343,18 @@ def main() -> int:
             print(f"error: {problem}", file=sys.stderr)
         return 2 if problems else 0
     steps = plan_steps()
+    papers = has_papers_corpus() and setting("TRAINING") == TRAINING and int(setting("GPUS")) > 0
+    hours = "\nhours: of one H100, predicted for the paper's run" if papers else ""
     print(f"{setting('LLM')}, {setting('ENCODER')}, {setting('SELECTOR_START')}; GPUS={setting('GPUS')}, "
           f"WORKERS={setting('WORKERS')}{', Ray at ' + setting('RAY_ADDRESS') if setting('RAY_ADDRESS') else ''}; "
-          f"into {setting('WORK')}; {sys.executable}\nhours: of one H100, predicted for the paper's run\n")  # fmt: skip
+          f"into {setting('WORK')}; {sys.executable}{hours}\n")  # fmt: skip
     for number, step in enumerate(steps):
         print(step.title)
-        rows = {"size": step.size, "needs": step.needs, "hours": step.hours, "state": state_of(step, steps[:number])}
+        rows = {"size": step.size, "needs": step.needs, "hours": step.hours if papers else "",
+                "state": state_of(step, steps[:number])}  # fmt: skip
         for what, text in rows.items():
-            print(f"    {what:6} {text}")
+            if text:
+                print(f"    {what:6} {text}")
     missing = find_missing(steps)
     print(f"\n{len(missing)} missing:" if missing else "\nNothing is missing.")
     for line in missing:
@@ -349,4 +363,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # ends quietly where its reader, `head` perhaps, has ended
     sys.exit(main())

@@ -298,6 +298,10 @@ def test_the_plan_follows_the_settings(tmp_path):
     assert not [name for name in ("HotpotQA", "wikipedia_embeddings", "mine_dev", "disk at") if name in missing]
     assert "3612 questions x 101" in shown.replace(",", "")
     assert "vectors of" not in missing
+    papers_own = ("hours", "10,000 groups", "GPU memory", "RAM", "disk:")
+    assert not [what for what in papers_own if what in shown]
+    papers = run_with(tmp_path, "", "--plan", GPUS="1").stdout
+    assert not [what for what in papers_own if what not in papers]
     (tmp_path / "corpus.jsonl").write_text("{}\n" * 1_000_001)
     assert f"vectors of {tmp_path / 'corpus.jsonl'}: EMBEDDINGS=FOLDER" in run_with(tmp_path, config, "--plan").stdout
     assert "vectors of" not in run_with(tmp_path, config, "--plan", EMBED="1").stdout
@@ -332,4 +336,11 @@ def test_the_plan_of_a_fresh_clone_names_all_that_is_missing(tmp_path):
     models = ["facebook/contriever-msmarco", "meta-llama/Meta-Llama-3-8B-Instruct", "BAAI/bge-reranker-base"]
     assert [name for name in [*files, *models, "GPUS=64 are wanted"] if name not in missing] == []
     assert len(re.findall(r"^[1-9] ", done.stdout, re.M)) == len(STEPS)
+    read, write = os.pipe()
+    os.close(read)  # as `head` does
+    shown = subprocess.run(
+        ["bash", str(REPRODUCE), "--plan"], env={**kept, **own}, stdout=write, stderr=subprocess.PIPE
+    )
+    os.close(write)
+    assert shown.stderr == b""
     assert not list(tmp_path.iterdir())
