@@ -204,6 +204,14 @@ need_even_batch() {
   fi
 }
 
+# need_selector : an error where the trained selector is to be a folder, and is not there.
+need_selector() {
+  if [[ "$SELECTOR" == /* && ! -f "$SELECTOR/config.json" ]]; then
+    fail "$SELECTOR: no trained selector there; scripts/llm_supervision.sh and then scripts/selector_finetune.sh" \
+      "make it, or name another: SELECTOR=FOLDER"
+  fi
+}
+
 # script NAME ARGUMENT... : another script, with the settings of this one.
 script() {
   local file="$REPO/scripts/$1.sh"

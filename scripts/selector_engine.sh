@@ -11,6 +11,7 @@ pick() { # method which name extra-flags...
 }
 
 need_names "$WORK/retrieved" "$@"
+need_selector
 for name in "$@"; do
   score_candidates trained "$SELECTOR" "$name"
   find_pseudo "$WORK" "$name"

@@ -11,6 +11,7 @@ need_names "$WORK/gains" "$@"
 if [[ -e "$SELECTOR/training.settings.json" && ! -e "$SELECTOR/trainer_state.json" ]]; then
   fail "$SELECTOR: its training is not finished; scripts/selector_finetune.sh resumes it"
 fi
+need_selector
 for name in "$@"; do
   folder="$WORK/quality/$name"
   mkdir -p "$folder"

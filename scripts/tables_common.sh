@@ -10,13 +10,6 @@ need_nothing "$@"
 RUN="$WORK${LIMIT:+/first$LIMIT}" # selections and answers
 NAMES=()                          # those of ALL_NAMES that can be run
 
-need_selector() {
-  if [[ "$SELECTOR" == /* && ! -f "$SELECTOR/config.json" ]]; then
-    fail "$SELECTOR: no trained selector there; scripts/llm_supervision.sh and then scripts/selector_finetune.sh" \
-      "make it, or name another: SELECTOR=FOLDER"
-  fi
-}
-
 # need_retrieved NAME... : sets NAMES, and retrieves for those that have questions and a corpus; where there is neither,
 # an earlier retrieval output is taken as it is.
 need_retrieved() {

@@ -429,11 +429,11 @@ RECORD_CASES = [  # stage, its records, what is said
     ("run_baselines", changed(RETRIEVED, 1, "id"), ":2: field 'id': missing"),
     # records of two kinds, or of two versions, in one file
     *(
-        (stage, [*RETRIEVED, SUPERVISED[0]], ":4: field 'ctxs': missing")
+        (stage, [*RETRIEVED, SUPERVISED[0]], ":4: field 'ctxs': missing; retrieval_engine.retrieval writes it")
         for stage in ("construct_hf", "rag_generation")
     ),
     *(
-        (stage, [*SUPERVISED, RETRIEVED[0]], ":4: field 'passages': missing")
+        (stage, [*SUPERVISED, RETRIEVED[0]], ":4: field 'passages': missing; llm_supervision.construct_hf writes it")
         for stage in ("filtering", "data2selector")
     ),
     *(

@@ -89,7 +89,7 @@ def name_options(answers: Any, choices: dict[str, list[str]]) -> Any:
 def as_retrieved(record: Record) -> Record:
     """A question with its `ctxs`: `[{id, title, text, score, hasanswer}]`, best first."""
     record = as_question(record)
-    _list(record, "ctxs")
+    _list(record, "ctxs", "; retrieval_engine.retrieval writes it")
     for rank, passage in enumerate(record["ctxs"]):
         _passage(passage, f"ctxs[{rank}]")
     return record
@@ -102,7 +102,7 @@ def as_supervised(record: Record, signal: str | None = None) -> Record:
         signal: the perplexity that every passage must have, `PPL_CD` or `retrieved_ppl`.
     """
     record = as_question(record)
-    _list(record, "passages")
+    _list(record, "passages", "; llm_supervision.construct_hf writes it")
     for rank, passage in enumerate(record["passages"]):
         where = f"passages[{rank}]"
         _passage(passage, where)
@@ -191,9 +191,9 @@ def _text(record: Record, field: str) -> None:
         raise FieldError(field, f"{record[field]!r:.80} is not text, or empty")
 
 
-def _list(record: Record, field: str) -> None:
+def _list(record: Record, field: str, remedy: str = "") -> None:
     if field not in record:
-        raise FieldError(field, "missing")
+        raise FieldError(field, f"missing{remedy}")
     if not isinstance(record[field], list):
         raise FieldError(field, f"wanted a list, found {type(record[field]).__name__}")
 

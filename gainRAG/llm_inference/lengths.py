@@ -119,4 +119,7 @@ class LengthCheck:
         if self.skipped:
             logger.warning("%d questions are too long for the LLM and are left out", self.skipped)
         if not total:
-            raise UserError(f"all {self.skipped} questions are too long for the LLM")
+            raise UserError(
+                f"all {self.skipped} questions are too long for the LLM; smaller --background_tokens or "
+                "--max_new_tokens leave more room"
+            )

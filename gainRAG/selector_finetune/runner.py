@@ -247,7 +247,7 @@ def check_batches(questions: int, args: TrainingArguments) -> None:
     if args.dataloader_drop_last and questions < batch:
         raise UserError(
             f"--train_data holds {questions} questions and --dataloader_drop_last drops a batch of fewer than {batch}: "
-            "leave the flag out, or take a smaller --per_device_train_batch_size"
+            "leave the flag out, or take a smaller --per_device_train_batch_size (of the scripts: BATCH)"
         )
 
 

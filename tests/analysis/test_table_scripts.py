@@ -235,9 +235,13 @@ def test_a_list_of_sets_may_be_broken_into_lines(tmp_path):
     assert "none of the question sets is there: A_test B_test" in done.stderr
 
 
-def test_an_unfinished_training_is_not_measured(questions, recorder):
-    for name in ("selector/training.settings.json", "gains/A_test.jsonl"):
+def test_a_missing_selector_or_an_unfinished_training_is_refused(questions, recorder):
+    for name in ("gains/A_test.jsonl", "retrieved/A_test.jsonl", "selector/training.settings.json"):
         (questions / name).parent.mkdir()
+        if name.startswith("selector"):
+            for script in ("selector_quality", "selector_engine"):
+                done = run_script(script, questions, "A_test", **recorder[0])
+                assert done.returncode == 2 and f"{questions / 'selector'}: no trained selector there" in done.stderr
         (questions / name).touch()
     done = run_script("selector_quality", questions, "A_test", **recorder[0])
     assert done.returncode == 2 and "its training is not finished" in done.stderr

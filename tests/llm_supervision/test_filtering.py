@@ -123,7 +123,7 @@ def test_a_question_too_long_alone_is_found_before_any_model_loads(answer_afresh
         answer_afresh(data)
     answer_afresh(data, "--skip_too_long")
     long["answers"] = ["x"]
-    with pytest.raises(UserError, match="all 1 questions are too long for the LLM"):
+    with pytest.raises(UserError, match="all 1 questions are too long for the LLM; smaller --background_tokens or"):
         answer_afresh(write_jsonl("all.jsonl", [long]), "--skip_too_long", "--overwrite")
 
 
