@@ -9,7 +9,7 @@ vectors are those of the change times the square root of its inputs' second mome
 one-logit head are kept whole, changes of embeddings are left out. The log names the share that the adapter keeps of the
 squared change of outputs; measure the adapter itself before you publish it:
 
-    cd data && python extract_adapter.py --start MiniLM-selector-start --selector seed_0/selector seed_1/selector \
+    cd data && python extract_adapter.py --start MiniLM-selector-start --selector seed_0/selector seed_1/selector \\
         --share 0.6 --train_data run/train.jsonl --output_dir my_adapter --merged_dir my_selector
 """
 

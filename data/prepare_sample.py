@@ -4,10 +4,10 @@ Reads question or retrieval records, keeps those that pass the conditions given,
 writes them in input order: the same files, seed and flags give the same questions. The log reports how many each
 condition took. The paper's training questions of HotpotQA, and a sample that a small corpus can answer:
 
-    cd data && python prepare_sample.py --data_path questions/HotpotQA_train.jsonl --sample 20000 \
+    cd data && python prepare_sample.py --data_path questions/HotpotQA_train.jsonl --sample 20000 \\
         --output_path questions/HotpotQA_20000.jsonl
 
-    cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path questions/sample.jsonl \
+    cd data && python prepare_sample.py --data_path retrieved.jsonl --output_path questions/sample.jsonl \\
         --answerable_in_top 20 --sample 200
 """
 

@@ -8,7 +8,7 @@ selector's start was trained on, or as one of --unlike; then dev questions nearl
 training questions nearly the same as either. What is left out is counted in the log. Records of the questions that the
 start was trained on go to excluded.jsonl: nobody can be tested with them, but a selector can be trained on them.
 
-    cd data && python split_questions.py --data_path questions.jsonl \
+    cd data && python split_questions.py --data_path questions.jsonl \\
         --exclude selector_start/questions.json trained_on --output_dir parts
 """
 

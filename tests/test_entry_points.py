@@ -91,6 +91,8 @@ def test_both_forms_show_help(help_of):
     for folder, texts in help_of.items():
         for name, text in texts.items():
             assert text.startswith("usage:"), (folder, name, text)
+            commands = re.findall(r"^ +(?:python|cd data).*", text, re.M)
+            assert not [command for command in commands if re.search(r"\S {2,}\S", command)], (folder, name)
 
 
 def test_a_short_form_is_run_by_python_itself(run_python):

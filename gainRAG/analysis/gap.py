@@ -5,7 +5,7 @@ wrongly (the figure's upper panel); of those answered rightly, the share whose p
 both as shares of all questions. Right is by the task's own metric: containment (cover_em), or accuracy. Writes
 OUT.json, its Markdown and an SVG plot of the two panels beside it.
 
-    python -m gainRAG.analysis.gap --work results/paper --datasets NaturalQA_test \
+    python -m gainRAG.analysis.gap --work results/paper --datasets NaturalQA_test \\
         --output_path results/paper/figure_gap.json
 """
 

@@ -3,7 +3,7 @@
 Each cell has the paper's number, ours with its 95 % bootstrap interval, the difference and the number of questions, in
 percent. What was not run, or is not published, is empty.
 
-    python -m gainRAG.analysis.tables main --answers results/paper/answers --datasets HotpotQA_dev NaturalQA_test \
+    python -m gainRAG.analysis.tables main --answers results/paper/answers --datasets HotpotQA_dev NaturalQA_test \\
         --output_path results/paper/table_main.json
 """
 

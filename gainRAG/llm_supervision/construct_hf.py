@@ -5,7 +5,7 @@ answers with and without each candidate (PPL_CD, retrieved_ppl: lower is better)
 supervision records. What the LLM wrote is kept in OUT.generated.jsonl until the gains are complete. A stopped run
 resumes with the same command.
 
-    python -m gainRAG.llm_supervision.construct_hf --data_path retrieved.jsonl --output_path gains.jsonl \
+    python -m gainRAG.llm_supervision.construct_hf --data_path retrieved.jsonl --output_path gains.jsonl \\
         --task HotpotQA --lm_type Llama-3-8B-Instruct --alpha 0.5
 """
 

@@ -4,7 +4,7 @@ For those who want only that: the contrastive PPL_CD needs logits over the whole
 so records made here train with `--signal retrieved_ppl`. Input, flags and records are construct_hf's, without alpha
 and PPL_CD. The LLM works in `--dtype auto` unless told otherwise. A stopped run resumes with the same command.
 
-    python -m gainRAG.llm_supervision.construct_vllm --data_path retrieved.jsonl --output_path ppl.jsonl \
+    python -m gainRAG.llm_supervision.construct_vllm --data_path retrieved.jsonl --output_path ppl.jsonl \\
         --task HotpotQA --lm_type Llama-3-8B-Instruct
 """
 

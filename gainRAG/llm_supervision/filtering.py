@@ -8,7 +8,7 @@ those without an LLM.
 A small LLM answers wrongly from good passages too, and many of the questions left are those that it knows by itself: a
 selector trained on these alone trusts the LLM's own passage too often. `--keep answerable` keeps the others as well.
 
-    python -m gainRAG.llm_supervision.filtering --data_path gains.jsonl --output_path kept.jsonl --task HotpotQA \
+    python -m gainRAG.llm_supervision.filtering --data_path gains.jsonl --output_path kept.jsonl --task HotpotQA \\
         --lm_type Llama-3-8B-Instruct
 """
 

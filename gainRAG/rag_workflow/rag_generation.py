@@ -4,7 +4,7 @@ Reads a selection (or plain retrieval output), puts the first K_docs passages in
 question with prompt, prediction, scores and the question's other fields; the means with their intervals go to
 OUT.metrics.json.
 
-    python -m gainRAG.rag_workflow.rag_generation --data_path selected.jsonl --task HotpotQA \
+    python -m gainRAG.rag_workflow.rag_generation --data_path selected.jsonl --task HotpotQA \\
         --lm_type Llama-3-8B-Instruct --K_docs 1
 """
 

@@ -5,8 +5,8 @@ selector wrote for the same questions. With gains of these questions (construct_
 gain of the passage each method picked, and a row that picks by the gain itself: it knows the gold answer, so it is
 an upper bound and no method.
 
-    python -m gainRAG.rag_workflow.run_baselines --data_path retrieved.jsonl --task NaturalQA \
-        --lm_type Llama-3-8B-Instruct --output_dir results/nq --gains_path gains.jsonl \
+    python -m gainRAG.rag_workflow.run_baselines --data_path retrieved.jsonl --task NaturalQA \\
+        --lm_type Llama-3-8B-Instruct --output_dir results/nq --gains_path gains.jsonl \\
         --selections rerank=rerank.jsonl gainrag=gainrag.jsonl
 """
 
