@@ -16,7 +16,7 @@ import argparse
 import hashlib
 import logging
 import math
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -76,17 +76,18 @@ def main() -> None:
     known = Similar(args.similar)
     known.add(wordings)
     known.add(record["question"] for record in read_all(args.unlike))
-    counts: Counter = Counter()
+    counts = []
     for name in PARTS:
         kept = [record for record in unique(parts[name]) if not known.has(record["question"])]
-        counts[f"{name} questions left out"] = len(parts[name]) - len(kept)
+        why = "" if counts else " repetitions and near-repetitions left out"
         known.add(record["question"] for record in kept)
-        counts[f"{name} questions"] = write_records(Path(args.output_dir) / f"{name}.jsonl", kept)
+        count = write_records(Path(args.output_dir) / f"{name}.jsonl", kept)
+        counts.append(f"{name} {count} ({len(parts[name]) - len(kept)}{why})")
     if args.exclude:
         on_list = set(map(normalize_answer, wordings))
         excluded = [record for record in unique(records) if normalize_answer(record["question"]) in on_list]
-        counts["excluded questions"] = write_records(Path(args.output_dir) / "excluded.jsonl", excluded)
-    logger.info("%s: %s", args.output_dir, "; ".join(f"{count} {what}" for what, count in counts.items()))
+        counts.append(f"excluded {write_records(Path(args.output_dir) / 'excluded.jsonl', excluded)}")
+    logger.info("%s: %s", args.output_dir, ", ".join(counts))
 
 
 def read_all(paths: list[str]) -> list[Record]:

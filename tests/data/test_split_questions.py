@@ -70,7 +70,8 @@ def test_what_is_nearly_the_same_as_a_question_of_an_earlier_part_is_left_out(sp
     everything = split("--data_path", path, "--similar", 1)
     left_out = set(everything["train"]) - set(parts["train"])
     assert left_out and all(any(near(a, b) for b in parts["test"] + parts["dev"]) for a in left_out)
-    assert f"{len(left_out)} train questions left out" in said
+    assert f"test {len(parts['test'])} (0 repetitions and near-repetitions left out), dev " in said
+    assert f", train {len(parts['train'])} ({len(left_out)})" in said
 
 
 def test_a_list_of_wordings_has_its_own_part_and_a_wording_counts_once(split, write_jsonl, read_jsonl, tmp_path):
