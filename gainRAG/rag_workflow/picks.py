@@ -53,6 +53,7 @@ class Picks:
         self.files = {method: path for method, path in files.items() if path is not None}
         self._passages: dict[str, dict[str, list[Record]]] = {}
         self._wordings: dict[tuple[str, str], str] = {}  # (method, question id) -> the question in the method's file
+        self._answers: dict[str, list[str]] = {}  # question id -> the gold answers that the gains were made for
 
     @cached_property
     def candidates(self) -> dict[str, list[Record]]:
@@ -66,21 +67,22 @@ class Picks:
         """The passages that a method picks for a question, best first; none for no_retrieval.
 
         Raises:
-            UserError: the method's file is unusable, or lacks the question.
+            UserError: the method's file is unusable, lacks the question, or was made for another.
         """
         if method == "no_retrieval":
             return []
         passages = self._of(method).get(str(question.get("id")))
         if passages is None:
             raise UserError(f"{self.files[method]}: lacks question {question.get('id')!r}, which was answered")
-        self._require_wording(method, question)
+        self._require_same(method, question)
         return passages
 
     def require(self, questions: Iterable[Record]) -> None:
         """Reads every file but the retrieval output, from which the questions come.
 
         Raises:
-            UserError: one is unusable, lacks one of the questions, or was made for fewer passages than `k`.
+            UserError: one is unusable, lacks one of the questions, was made for others or for other gold answers, or
+                for fewer passages than `k`.
         """
         by_name = {str(record["id"]): record for record in questions}
         for method, path in self.files.items():
@@ -92,16 +94,23 @@ class Picks:
                     "if --skip_too_long left them out there, data/prepare_sample.py --also_in takes them out here"
                 )
             for record in by_name.values():
-                self._require_wording(method, record)
+                self._require_same(method, record)
             if method in SELECTED:
                 self._require_k(method)
 
-    def _require_wording(self, method: str, question: Record) -> None:
+    def _require_same(self, method: str, question: Record) -> None:
         wording = self._wordings.get((method, str(question.get("id"))), question["question"])
         if wording != question["question"]:
             raise UserError(
                 f"{self.files[method]}: under id {question.get('id')!r} it has {wording!r:.80}, where the question "
                 f"to be answered is {question['question']!r:.80}; make it from the same questions"
+            )
+        answers = self._answers.get(str(question.get("id"))) if method == "best_by_gain" else None
+        if answers is not None and {*answers} != {*map(str, question["answers"])}:
+            raise UserError(
+                f"{self.files[method]}: gains of id {question.get('id')!r} were made for the answers {answers!r:.200}, "
+                f"the question to be answered has {question['answers']!r:.200}; run construct_hf on "
+                f"{self.files.get('standard_rag', 'the questions answered')}"
             )
 
     def _require_k(self, method: str) -> None:
@@ -113,8 +122,14 @@ class Picks:
             )
 
     def gain_for(self, question: Record, passage: Record) -> float | None:
-        """The gain of a passage for a question; None where it was not computed."""
-        for candidate in self.candidates.get(str(question.get("id")), []):
+        """The gain of a passage for a question; None where it was not computed.
+
+        Raises:
+            UserError: the gains are unusable, or were made for another question or other gold answers.
+        """
+        candidates = self.candidates.get(str(question.get("id")), [])
+        self._require_same("best_by_gain", question)
+        for candidate in candidates:
             if candidate.get("id") == passage.get("id") and candidate["text"] == passage["text"]:
                 return gain_of(candidate["PPL_CD"])
         return None
@@ -133,6 +148,8 @@ class Picks:
         for record in read_records(self.files[method], shape):
             name = str(record["id"])
             self._wordings[method, name] = record["question"]
+            if method == "best_by_gain":
+                self._answers[name] = record["answers"]
             found[name] = record[field]
         return found
 

@@ -71,17 +71,17 @@ def whole_run(work: Path, name: str = "A_test", count: int = 30, text: str = "")
         name,
         {method: [f"{GOLD if r else 'Rome'} {text}" for r in is_right] for method, is_right in right.items()},
     )
+    held = text or "here"  # in every passage
+    gold = [GOLD, held]
     for method in right:
         path = work / "answers" / name / f"{method}.jsonl"
-        records = [
-            {**one, "question": f"{one['question']} {text}", "answers": [GOLD, text]} for one in read_records(path)
-        ]
+        records = [{**one, "question": f"{one['question']} {text}", "answers": gold} for one in read_records(path)]
         write_records(path, records)
-    asked = [{"id": f"q{n}", "question": f"What is capital number {n}? {text}", "answers": [GOLD]} for n in numbers]
+    asked = [{"id": f"q{n}", "question": f"What is capital number {n}? {text}", "answers": gold} for n in numbers]
     found = [
-        [{"id": f"{n}-{r}", "title": f"T{r} {text}", "text": f"x{n} {r} {text}"} for r in range(3)] for n in numbers
+        [{"id": f"{n}-{r}", "title": f"T{r} {text}", "text": f"x{n} {r} {held}"} for r in range(3)] for n in numbers
     ]
-    own = [{"id": f"own-{n}", "title": "", "text": f"I think {n} {text}", "is_pseudo": True} for n in numbers]
+    own = [{"id": f"own-{n}", "title": "", "text": f"I think {n} {held}", "is_pseudo": True} for n in numbers]
     everything = [[*passages, pseudo] for passages, pseudo in zip(found, own, strict=True)]
     picked = [everything[n][3 if n % 4 == 0 else n % 3] for n in numbers]
     gains = [[{**one, "PPL_CD": 2.0**r, "retrieved_ppl": 1.0} for r, one in enumerate(all_)] for all_ in everything]

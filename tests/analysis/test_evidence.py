@@ -49,7 +49,7 @@ def test_a_runs_numbers(run, tmp_path):
     assert row["b"] == "gainrag" and row["difference"] == pytest.approx(gain + np.log(2), abs=1e-5)
     assert row["low"] < row["difference"] < row["high"] < 0 and row["p"] < 0.001
     right = np.mean([n % 3 == 0 or n % 5 != 0 for n in range(30)])
-    gap = found["gap"]["gainrag"]  # every passage of this run holds the empty gold answer
+    gap = found["gap"]["gainrag"]  # every passage of this run holds a gold answer
     assert gap["wrong_of_held"]["mean"] == pytest.approx(1 - right) and gap["not_held_of_right"]["mean"] == 0
     assert found["methods"]["gainrag"]["cover_em"]["mean"] == pytest.approx(right)
     assert "| GainRAG " in (folder / evidence.PAGE).read_text()
@@ -92,11 +92,16 @@ def test_a_runs_gains_are_written_compressed_with_six_digits(run, tmp_path):
             assert len(f"{passage['PPL_CD']!r}".replace(".", "").strip("0")) <= 6
 
 
-def test_a_pick_without_a_gain_is_named(run, tmp_path):
+def test_a_pick_without_its_gain_is_named(run, tmp_path):
     work = whole_run(tmp_path / "run", "A_test", 30)
     path = work / "gains" / "A_test.jsonl"
     path.write_text(path.read_text().replace('"own-8"', '"other"'))
     with pytest.raises(UserError, match="gainrag's pick for question 'q8' was not scored by its gain"):
+        run("--work", work, "--name", "A_test")
+    path.write_text(path.read_text().replace('"Paris"', '"Rome"'))
+    with pytest.raises(
+        UserError, match=r"gains of id 'q0' were made for the answers \['Rome', 'here'\].*run construct_hf on"
+    ):
         run("--work", work, "--name", "A_test")
 
 

@@ -171,7 +171,7 @@ def test_gains_of_another_llm_are_named(run, files, tmp_path, caplog):
 
 
 def test_picks_that_were_not_scored_leave_the_gain_out(run, files, write_jsonl, caplog):
-    few = gains(4)
+    few = [{**record, "answers": ["Paris", "Paris"]} for record in gains(4)]  # the same answers
     del few[2]["passages"][1]
     changed = [*files[:3], write_jsonl("few.jsonl", few), *files[4:]]
     results = json.loads((run(changed, "--methods", "rerank", "standard_rag") / "results.json").read_text())
@@ -249,6 +249,12 @@ def test_mistakes_are_named_before_any_model_loads(run, files, write_jsonl, monk
     )
     other_gains = write_jsonl("other_gains.jsonl", [{**record, **foreign} for record in gains(4)])
     refused("other_gains.jsonl: under id 0 it has 'Another[?]'", gains_path=other_gains)
+    other_answers = write_jsonl("other_answers.jsonl", [{**record, "answers": ["Rome"]} for record in gains(4)])
+    refused(
+        r"other_answers.jsonl: gains of id 0 were made for the answers \['Rome'\], the question to be answered has "
+        r"\['Paris'\]; run construct_hf on .*retrieved.jsonl",
+        gains_path=other_answers,
+    )
     refused(r"selected.jsonl:1: field 'ctxs': missing", selections=selection(gains(4)))
     refused(
         r"nameless.jsonl:1: field 'id': missing",
