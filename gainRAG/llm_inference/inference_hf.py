@@ -60,17 +60,23 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     """The LLM on its device, or shared among the GPUs where one has no room for it, in evaluation mode.
 
     Raises:
-        UserError: unknown name, or weights that cannot be had.
+        UserError: unknown name, weights that cannot be had, or some of them missing, as an encoder's LM head.
     """
     from transformers import AutoModelForCausalLM
 
     number_format = pick_dtype(dtype, device)
     with explain_load_errors(lm_type):
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             weights_path(lm_type),
             dtype=number_format,
             trust_remote_code=False,
+            output_loading_info=True,
             **placement(device, partial(weight_bytes, lm_type, number_format)),
+        )
+    if missing := sorted(found["missing_keys"]):  # tied weights are not among them
+        raise UserError(
+            f"{lm_type}: its weights lack {len(missing)} tensors of a causal LM, {missing[0]} first, which would be "
+            "random; wanted an LLM that writes, no encoder, cross-encoder or unfinished copy"
         )
     shared = len(set(getattr(model, "hf_device_map", {}).values())) > 1
     return model.eval() if shared else pack_linear_layers(model.to(device).eval())

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import SENTENCES, causal_tokenizer
+from conftest import SENTENCES, causal_tokenizer, cross_encoder_of
 from tokenizers.processors import TemplateProcessing
 
 from gainRAG.common.cli import UserError
@@ -226,7 +226,7 @@ def test_the_tokenizer_gets_a_padding_token(tiny_llama, tmp_path):
     assert load_tokenizer(str(folder)).pad_token == "<|end|>"
 
 
-def test_weights_that_cannot_be_had_are_named(tiny_llama, tmp_path):
+def test_weights_that_cannot_be_had_are_named(tiny_llama, tiny_encoder, tiny_reranker, tmp_path):
     with pytest.raises(UserError, match="neither a model folder"):
         load_tokenizer("nothing")
     bare = tmp_path / "bare"
@@ -247,6 +247,11 @@ def test_weights_that_cannot_be_had_are_named(tiny_llama, tmp_path):
         with pytest.raises(UserError, match=f"^{folder}: cannot be loaded: .") as refused:
             load(str(folder))
         assert "\n" not in str(refused.value)
+    for folder in (tiny_encoder, tiny_reranker):
+        with pytest.raises(UserError, match=f"^{folder}: its weights lack \\d+ tensors of a causal LM"):
+            load_causal_lm(str(folder), torch.device("cpu"), "float32")
+    tied = cross_encoder_of("GPT2", tmp_path / "tied")  # its embedding is its head, so nothing is missing
+    assert load_causal_lm(str(tied), torch.device("cpu"), "float32").lm_head is not None
 
 
 def test_close_lets_go_of_the_model(make_engine):
