@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from gainRAG.common.cli import (
+    UserError,
     keep_apart,
     non_negative_int,
     positive_float,
@@ -23,7 +24,7 @@ from gainRAG.common.cli import (
     say_next,
     stage_parser,
 )
-from gainRAG.common.jsonl import Record, read_records, write_records
+from gainRAG.common.jsonl import FieldError, Record, read_records, write_records
 from gainRAG.common.schemas import as_supervised, passage_text
 from gainRAG.evaluation.gains import SIGNALS, gain_of
 
@@ -45,6 +46,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     args = parse_arguments()
     keep_apart(args.output_path, *args.data_path)
+    require_distinct(args.data_path)
     paths, positions = filled(args.data_path), None
     if args.sample is not None:
         total = sum(1 for _ in read_all(paths, args.signal))
@@ -59,6 +61,20 @@ def main() -> None:
     command = "torchrun --nproc_per_node 1 -m gainRAG.selector_finetune --model_name_or_path bge-reranker-base"
     command += f" --train_data {args.output_path} --output_dir selector"
     say_next("training groups", args.output_path, command)
+
+
+def require_distinct(paths: list[str]) -> None:
+    """Checks that no file is named twice, which would double its groups.
+
+    Raises:
+        UserError: one is, by whatever path.
+    """
+    seen: dict[Path, str] = {}
+    for path in paths:
+        place = Path(path).resolve()
+        if place in seen:
+            raise UserError(f"{path}: the same file as {seen[place]}, both in --data_path; name it once")
+        seen[place] = path
 
 
 def filled(paths: list[str]) -> list[str]:
@@ -76,9 +92,21 @@ def holds_nothing(path: Path) -> bool:
 
 
 def read_all(paths: list[str], signal: str) -> Iterator[Record]:
-    """The supervision records of all files, each with the perplexity `signal`."""
-    shape = partial(as_supervised, signal=signal)
-    return itertools.chain.from_iterable(read_records(path, shape) for path in paths)
+    """The supervision records of all files, each with the perplexity `signal`.
+
+    Raises:
+        UserError: a record is unusable, or two files hold the same question under the same id.
+    """
+    found_in: dict[tuple[str, str], str] = {}
+
+    def in_one_file(path: str, record: Record) -> Record:
+        record = as_supervised(record, signal)
+        former = found_in.setdefault((str(record.get("id")), record["question"]), path)
+        if former != path:
+            raise FieldError("id", f"{record.get('id')!r:.80} stands in {former} too, with the same question; keep one")
+        return record
+
+    return itertools.chain.from_iterable(read_records(path, partial(in_one_file, path)) for path in paths)
 
 
 def take(records: Iterator[Record], positions: set[int] | None) -> Iterator[Record]:

@@ -5,6 +5,8 @@
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"
 
 need_names "$WORK/retrieved" "$@"
+twice="$(printf '%s\n' "$@" | sort | uniq -d)"
+if [ -n "$twice" ]; then fail "named twice, which would double its training groups: ${twice//$'\n'/ }"; fi
 # signal_of FLAG... : the perplexity that these flags go by
 signal_of() { if [[ " $* " =~ " --signal"[\ =]([^\ ]+) ]]; then echo "${BASH_REMATCH[1]}"; else echo PPL_CD; fi; }
 # The other way round, a filter by PPL_CD and groups by retrieved_ppl, is what the paper's public code does.

@@ -256,6 +256,10 @@ def test_training_groups_name_the_kept_sets_that_are_not_among_them(questions, r
     one = run_script("llm_supervision", questions, "A_train", **variables)
     assert "training groups of: A_train" in one.stderr
     assert "NOT among them: C_train. To train on all: bash scripts/llm_supervision.sh C_train A_train" in one.stderr
+    log.unlink()
+    twice = run_script("llm_supervision", questions, "A_train", "C_train", "A_train", **variables)
+    assert twice.returncode == 2 and "named twice, which would double its training groups: A_train" in twice.stderr
+    assert not log.exists()
     (questions / "kept" / "C_train.jsonl").unlink()
     assert "NOT among them" not in run_script("llm_supervision", questions, "A_train", **variables).stderr
 

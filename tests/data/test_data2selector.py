@@ -100,6 +100,20 @@ def test_samples_are_drawn_over_all_files_and_by_the_seed(run_tool, write_jsonl,
     assert drawn("--sample", 99) == list(range(20))
 
 
+def test_what_would_count_twice_is_refused(run_tool, write_jsonl, read_jsonl, tmp_path):
+    first = write_jsonl("a.jsonl", [made_record(n, 1, 2) for n in range(3)])
+    second = write_jsonl("b.jsonl", [made_record(3, 1, 2), made_record(2, 1, 2)])
+    (tmp_path / "link.jsonl").symlink_to(first)
+    for path in (first, tmp_path / "link.jsonl"):
+        with pytest.raises(UserError, match=f"^{path}: the same file as {first}, both in --data_path"):
+            run_tool("data2selector", "--data_path", first, path)
+    with pytest.raises(UserError, match=f"^{second}:2: field 'id': 2 stands in {first} too, with the same question"):
+        run_tool("data2selector", "--data_path", first, second)
+    assert not (tmp_path / "out.jsonl").exists()
+    other = write_jsonl("c.jsonl", [{**made_record(2, 1, 2), "question": "When?"}])  # ids may start anew in each set
+    assert len(read_jsonl(run_tool("data2selector", "--data_path", first, other))) == 4
+
+
 def test_the_filter_reads_stored_predictions(run_tool, write_jsonl, caplog):
     records = [made_record(0, 1, 2), made_record(1, 1, 2, right=0.0), made_record(2, 5, 4, pseudo=True)]
     records[0]["level"] = "kept as it is"
