@@ -87,11 +87,23 @@ def name_options(answers: Any, choices: dict[str, list[str]]) -> Any:
 
 
 def as_retrieved(record: Record) -> Record:
-    """A question with its `ctxs`: `[{id, title, text, score, hasanswer}]`, best first."""
+    """A question with its `ctxs`: `[{id, title, text, score, hasanswer}]`, best first.
+
+    Raises:
+        FieldError: a field is missing or wrong, or two retrieved passages have one id.
+    """
     record = as_question(record)
     _list(record, "ctxs", "; retrieval_engine.retrieval writes it")
+    places: dict[str, int] = {}
     for rank, passage in enumerate(record["ctxs"]):
         _passage(passage, f"ctxs[{rank}]")
+        name = passage.get("id")  # of an LLM's own passages several may have none, or the same
+        if name in (None, "") or passage.get("is_pseudo"):
+            continue
+        if (former := places.setdefault(str(name), rank)) != rank:
+            raise FieldError(
+                f"ctxs[{rank}].id", f"{name!r:.80} is there twice, also in ctxs[{former}]; keep one passage"
+            )
     return record
 
 

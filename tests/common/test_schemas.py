@@ -59,6 +59,7 @@ def test_gold_answers_have_three_names(name):
         (as_retrieved, {**QUESTION, "ctxs": ["x"]}, r"field 'ctxs\[0\]'"),
         (as_retrieved, retrieved(title=7), r"field 'ctxs\[1\].title'"),
         (as_retrieved, retrieved(score=float("nan")), r"field 'ctxs\[1\].score': nan is not a finite number"),
+        (as_retrieved, retrieved(id="1"), r"field 'ctxs\[1\].id': '1' is there twice, also in ctxs\[0\]; keep one"),
         (as_supervised, QUESTION, "field 'passages': missing"),
         (as_supervised, supervised(PPL_CD=float("inf")), r"field 'passages\[1\].PPL_CD': inf"),
         (as_supervised, supervised(PPL_CD="2"), r"field 'passages\[1\].PPL_CD': '2' is not a finite number"),
@@ -86,6 +87,10 @@ def test_a_signal_may_be_required():
 
 def test_good_records_pass_untouched(write_jsonl):
     rows = [retrieved(extra=[1, {"a": None}], title=None, score=None), {**retrieved(score="82.1"), "ctxs": []}]
+    unnamed = [
+        {"text": text, **more} for text in "ab" for more in ({}, {"id": ""}, {"id": "pseudo", "is_pseudo": True})
+    ]
+    rows.append({**QUESTION, "ctxs": unnamed})
     assert list(read_records(write_jsonl("a.jsonl", rows), as_retrieved)) == rows
     assert list(read_records(write_jsonl("b.jsonl", [GROUP]), as_training_group)) == [GROUP]
 
