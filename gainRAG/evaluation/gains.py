@@ -1,15 +1,21 @@
 """What a perplexity is worth: the gain, the best passage by it, and which training questions the filter keeps."""
 
 import argparse
+import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import FieldError, Record
 from gainRAG.common.schemas import as_supervised
+from gainRAG.common.settings import read_settings
 from gainRAG.evaluation.recall import AnswerMatcher, is_hit, match_rule
+
+logger = logging.getLogger(__name__)
 
 SIGNALS = ("PPL_CD", "retrieved_ppl")
 KEEPS = ("answered", "answerable", "holds")
@@ -33,6 +39,18 @@ def perplexity_of(nll: float) -> float:
 def gain_of(perplexity: float) -> float:
     """-log(perplexity + 1), the teacher's score of a passage: 0 at best, lower is worse (paper section 3.2)."""
     return -math.log(perplexity + 1)
+
+
+def warn_of_other_gains(path: str | Path, flags: Mapping[str, Any]) -> None:
+    """Says so where the settings beside a file of gains name another LLM, task or prompts than this run has.
+
+    Args:
+        flags: the run's own, those of `engine.generation_settings`; without `weights` where a server runs the LLM.
+    """
+    former = (read_settings(Path(path)) or {}).get("flags", {})
+    for name, what in {"weights": "another LLM", "task": "another task", "prompts": "other prompts"}.items():
+        if name in flags and former.get(name) not in (None, flags[name]):
+            logger.warning("%s: gains of %s than this run has (%s then, %s now)", path, what, former[name], flags[name])
 
 
 @dataclass(frozen=True)

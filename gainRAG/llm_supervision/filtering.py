@@ -33,7 +33,14 @@ from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_supervised
 from gainRAG.common.settings import stage_settings
-from gainRAG.evaluation.gains import FilterOptions, add_filter_arguments, describe_kept, filter_options, keep_answered
+from gainRAG.evaluation.gains import (
+    FilterOptions,
+    add_filter_arguments,
+    describe_kept,
+    filter_options,
+    keep_answered,
+    warn_of_other_gains,
+)
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
@@ -82,6 +89,7 @@ def main() -> None:
     keep_apart(args.output_path, args.data_path)
     predictions = Path(args.output_path).with_suffix(".predictions.jsonl")
     settings = answer_settings(args.data_path, args.skip_too_long, options, engine, generation)
+    warn_of_other_gains(args.data_path, settings["flags"])
     with StageOutput(predictions, settings, args.overwrite) as output:
         chunks = output.remaining(read(), CHUNK, "answering", total)
         for answered in map_chunks(partial(BestPassageReader, options, engine, generation), chunks):

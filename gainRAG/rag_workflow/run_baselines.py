@@ -20,11 +20,10 @@ from statistics import fmean
 
 from gainRAG.common.cli import UserError, input_file, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records
-from gainRAG.common.models import weights_path
 from gainRAG.common.resume import StageOutput, overwrites_of
 from gainRAG.common.schemas import as_retrieved, with_unique_ids
-from gainRAG.common.settings import identity, read_settings
 from gainRAG.evaluation.answers import main_metric
+from gainRAG.evaluation.gains import warn_of_other_gains
 from gainRAG.evaluation.recall import find_hits
 from gainRAG.evaluation.results import format_interval, markdown_table, mean_with_interval, write_results
 from gainRAG.evaluation.significance import LEVEL, paired_permutation_test
@@ -34,6 +33,7 @@ from gainRAG.llm_inference.engine import (
     check_engine,
     engine_options,
     generation_options,
+    generation_settings,
     load_writer,
 )
 from gainRAG.llm_inference.lengths import LengthCheck
@@ -113,7 +113,8 @@ def main() -> None:
     asked = {method: path for method, path in args.selections.items() if method in args.methods}
     picks = Picks(args.K_docs, args.data_path, asked, args.gains_path)
     picks.require(questions)
-    warn_of_other_llm(args.gains_path, engine)
+    if args.gains_path:
+        warn_of_other_gains(args.gains_path, generation_settings(engine, generation))
     llm = SharedLLM(engine, generation)
     folder, results, scores = Path(args.output_dir), {}, {}
     paths = [folder / f"{method}.jsonl" for method in args.methods]
@@ -141,15 +142,6 @@ def main() -> None:
     text = "\n".join((title, "", results_table(results), *supported(scores)))
     write_results(folder / "results.json", results, text)
     say_next("answers and table", folder, f"python -m gainRAG.evaluation.compare {paths[0]} {paths[-1]}")
-
-
-def warn_of_other_llm(gains_path: str | None, engine: EngineOptions) -> None:
-    """Says so where the settings beside the gains name other weights than those that answer."""
-    settings = read_settings(Path(gains_path)) if gains_path else None
-    if settings and engine.backend != "openai":
-        scored_by = settings["flags"].get("weights")
-        if scored_by not in (None, identity(weights_path(engine.lm_type))):
-            logger.warning("%s: gains of another LLM than %s, which answers here", gains_path, engine.lm_type)
 
 
 class SharedLLM:

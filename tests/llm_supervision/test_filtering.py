@@ -7,6 +7,7 @@ import pytest
 from conftest import SENTENCES
 
 from gainRAG.common.cli import UserError
+from gainRAG.common.settings import settings_file
 from gainRAG.evaluation.answers import cover_exact_match, f1_score
 from gainRAG.llm_inference import engine as engines
 from gainRAG.llm_inference.inference_hf import HFEngine
@@ -75,10 +76,13 @@ def gains(write_jsonl, tiny_llama):
 
 def test_answering_afresh_keeps_what_the_llm_gets_right(answer_afresh, gains, read_jsonl, caplog, monkeypatch):
     monkeypatch.setattr(filtering, "CHUNK", 4)
+    settings_file(gains).write_text('{"flags": {"weights": "another", "task": "ASQA", "prompts": "beef"}}')
     with caplog.at_level("INFO"):
         path = answer_afresh(gains)
     kept = read_jsonl(path)
     assert [record["id"] for record in kept] == [0, 2, 4]
+    for what in ("another LLM", "another task", "other prompts"):
+        assert f"{gains}: gains of {what} than this run has (" in caplog.text
     assert "kept 3 of 7 questions (3 answered wrongly, best passage lacks the answer; 1 without any" in caplog.text
     for record in kept:
         other, best = record["passages"]

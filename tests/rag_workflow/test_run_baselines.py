@@ -163,11 +163,17 @@ def test_a_question_without_passages_counts_as_one_that_holds_no_answer(run, fil
     assert "1 of 4 questions have no passage" in caplog.text
 
 
-def test_gains_of_another_llm_are_named(run, files, tmp_path, caplog):
+def test_gains_of_another_llm_task_or_prompts_are_named(run, files, tmp_path, caplog):
     settings = tmp_path / "gains.jsonl.settings.json"
-    settings.write_text(json.dumps({"flags": {"weights": "another"}}))
+    made = run(files, "--methods", "standard_rag") / "standard_rag.jsonl.settings.json"
+    settings.write_text(made.read_text())
     run(files, "--methods", "standard_rag")
-    assert "gains.jsonl: gains of another LLM than" in caplog.text
+    assert "gains of" not in caplog.text
+    settings.write_text(json.dumps({"flags": {"weights": "another", "task": "ASQA", "prompts": "beef"}}))
+    run(files, "--methods", "standard_rag")
+    for what in ("another LLM than this run has (another then,", "other prompts than this run has (beef then,"):
+        assert f"gains.jsonl: gains of {what}" in caplog.text
+    assert "gains.jsonl: gains of another task than this run has (ASQA then, NaturalQA now)" in caplog.text
 
 
 def test_picks_that_were_not_scored_leave_the_gain_out(run, files, write_jsonl, caplog):
