@@ -54,9 +54,9 @@ def main() -> None:
     counts: Counter = Counter()
     records = take(read_all(paths, args.signal), positions)
     groups = (make_group(record, args.signal, args.max_ppl, args.no_pseudo, counts) for record in records)
-    written = write_records(args.output_path, filter(None, groups))
-    for reason, count in counts.items():
-        logger.info("%d %s", count, reason)
+    written = write_records(args.output_path, require_some(filter(None, groups), args.data_path, counts))
+    if counts:
+        logger.info("left out: %s", listed(counts))
     logger.info("%s: %d groups", args.output_path, written)
     command = "torchrun --nproc_per_node 1 -m gainRAG.selector_finetune --model_name_or_path bge-reranker-base"
     command += f" --train_data {args.output_path} --output_dir selector"
@@ -119,7 +119,7 @@ def make_group(record: Record, signal: str, max_ppl: float | None, no_pseudo: bo
     kept = []
     for passage in record["passages"]:
         if no_pseudo and passage.get("is_pseudo"):
-            counts["pseudo-passages left out"] += 1
+            counts["pseudo-passages"] += 1
         elif max_ppl is not None and passage[signal] > max_ppl:
             counts[f"passages with {signal} above {max_ppl:g}"] += 1
         else:
@@ -136,6 +136,24 @@ def make_group(record: Record, signal: str, max_ppl: float | None, no_pseudo: bo
         "pos_scores": [gain_of(best[signal])],
         "neg_scores": [gain_of(passage[signal]) for passage in rest],
     }
+
+
+def require_some(groups: Iterator[Record], paths: list[str], counts: Counter) -> Iterator[Record]:
+    """The groups.
+
+    Raises:
+        UserError: there is none.
+    """
+    first = next(groups, None)
+    if first is None:
+        raise UserError(f"{', '.join(paths)}: no training group is left; left out: {listed(counts)}")
+    yield first
+    yield from groups
+
+
+def listed(counts: Counter) -> str:
+    """Why something was left out, each with how often."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
 
 
 if __name__ == "__main__":

@@ -75,14 +75,19 @@ def test_outliers_and_pseudo_passages_may_be_left_out(run_tool, write_jsonl, rea
         (0, ["T2\ntext 2"], 1),
         (1, ["T1\ntext 1"], 2),
     ]
-    assert "2 passages with PPL_CD above 10000" in caplog.text
-    assert "1 questions with fewer than two candidates" in caplog.text
+    said = "2 passages with PPL_CD above 10000, 1 questions with fewer than two candidates"
+    assert f"left out: {said}" in caplog.text
     rows = read_jsonl(run_tool("data2selector", "--data_path", write_jsonl("k.jsonl", records), "--no_pseudo"))
     assert [(row["id"], row["pos"], len(row["neg"])) for row in rows] == [
         (0, ["text 0"], 1),
         (1, ["T1\ntext 1"], 2),
         (2, ["text 0"], 1),
     ]
+    data = write_jsonl("none.jsonl", [made_record(0, 1, 2, pseudo=True), made_record(1, 3)])
+    said = "1 pseudo-passages, 2 questions with fewer than two candidates"
+    with pytest.raises(UserError, match=f"^{data}: no training group is left; left out: {said}$"):
+        run_tool("data2selector", "--data_path", data, "--no_pseudo", output="none.json")
+    assert not (data.parent / "none.json").exists()
 
 
 def test_samples_are_drawn_over_all_files_and_by_the_seed(run_tool, write_jsonl, read_jsonl):
