@@ -53,6 +53,7 @@ from gainRAG.rag_workflow.picks import BASES, METHODS, SELECTED, Picks, explaine
 logger = logging.getLogger(__name__)
 
 OURS = ("gainrag_no_pseudo", "gainrag", "shipped")
+Scores = list[float | None]  # one a question
 SIDE = ("hit_at_k", "pseudo_share")  # not compared
 SHOWN = {"hit_at_1": ("hit@1", 100, 1), "pick_gain": ("gain", 1, 3)}  # metric -> name, scale, digits
 
@@ -130,7 +131,7 @@ def main() -> None:
         picked = pick_scores(picks, method, questions)
         results[method] = {
             **summarize_predictions(predictions, args.data_path, engine, generation, args.K_docs, lengths.skipped),
-            "picks": {name: row and mean_with_interval(row) for name, row in picked.items()},
+            **pick_means(picked),
         }
         main = main_metric(results[method]["metrics"])
         scores[method] = {main: [record[main] for record in predictions], **picked}
@@ -182,24 +183,35 @@ class SharedLLM:
         return [self.known[prompt] for prompt in prompts]
 
 
-def pick_scores(picks: Picks, method: str, questions: list[Record]) -> dict[str, list[float] | None]:
+def pick_scores(picks: Picks, method: str, questions: list[Record]) -> dict[str, Scores | None]:
     """What the first pick of every question is worth: `hit_at_1` (it holds a gold answer), `hit_at_k` (one of its K
-    picks does), `pick_gain` (its -log(PPL_CD + 1); None unless all picks were scored), `pseudo_share`. Empty where the
-    method picks nothing."""
+    picks does), `pick_gain` (its -log(PPL_CD + 1), None where the question has no pick; None unless all picks were
+    scored), `pseudo_share`. Empty where the method picks nothing."""
     picked = [(record, picks.passages_for(method, record)) for record in questions]
     if not any(passages for _, passages in picked):
         return {}
     hits = [find_hits(record, passages) or [False] for record, passages in picked]
     gains = [picks.gain_for(record, passages[0]) if passages else None for record, passages in picked]
-    unscored = sum(gain is None for gain in gains)
+    unpicked = sum(not passages for _, passages in picked)
+    unscored = sum(gain is None for gain in gains) - unpicked
     if unscored and picks.candidates:
         logger.warning("%s: %d picks are not among the scored passages; mean gain is left out", method, unscored)
+    elif unpicked and picks.candidates:
+        logger.warning("%s: %d questions have no pick; the mean gain is that of the others", method, unpicked)
     return {
         "hit_at_1": [float(row[0]) for row in hits],
         "hit_at_k": [float(any(row)) for row in hits],
         "pick_gain": None if unscored else gains,
         "pseudo_share": [float(bool(passages and passages[0].get("is_pseudo"))) for _, passages in picked],
     }
+
+
+def pick_means(picked: dict[str, Scores | None]) -> Record:
+    """`picks`, the means of `pick_scores`; `without_pick`, how many questions a mean gain leaves out, where it does."""
+    scored = {name: row and [score for score in row if score is not None] for name, row in picked.items()}
+    unpicked = (picked.get("pick_gain") or []).count(None)
+    means = {name: row and mean_with_interval(row) for name, row in scored.items()}
+    return {"picks": means, **({"without_pick": unpicked} if unpicked else {})}
 
 
 def results_table(results: dict[str, Record]) -> str:
@@ -211,16 +223,18 @@ def results_table(results: dict[str, Record]) -> str:
         metrics, picked = result["metrics"], result["picks"]
         scores = [metrics[main], metrics["em"], metrics["f1"], picked.get("hit_at_1")]
         gain = format_interval(picked.get("pick_gain"), digits=3, scale=1)
+        if unpicked := result.get("without_pick"):
+            gain = f"{gain}, {unpicked} without a pick"
         pseudo = picked.get("pseudo_share")
         rows.append((explained(method), *map(format_interval, scores), gain, pseudo and f"{100 * pseudo['mean']:.1f}"))
     return markdown_table(header, rows)
 
 
-def supported(scores: dict[str, dict[str, list[float] | None]]) -> list[str]:
+def supported(scores: dict[str, dict[str, Scores | None]]) -> list[str]:
     """What the paired test over these questions supports about the selectors, against standard RAG and their start.
 
     Args:
-        scores: method -> metric -> a score for each question.
+        scores: method -> metric -> a score for each question, None where there is none.
 
     Returns:
         Lines of Markdown; none where there is nothing to compare.
@@ -237,12 +251,15 @@ def supported(scores: dict[str, dict[str, list[float] | None]]) -> list[str]:
     ]
 
 
-def _verdict(base: dict[str, list[float] | None], ours: dict[str, list[float] | None]) -> str:
+def _verdict(base: dict[str, Scores | None], ours: dict[str, Scores | None]) -> str:
     kinds: dict[str, list[str]] = {"ahead in": [], "behind in": [], "no difference shown in": []}
     for metric in ours:
-        if metric in SIDE or not ours[metric] or len(ours[metric]) != len(base.get(metric) or ()):
+        pairs = list(zip(base.get(metric) or (), ours[metric] or (), strict=False))  # one of them may lack the metric
+        pairs = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if metric in SIDE or not pairs:
             continue
-        p, difference = paired_permutation_test(base[metric], ours[metric]), fmean(map(sub, ours[metric], base[metric]))
+        before, after = map(list, zip(*pairs, strict=True))
+        p, difference = paired_permutation_test(before, after), fmean(map(sub, after, before))
         name, scale, digits = SHOWN.get(metric, (metric, 100, 1))
         kind = "no difference shown in" if p >= LEVEL else "ahead in" if difference > 0 else "behind in"
         kinds[kind].append(f"{name} ({scale * difference:+.{digits}f}, p {p:.4f})")

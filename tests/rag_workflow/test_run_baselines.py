@@ -153,13 +153,21 @@ def test_a_selection_for_fewer_passages_is_refused(run, files):
         run(files, "--K_docs", 2, "--methods", "rerank")
 
 
-def test_a_question_without_passages_counts_as_one_that_holds_no_answer(run, files, write_jsonl, caplog):
+def test_a_question_without_passages_holds_no_answer_and_is_no_missing_gain(run, files, write_jsonl, caplog, capsys):
     retrieved = made(4, 0, 1, 2)
     retrieved[2]["ctxs"] = []
     changed = [files[0], write_jsonl("some.jsonl", retrieved), *files[2:]]
     results = json.loads((run(changed, "--methods", "standard_rag", "gainrag") / "results.json").read_text())
     assert results["standard_rag"]["picks"]["hit_at_1"]["mean"] == 0.75
-    assert results["standard_rag"]["picks"]["pick_gain"] is None
+    gains_of_others = [-math.log(PPLS[0] + n + 1) for n in (0, 1, 3)]
+    assert results["standard_rag"]["picks"]["pick_gain"]["mean"] == pytest.approx(sum(gains_of_others) / 3)
+    assert results["standard_rag"]["without_pick"] == 1 and "without_pick" not in results["gainrag"]
+    shown = capsys.readouterr().out
+    assert ", 1 without a pick |" in shown
+    differences = [-math.log(PPLS[3] + n + 1) - gain for n, gain in zip((0, 1, 3), gains_of_others, strict=True)]
+    assert f"gain ({sum(differences) / 3:+.3f}, " in shown  # of the questions that both have a pick for
+    assert "standard_rag: 1 questions have no pick; the mean gain is that of the others" in caplog.text
+    assert "among the scored passages" not in caplog.text
     assert "1 of 4 questions have no passage" in caplog.text
 
 
