@@ -154,9 +154,10 @@ def start_logging() -> None:
 
 
 def say_next(what: str, output: str | Path, command: str) -> None:
-    """Logs what is ready, where it lies, and the command that reads it; not where a script runs the stages in order."""
+    """Logs what is ready, where it lies, and the command that reads it, "" where none does; not where a script runs the
+    stages in order."""
     if not os.environ.get("GAINRAG_SCRIPT"):
-        logging.getLogger(PACKAGE.name).info("%s: %s; next: %s", what, output, command)
+        logging.getLogger(PACKAGE.name).info("%s: %s%s", what, output, command and f"; next: {command}")
 
 
 def _under_its_own_name(main: Callable[[], None]) -> Callable[[], None]:

@@ -142,7 +142,8 @@ def main() -> None:
     )
     text = "\n".join((title, "", results_table(results), *supported(scores)))
     write_results(folder / "results.json", results, text)
-    say_next("answers and table", folder, f"python -m gainRAG.evaluation.compare {paths[0]} {paths[-1]}")
+    compare = f"python -m gainRAG.evaluation.compare {paths[0]} {paths[-1]}" if len(paths) > 1 else ""
+    say_next("answers and table", folder, compare)
 
 
 class SharedLLM:

@@ -105,13 +105,15 @@ def test_columns_are_what_one_computes_by_hand(run, files, read_jsonl, capsys):
     assert "Selector trained on plain perplexity" not in shown
 
 
-def test_accuracy_stands_under_its_own_name(run, write_jsonl, capsys):
+def test_accuracy_stands_under_its_own_name(run, write_jsonl, capsys, caplog):
+    caplog.set_level("INFO")
     questions = [
         {**record, "answers": ["A"], "choices": {"label": ["A", "B"], "text": ["x", "y"]}} for record in made(2, 0)
     ]
     run(["--data_path", write_jsonl("arc.jsonl", questions)], "--task", "ARC_Challenge", "--methods", "standard_rag")
     header = capsys.readouterr().out.splitlines()[2]
     assert [name.strip() for name in header.split("|")[1:4]] == ["method", "accuracy", "em"]
+    assert "answers and table: " in caplog.text and "next: " not in caplog.text  # one method, nothing to compare
 
 
 def test_questions_beyond_the_context_are_left_out_of_every_method(run, write_jsonl, read_jsonl):
