@@ -4,7 +4,7 @@
 # About four hours on two cores. Run again, it resumes.
 #
 #   bash scripts/evidence_new_domain.sh               -> docs/results/new_domain; all else under WORK (results/new_domain)
-#   RESULTS=my_results bash scripts/evidence_new_domain.sh                  -> my_results in the place of docs/results/new_domain
+#   RESULTS=my_results bash scripts/evidence_new_domain.sh      -> my_results in its place
 #
 # TRIVIA names a checkout of OpenTriviaQA (CC BY-SA 4.0) that is there; without, it is fetched with git.
 set -euo pipefail
