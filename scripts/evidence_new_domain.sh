@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The measurement of docs/results/new_domain (docs/results/PROTOCOL.md): quiz questions of OpenTriviaQA in two halves. The
-# shipped selector is trained further on the gains of one half and tested on the other, then the other way round. No GPU.
-# About four hours on two cores. Run again, it resumes.
+# The measurement of docs/results/new_domain (docs/results/PROTOCOL.md): quiz questions of OpenTriviaQA in two halves.
+# The shipped selector is trained further on the gains of one half and tested on the other, then the other way round.
+# No GPU. About four hours on two cores. Run again, it resumes.
 #
-#   bash scripts/evidence_new_domain.sh               -> docs/results/new_domain; all else under WORK (results/new_domain)
+#   bash scripts/evidence_new_domain.sh        -> docs/results/new_domain; all else under WORK (results/new_domain)
 #   RESULTS=my_results bash scripts/evidence_new_domain.sh      -> my_results in its place
 #
 # TRIVIA names a checkout of OpenTriviaQA (CC BY-SA 4.0) that is there; without, it is fetched with git.
