@@ -51,9 +51,11 @@ def parse_arguments() -> argparse.Namespace:
         "--gains_dir",
         type=Path,
         default=None,
-        help="also write --work's gains there, a compressed file a part: .jsonl.xz",
+        help="also write the gains of --work, of one run, there, a compressed file a part: .jsonl.xz",
     )
     args = parser.parse_args()
+    if args.gains_dir and len(args.work or ()) > 1:
+        raise UserError("--gains_dir takes one run's gains: files of the same name would replace each other")
     require("matplotlib")
     return args
 
@@ -66,7 +68,7 @@ def main() -> None:
         write_lines(folder / TEST, pooled_lines(args.work, args.name))
         if args.gains_dir:
             gains_folder = output_folder(args.gains_dir)
-            for path in sorted(path for work in args.work for path in (work / "gains").glob("*.jsonl")):
+            for path in sorted((args.work[0] / "gains").glob("*.jsonl")):
                 write_lines(gains_folder / f"{path.name}.xz", rounded_gains(path))
     evidence = summarize_lines(read_lines(folder / TEST))
     write_json(folder / EVIDENCE, evidence)
@@ -193,7 +195,6 @@ def summarize_lines(lines: Sequence[Record]) -> Record:
     parts = {name: [line for line in lines if line["dataset"] == name] for name in names}
     methods = list(lines[0]["methods"])
     named = [method for method in METHODS if method in methods]
-    answered = [method for method in named if scores(lines, method, "cover_em") is not None]
     return {
         "n": len(lines),
         "datasets": {name: len(part) for name, part in parts.items()},
@@ -203,7 +204,11 @@ def summarize_lines(lines: Sequence[Record]) -> Record:
         "tests_by_dataset": {name: paired_tests(part) for name, part in parts.items()},
         "share_won": {method: share_won(lines, method) for method in ("rerank", *OURS) if method in named},
         "variants": {method: variant(lines, method) for method in methods if method not in named},
-        "gap": {method: gap(lines, method) for method in answered if method != "no_retrieval"},
+        "gap": {
+            method: gap(lines, method)
+            for method in named
+            if all(scores(lines, method, metric) is not None for metric in ("hit_at_1", "cover_em"))
+        },
     }
 
 

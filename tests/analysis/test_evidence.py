@@ -60,6 +60,8 @@ def test_runs_on_different_questions_are_pooled(run, tmp_path):
     alone = json.loads((run("--work", works[0], "--name", "A_test") / evidence.EVIDENCE).read_text())
     with pytest.raises(UserError, match="two: question 'q0' is in another of --work, too"):
         run("--work", *works, "--name", "A_test")
+    with pytest.raises(UserError, match="--gains_dir takes one run's gains"):
+        run("--work", *works, "--name", "A_test", "--gains_dir", tmp_path / "gains")
     for path in works[1].rglob("*.jsonl"):
         path.write_text(re.sub('"q([0-9]+)"', r'"A-\1"', path.read_text()))
     pooled = json.loads((run("--work", *works, "--name", "A_test") / evidence.EVIDENCE).read_text())
