@@ -22,8 +22,9 @@ PAGE = 4096
 MODEL_FILES = (".safetensors", ".bin", ".gguf", ".json", ".model", ".jinja", ".txt", ".tiktoken")
 TRAINING_SETTINGS = "training.settings.json"  # of a selector's folder
 TRAINING_FINISHED = "trainer_state.json"  # written last: where it is, the weights are whole
+TRAINING_BATCH = "training.batch.json"  # where its memory ran out: how many groups to take at once
 NOT_OF_A_MODEL = ("training_args.bin", TRAINING_FINISHED, "train_results.json", "all_results.json",
-                  "eval_results.json", TRAINING_SETTINGS, "README.txt", "LICENSE.txt")  # fmt: skip
+                  "eval_results.json", TRAINING_SETTINGS, TRAINING_BATCH, "README.txt", "LICENSE.txt")  # fmt: skip
 STARTED_AFRESH = "overwrite"  # in an unfinished run's settings: it began with --overwrite
 
 

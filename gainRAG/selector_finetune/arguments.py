@@ -16,8 +16,9 @@ import transformers
 from FlagEmbedding.abc.finetune.reranker import AbsRerankerDataArguments, AbsRerankerModelArguments
 
 from gainRAG.common.cli import UserError
+from gainRAG.common.jsonl import parse_json
 from gainRAG.common.models import weights_path
-from gainRAG.common.settings import versions
+from gainRAG.common.settings import TRAINING_BATCH, versions
 
 logger = logging.getLogger(__name__)
 
@@ -117,6 +118,7 @@ class TrainingArguments(transformers.TrainingArguments):
         if self.warmup_ratio is None:
             self.warmup_ratio = 0.0 if self.warmup_steps else 0.1
         self._check()
+        self._take_batches_that_fit()
         if self.warmup_ratio:
             self.warmup_steps = self.warmup_ratio
         if not torch.accelerator.is_available():
@@ -139,6 +141,20 @@ class TrainingArguments(transformers.TrainingArguments):
     def n_gpu(self) -> int:
         """At most 1: with more, transformers' DataParallel would cut groups of unequal size apart."""
         return min(1, super().n_gpu)
+
+    def _take_batches_that_fit(self) -> None:
+        """Where a former run into this folder ran out of memory, smaller batches; an update sees as many groups."""
+        remembered = Path(self.output_dir) / TRAINING_BATCH
+        if not self.num_train_epochs or not remembered.is_file():
+            return
+        size = self.per_device_train_batch_size
+        fits = parse_json(remembered.read_bytes(), str(remembered)).get("per_device_train_batch_size", size)
+        if size <= fits:
+            return
+        smaller = next(part for part in range(fits, 0, -1) if size % part == 0)
+        self.per_device_train_batch_size = smaller
+        self.gradient_accumulation_steps *= size // smaller
+        logger.info("batches of %d groups, %d an update: more ran out of memory (%s)", smaller, size, remembered)
 
     def _check(self) -> None:
         if not self.output_dir:

@@ -120,7 +120,7 @@ class EpochOrder(Sampler[int]):
         update_size: questions an update sees; those of a length are put together by it.
         fill_to: questions that all processes take at a time, once an update or several times. The last, short update is
             filled up to it with questions whose loss does not count; the others count so much the more that the update
-            follows the mean over its own questions. 1 fills nothing.
+            follows the mean over its own questions. 1 fills nothing, 0 drops that update.
     """
 
     def __init__(
@@ -132,11 +132,13 @@ class EpochOrder(Sampler[int]):
         self.fill_to = fill_to
 
     def __len__(self) -> int:
+        if not self.fill_to:
+            return len(self.dataset) // self.update_size * self.update_size
         return math.ceil(len(self.dataset) / self.fill_to) * self.fill_to
 
     def __iter__(self) -> Iterator[int | Weighted]:
         order = self._order()
-        short = len(order) % self.update_size if self.fill_to > 1 else 0
+        short = len(order) % self.update_size if self.fill_to != 1 else 0
         whole = len(order) - short
         yield from order[:whole]
         filled = len(self) - whole

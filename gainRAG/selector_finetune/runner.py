@@ -38,7 +38,13 @@ from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, T
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
 from gainRAG.selector_finetune.trainer import SelectorTrainer
-from gainRAG.selector_finetune.training_folder import is_finished, lock_output_dir, prepare_output, training_settings
+from gainRAG.selector_finetune.training_folder import (
+    is_finished,
+    lock_output_dir,
+    prepare_output,
+    remember_batch_too_large,
+    training_settings,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -216,13 +222,7 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
                 "--resume_from_checkpoint auto, without --overwrite_output_dir, resumes at the last checkpoint"
             ) from None
         except torch.OutOfMemoryError as problem:
-            args = self.training_args
-            size, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
-            raise UserError(
-                f"{args.device}: its memory does not hold a batch of {size} groups; an update sees as many with "
-                f"--per_device_train_batch_size {max(1, size // 2)} --gradient_accumulation_steps {2 * steps}, and "
-                "--gradient_checkpointing saves memory too"
-            ) from problem
+            raise UserError(remember_batch_too_large(self.training_args)) from problem
         except pickle.UnpicklingError as problem:  # transformers reads a checkpoint's tensors, and runs nothing of it
             if not checkpoint:
                 raise
@@ -243,11 +243,11 @@ def require_finite(model: torch.nn.Module) -> None:
 
 
 def check_batches(questions: int, args: TrainingArguments) -> None:
-    batch = args.per_device_train_batch_size * max(1, args.world_size)
-    if args.dataloader_drop_last and questions < batch:
+    update = args.per_device_train_batch_size * args.gradient_accumulation_steps * max(1, args.world_size)
+    if args.dataloader_drop_last and questions < update:
         raise UserError(
-            f"--train_data holds {questions} questions and --dataloader_drop_last drops a batch of fewer than {batch}: "
-            "leave the flag out, or take a smaller --per_device_train_batch_size (of the scripts: BATCH)"
+            f"--train_data holds {questions} questions and --dataloader_drop_last drops an update of fewer than "
+            f"{update}: leave the flag out, or take a smaller --per_device_train_batch_size (of the scripts: BATCH)"
         )
 
 

@@ -13,7 +13,14 @@ from safetensors import SafetensorError, safe_open
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record, open_locked, output_folder, parse_json, write_json
-from gainRAG.common.settings import TRAINING_FINISHED, TRAINING_SETTINGS, overwrite_hint, require_same, stage_settings
+from gainRAG.common.settings import (
+    TRAINING_BATCH,
+    TRAINING_FINISHED,
+    TRAINING_SETTINGS,
+    overwrite_hint,
+    require_same,
+    stage_settings,
+)
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -26,6 +33,7 @@ TRAINING_FLAGS += ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_sche
 TRAINING_FLAGS += ("dataloader_drop_last", "train_sampling_strategy", "teacher_temperature")
 RARE_FLAGS = ("lr_scheduler_kwargs", "optim_args", "neftune_noise_alpha", "load_best_model_at_end")  # where given
 DEEPSPEED_KEYS = ("optimizer", "scheduler", "gradient_clipping")  # decide an update; the rest only how it is computed
+DEEPSPEED_BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def lock_output_dir(args: TrainingArguments):
@@ -46,10 +54,34 @@ def training_settings(model: ModelArguments, data: DataArguments, training: Trai
 
 
 def _deepspeed_flags(training: TrainingArguments) -> Record:
+    config = _deepspeed_config(training)
+    return {f"deepspeed {key}": config[key] for key in DEEPSPEED_KEYS if config.get(key, "auto") != "auto"}
+
+
+def _deepspeed_config(training: TrainingArguments) -> Record:
     config = training.deepspeed or {}
     if isinstance(config, str):  # a file's name, or JSON itself
         config = parse_json(config.encode() if config.startswith("{") else Path(config).read_bytes(), "--deepspeed")
-    return {f"deepspeed {key}": config[key] for key in DEEPSPEED_KEYS if config.get(key, "auto") != "auto"}
+    return config
+
+
+def remember_batch_too_large(args: TrainingArguments) -> str:
+    """Has the next run into this folder take half as many groups at once, and gives what to tell the user."""
+    size, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    problem = f"{args.device}: its memory does not hold a batch of {size} groups; "
+    if size == 1:
+        return problem + "--gradient_checkpointing, --bf16, a smaller --train_group_size or --passage_max_len take less"
+    fits = next(part for part in range(size // 2, 0, -1) if size % part == 0)
+    if any(_deepspeed_config(args).get(key, "auto") != "auto" for key in DEEPSPEED_BATCHES):
+        return (
+            problem
+            + f"--deepspeed fixes batches: give it {fits} a GPU and {size // fits * steps} steps of accumulation"
+        )
+    write_json(Path(args.output_dir) / TRAINING_BATCH, {"per_device_train_batch_size": fits})
+    return problem + (
+        f"the same command takes {fits} at once now, as many an update as before, and with "
+        "--resume_from_checkpoint auto resumes; --gradient_checkpointing saves memory too"
+    )
 
 
 def is_finished(args: TrainingArguments, settings: Record) -> bool:

@@ -518,3 +518,22 @@ def test_the_report_of_a_small_run_has_the_scores_of_both_selectors(tiny_run, tm
     assert refused.returncode == 2 and "elsewhere/table_none.json: not a table" in refused.stderr
     assert "before training" in page and "Not computed: loss and learning rate" in page
     assert (tmp_path / "figures/NaturalQA_test-selector.pdf").exists()
+
+
+def test_a_training_that_runs_out_of_memory_is_given_again_with_smaller_batches(tmp_path, recorder):
+    variables, log = recorder
+    (tmp_path / "train.jsonl").touch()
+    batch = tmp_path / "selector" / "training.batch.json"
+    batch.parent.mkdir()
+    # The first run halves its batches and ends as torchrun does; the second ends well, or as the first without halving.
+    fail_once = f'() {{ echo "$*" >>"{log}"; [ ! -e "{batch}" ] || return "$AGAIN"; echo "4" >"{batch}"; return 1; }}'
+    for again in ("0", "7"):
+        batch.unlink(missing_ok=True)
+        log.write_text("")
+        done = run_script(
+            "selector_finetune", tmp_path, **{**variables, "BASH_FUNC_torchrun%%": fail_once, "AGAIN": again}
+        )
+        assert done.returncode == int(again)
+        first, second = log.read_text().splitlines()
+        assert first == second and "--resume_from_checkpoint auto" in first
+        assert "with smaller batches" in done.stdout + done.stderr

@@ -256,19 +256,6 @@ def test_one_process_trains_on_one_gpu(tmp_path):
     assert args.train_batch_size == args.per_device_train_batch_size
 
 
-def test_memory_that_runs_out_names_flags_that_keep_the_update():
-    def train(**_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    runner = SelectorRunner.__new__(SelectorRunner)
-    runner.trainer = SimpleNamespace(train=train)
-    runner.training_args = SimpleNamespace(
-        resume_from_checkpoint=None, per_device_train_batch_size=8, gradient_accumulation_steps=2, device="cuda:0"
-    )
-    with pytest.raises(UserError, match="--per_device_train_batch_size 4 --gradient_accumulation_steps 4"):
-        runner._train()
-
-
 def test_an_interrupted_training_names_the_flag_that_resumes_it():
     def train(**_):
         raise KeyboardInterrupt

@@ -23,6 +23,7 @@ from gainRAG.common.settings import TRAINING_FINISHED, TRAINING_SETTINGS
 from gainRAG.selector_engine.selector import Selector, check_selector
 from gainRAG.selector_finetune import runner
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
+from gainRAG.selector_finetune.trainer import SelectorTrainer
 from gainRAG.selector_finetune.training_folder import LOCK, training_settings
 
 WORDS = ["paris", "nile", "river", "capital", "france", "hamlet", "city", "year", "mountain", "physics", "prize"]
@@ -164,6 +165,41 @@ def test_accumulated_batches_learn_as_one_batch_the_last_short_one_too(train, st
             for size, steps in ((4, 1), (2, 2))
         ]
         assert found[1] == pytest.approx(found[0], abs=1e-3)
+
+
+def test_memory_that_runs_out_halves_the_batches_of_the_next_run_and_not_its_updates(
+    train, monkeypatch, steady_reranker
+):
+    flags = [
+        "--model_name_or_path",
+        steady_reranker,
+        "--resume_from_checkpoint",
+        "auto",
+        "--dataloader_drop_last",
+        "True",
+    ]
+    flags += ["--save_strategy", "steps", "--save_steps", 1]
+    plain = SelectorTrainer.compute_loss
+    limits = {"groups": 4, "updates": 2}  # two updates are made before the memory, another process's prey, runs out
+
+    def compute_loss(self, model, inputs, *args, **kwargs):
+        if self.state.global_step == limits["updates"]:
+            limits["groups"] = 2
+        if len(inputs["weights"]) > limits["groups"]:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, model, inputs, *args, **kwargs)
+
+    whole = train(*flags, data=records(11), output="whole")
+    monkeypatch.setattr(SelectorTrainer, "compute_loss", compute_loss)
+    with pytest.raises(UserError, match="batch of 4 groups; the same command takes 2 at once now, as many an update"):
+        train(*flags, data=records(11))
+    resumed = train(*flags, data=records(11))
+    assert len(losses(resumed)) == 4  # 11 questions, 4 an update, the rest dropped, twice
+    assert losses(resumed) == pytest.approx(losses(whole), abs=1e-3)
+    limits |= {"groups": 0, "updates": -1}
+    for problem in ("batch of 2 groups; the same command takes 1", "batch of 1 groups; --gradient_checkpointing"):
+        with pytest.raises(UserError, match=problem):
+            train(*flags, "--seed", 1, "--overwrite_output_dir", data=records(11))
 
 
 def test_resumed_run_gives_the_losses_of_an_uninterrupted_one(train, tmp_path):
