@@ -148,8 +148,7 @@ class _RayWorkers:
     def __init__(self, make_worker: Callable[[], Worker], options: WorkerOptions) -> None:
         self.ray = _connect(options.ray_address)
         self.options = options
-        on_gpus = _on_gpus(options.device)
-        self.resource = "GPU" if on_gpus else "CPU"
+        self.resource = _resource(options.device)
         number = min(options.num_workers, self._capacity())
         if number < options.num_workers:
             place = f"the cluster at {options.ray_address}" if options.ray_address else "this machine"
@@ -162,8 +161,8 @@ class _RayWorkers:
         # vLLM inside the worker: an engine in a process of its own would live on, and keep its GPU, when one is killed.
         environment["VLLM_ENABLE_V1_MULTIPROCESSING"] = os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         actor = self.ray.remote(_Actor).options(
-            num_gpus=int(on_gpus),
-            num_cpus=int(not on_gpus),
+            num_gpus=int(self.resource == "GPU"),
+            num_cpus=int(self.resource == "CPU"),
             runtime_env={"env_vars": environment},
             max_restarts=-1,
             max_task_retries=DEATHS - 1,
@@ -224,11 +223,7 @@ class _RayWorkers:
         return True
 
     def _leave_lost_machines(self, calls: "deque[_Call]") -> None:
-        """Gives the calls of workers whose machine is gone to the others.
-
-        Raises:
-            UserError: no machine is left.
-        """
+        """Gives the calls of workers whose machine is gone to the others; a UserError where none are left."""
         alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
         lost = [actor for actor, node in zip(self.actors, self.nodes, strict=True) if not self._is_in(node, alive)]
         if len(lost) == len(self.actors):
@@ -250,11 +245,7 @@ class _RayWorkers:
             return False
 
     def _report_waiting(self, waited: float) -> None:
-        """Logs what is awaited.
-
-        Raises:
-            UserError: `worker_timeout` is over.
-        """
+        """Logs what is awaited; a UserError when `worker_timeout` is over."""
         capacity = self._capacity()
         used = capacity - int(self.ray.available_resources().get(self.resource, 0))
         state = f"{used} of the {capacity} {self.resource}s are in use, {len(self.actors)} workers wanted"
@@ -321,18 +312,27 @@ class _Actor:
         _close(self.worker)
 
 
-def _on_gpus(device: str | None) -> bool:
-    import torch
-
-    return device != "cpu" and torch.cuda.is_available()
-
-
-def _connect(address: str | None):
-    """The module `ray`, connected.
+def workers_a_machine(options: WorkerOptions) -> int:
+    """The most workers that one machine may get.
 
     Raises:
         UserError: no cluster answers at the address.
     """
+    if not options.ray_address:
+        return options.num_workers
+    nodes, resource = _connect(options.ray_address).nodes(), _resource(options.device)
+    return max(1, min(options.num_workers, max(int(node["Resources"].get(resource, 0)) for node in nodes)))
+
+
+def _resource(device: str | None) -> str:
+    """Ray's name of what a worker has one of."""
+    import torch
+
+    return "GPU" if device != "cpu" and torch.cuda.is_available() else "CPU"
+
+
+def _connect(address: str | None):
+    """The module `ray`, connected; a UserError where no cluster answers at the address."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report each use to its makers
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # Ray's own future default, else it warns
     if address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:  # which reads it on import

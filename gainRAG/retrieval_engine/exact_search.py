@@ -18,7 +18,7 @@ import torch
 
 from gainRAG.common.batching import BatchBudget
 from gainRAG.common.cli import UserError
-from gainRAG.common.parallel import WorkerOptions, map_chunks
+from gainRAG.common.parallel import WorkerOptions, map_chunks, workers_a_machine
 from gainRAG.common.progress import ProgressBar
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, require_all, rows_of
@@ -165,8 +165,8 @@ def search_on_workers(
 
 
 def bytes_a_worker(max_bytes: float, workers: WorkerOptions) -> float:
-    """Workers of one machine share its memory; those of a cluster may each be on a machine of their own."""
-    return max_bytes if workers.ray_address else max_bytes / workers.num_workers
+    """The workers of a machine share `max_bytes`. As many as may meet on one are counted, so all search alike."""
+    return max_bytes / workers_a_machine(workers)
 
 
 class ShardSearcher:

@@ -91,8 +91,7 @@ def parse_arguments() -> argparse.Namespace:
         "--max_memory",
         type=positive_float,
         default=8.0,
-        help="GiB that exact search and index training may take; the workers of one machine share it, with "
-        "--ray_address each worker may take so much",
+        help="GiB of each machine that exact search and index training may take; the workers of a machine share it",
     )
     add("--plan", action="store_true", help="print passages, vectors, memory and disk for these settings, and stop")
     add("--query_prefix", default="", help='put before every question, for example "query: " for E5')

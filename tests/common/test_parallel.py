@@ -154,6 +154,10 @@ def test_a_busy_cluster_is_reported_and_not_waited_for_for_ever(two, monkeypatch
         ray.kill(held[0])
     assert "waiting for a worker since 0 s: " in caplog.text
     assert "2 workers wanted" in caplog.text
+    here = int(ray.cluster_resources()["CPU"])
+    options = replace(two, ray_address="auto", num_workers=here + 3)
+    assert parallel.workers_a_machine(options) == here
+    assert parallel.workers_a_machine(replace(options, num_workers=1)) == 1
 
 
 LOSES_A_MACHINE = """
@@ -168,6 +172,7 @@ class Slow(Doubler):
     def __call__(self, chunk):
         time.sleep(0.3)
         return super().__call__(chunk)
+print("machines of one CPU:", parallel.workers_a_machine(parallel.WorkerOptions(2, cluster.address, 60.0, "cpu")))
 found = []
 for result in parallel.map_chunks(Slow, range(40), parallel.WorkerOptions(2, cluster.address, 60.0, "cpu")):
     found.append(result)
@@ -183,6 +188,7 @@ print([double for double, _ in again])
 @slow
 def test_the_chunks_of_a_lost_machine_go_to_the_others(run_python):
     done = run_python("-c", LOSES_A_MACHINE, folder="tests", env={"RAY_AUTH_MODE": "disabled", "PYTHONPATH": "."})
+    assert "machines of one CPU: 1" in done.stdout.splitlines(), done.stderr
     assert "True 2" in done.stdout.splitlines(), done.stderr
     assert "1 workers are gone with their machine, 1 continue" in done.stderr
     assert "has 1 CPUs, one a worker; 1 start" in done.stderr  # the next work of the same run

@@ -375,7 +375,6 @@ def test_the_planned_size_of_an_index_is_its_size(tmp_path, factory):
 def test_workers_of_one_machine_share_its_memory():
     assert bytes_a_worker(8.0, WorkerOptions()) == 8.0
     assert bytes_a_worker(8.0, WorkerOptions(num_workers=4)) == 2.0
-    assert bytes_a_worker(8.0, WorkerOptions(num_workers=4, ray_address="node1:6379")) == 8.0
 
 
 def test_queries_that_memory_does_not_hold_are_searched_for_in_parts():
