@@ -180,7 +180,7 @@ def test_memory_that_runs_out_halves_the_batches_of_the_next_run_and_not_its_upd
     ]
     flags += ["--save_strategy", "steps", "--save_steps", 1]
     plain = SelectorTrainer.compute_loss
-    limits = {"groups": 4, "updates": 2}  # two updates are made before the memory, another process's prey, runs out
+    limits = {"groups": 4, "updates": 2}  # after two updates the memory holds two groups at once, no more
 
     def compute_loss(self, model, inputs, *args, **kwargs):
         if self.state.global_step == limits["updates"]:
