@@ -302,10 +302,9 @@ def missing_hardware() -> list[str]:
 
 
 def ram_bytes() -> int:
-    """What exact search takes on this machine, where a worker has a GPU; of a cluster each worker takes all of it."""
+    """What exact search takes on this machine: its workers, one a GPU, share all but the file of vectors each reads."""
     workers = max(1, min(int(setting("GPUS")), int(setting("WORKERS"))))
-    alone = workers if setting("RAY_ADDRESS") else 1
-    return 2 * GB + SEARCH_RAM_BYTES * alone + WORKER_RAM_BYTES * workers
+    return 2 * GB + SEARCH_RAM_BYTES + WORKER_RAM_BYTES * workers
 
 
 def gpu_memories() -> list[float]:

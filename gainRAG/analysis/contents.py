@@ -130,7 +130,7 @@ def results(found: QuestionSet) -> list[Plot | Grid | Missing]:
         header,
         rows,
         (
-            f"{n} questions. Percent with 95 % bootstrap intervals; the gain, -log(PPL_CD + 1), in nats: 0 is best. "
+            f"{n} questions. Percent with 95 % bootstrap intervals; the gain, -log(PPL_CD + 1), in nats: -0.69 is best. "
             "hit@1: the first passage holds a gold answer. Empty: does not apply, or was not computed.",
         ),
     )
@@ -200,7 +200,7 @@ def gains(sets: Sequence[QuestionSet]) -> list[Plot | Missing]:
             )
     caption = (
         "Mean gain of the first passage that each method picks, by question set, with 95 % bootstrap intervals. The "
-        "gain says how well the LLM predicts the gold answer from the passage: 0 is best."
+        "gain says how well the LLM predicts the gold answer from the passage: -0.69, a perplexity of 1, is best."
     )
     plot = (
         [Plot("gain-of-picks", "Gain of the pick", caption, partial(figures.draw_intervals, panels))] if panels else []

@@ -37,7 +37,7 @@ def perplexity_of(nll: float) -> float:
 
 
 def gain_of(perplexity: float) -> float:
-    """-log(perplexity + 1), the teacher's score of a passage: 0 at best, lower is worse (paper section 3.2)."""
+    """-log(perplexity + 1), the teacher's score of a passage: -0.69 at best, lower is worse (paper section 3.2)."""
     return -math.log(perplexity + 1)
 
 
