@@ -130,7 +130,7 @@ def results(found: QuestionSet) -> list[Plot | Grid | Missing]:
         header,
         rows,
         (
-            f"{n} questions. Percent with 95 % bootstrap intervals; the gain, -log(PPL_CD + 1), in nats, at best -0.69. "
+            f"{n} questions. Percent with 95 % bootstrap intervals; gain: -log(PPL_CD + 1), in nats, -0.69 at best. "
             "hit@1: the first passage holds a gold answer. Empty: does not apply, or was not computed.",
         ),
     )
