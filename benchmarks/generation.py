@@ -20,6 +20,7 @@ from gainRAG.common.jsonl import read_records
 from gainRAG.common.models import DTYPES, pick_device, weights_path
 from gainRAG.common.schemas import as_question
 from gainRAG.llm_inference.build_prompts import PromptBuilder, encode_prompts
+from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.llm_inference.written_text import decode_texts
 from gainRAG.prompts import Prompts
@@ -62,7 +63,7 @@ def main() -> None:
     from transformers import AutoModelForCausalLM
 
     device = pick_device(args.device)
-    engine = HFEngine(args.model, device=args.device, dtype=args.dtype, max_batch_tokens=args.max_batch_tokens)
+    engine = HFEngine(EngineOptions(args.model, "hf", args.dtype, args.device, args.max_batch_tokens))
     plain = AutoModelForCausalLM.from_pretrained(weights_path(args.model), dtype=DTYPES[args.dtype]).to(device).eval()
     plain.generation_config = engine.model.generation_config
     texts = Prompts()

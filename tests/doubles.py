@@ -46,7 +46,7 @@ class VLLMWriter:
 
     def __init__(self, lm_type: str) -> None:
         engines = importlib.import_module("gainRAG.llm_inference.inference_vllm")
-        self.engine = engines.VLLMEngine(lm_type, dtype="float32")
+        self.engine = engines.VLLMEngine(engines.EngineOptions(lm_type, dtype="float32"))
 
     def __call__(self, prompts):
         return self.engine.generate(prompts, 12)

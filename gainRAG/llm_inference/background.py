@@ -18,14 +18,13 @@ from gainRAG.common.resume import StageOutput
 from gainRAG.common.settings import fingerprint, stage_settings
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import (
-    Engine,
     EngineOptions,
     GenerationOptions,
     generation_settings,
     load_writer,
     writing_workers,
 )
-from gainRAG.llm_inference.written_text import without_thoughts
+from gainRAG.llm_inference.written_text import Engine, without_thoughts
 
 logger = logging.getLogger(__name__)
 

@@ -1,10 +1,10 @@
-"""One interface, several engines: what a stage needs to have an LLM write."""
+"""Several engines behind one set of options: what a stage needs to have an LLM write."""
 
 import argparse
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from gainRAG.common.cli import UserError, fraction, non_negative_float, non_negative_int, positive_float, positive_int
 from gainRAG.common.models import (
@@ -20,6 +20,7 @@ from gainRAG.common.models import (
 from gainRAG.common.parallel import WorkerOptions
 from gainRAG.common.settings import identity
 from gainRAG.llm_inference.build_prompts import PROMPT_DATE, PromptBuilder, require_chat_template
+from gainRAG.llm_inference.written_text import Engine
 from gainRAG.prompts import load_prompts
 
 if TYPE_CHECKING:
@@ -73,32 +74,6 @@ class GenerationOptions:
     prompts: str | None = None
     chat: bool = True
     max_new_tokens: int = 32
-
-
-class Engine(Protocol):
-    """An LLM that continues prompts.
-
-    Attributes:
-        tokenizer: the LLM's, or None where a server tokenises.
-        context_length: the most tokens of prompt and answer together, or None where unknown.
-        troubles: for each prompt of the last call what went wrong, a key of `written_text.TROUBLES`, or "".
-    """
-
-    tokenizer: "PreTrainedTokenizerBase | None"
-    context_length: int | None
-    troubles: list[str]
-
-    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
-        """One continuation a prompt, in the prompts' order, stripped of white space.
-
-        Args:
-            prompts: full texts of `PromptBuilder`.
-            max_new_tokens: the longest continuation, in tokens.
-            end: where a base model's text ends, which would run on; a chat model's ends by itself.
-        """
-
-    def close(self) -> None:
-        """Frees the model's memory; warns of texts that went wrong."""
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str] = BACKENDS) -> None:
@@ -246,42 +221,14 @@ def load_engine(options: EngineOptions, generation: GenerationOptions) -> Engine
     if options.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
-        return VLLMEngine(
-            options.lm_type,
-            chat=generation.chat,
-            dtype=options.dtype,
-            temperature=options.temperature,
-            seed=options.seed,
-            max_model_len=options.max_model_len,
-            tensor_parallel_size=options.tensor_parallel_size,
-            gpu_memory_utilization=options.gpu_memory_utilization,
-        )
+        return VLLMEngine(options, generation.chat)
     if options.backend == "openai":
         from gainRAG.llm_inference.inference_openai import OpenAIEngine
 
-        return OpenAIEngine(
-            options.base_url,
-            options.server_model,
-            concurrency=options.concurrency,
-            timeout=options.request_timeout,
-            retries=options.retries,
-            temperature=options.temperature,
-            seed=options.seed,
-            system=load_prompts(generation.prompts).system,
-            template_kwargs=not options.no_template_kwargs,
-            keep_refused=options.keep_refused,
-        )
+        return OpenAIEngine(options, load_prompts(generation.prompts).system)
     from gainRAG.llm_inference.inference_hf import HFEngine
 
-    return HFEngine(
-        options.lm_type,
-        chat=generation.chat,
-        device=options.device,
-        dtype=options.dtype,
-        max_batch_tokens=options.max_batch_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-    )
+    return HFEngine(options, generation.chat)
 
 
 def load_writer(

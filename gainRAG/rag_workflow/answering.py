@@ -16,13 +16,13 @@ from gainRAG.common.settings import stage_settings
 from gainRAG.evaluation.answers import accuracy, option_labels, score_prediction
 from gainRAG.evaluation.results import summarize
 from gainRAG.llm_inference.engine import (
-    Engine,
     EngineOptions,
     GenerationOptions,
     add_engine_arguments,
     generation_settings,
 )
 from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
+from gainRAG.llm_inference.written_text import Engine
 from gainRAG.prompts import Task, load_prompts
 
 logger = logging.getLogger(__name__)

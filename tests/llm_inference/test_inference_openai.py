@@ -13,6 +13,7 @@ from conftest import each
 
 from gainRAG.common.cli import UserError
 from gainRAG.llm_inference import inference_openai
+from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_openai import OpenAIEngine, check_server_arguments
 
 KEY = "sk-secret-4711"
@@ -125,8 +126,10 @@ def server(monkeypatch):
 def make_engine(server):
     engines = []
 
-    def make(**arguments) -> OpenAIEngine:
-        engines.append(OpenAIEngine(server.url, "the-model", **{"timeout": 5.0, "retries": 3, **arguments}))
+    def make(system="", **flags) -> OpenAIEngine:
+        flags = {"request_timeout": 5.0, "retries": 3, **flags}
+        options = EngineOptions("", "openai", base_url=server.url, server_model="the-model", **flags)
+        engines.append(OpenAIEngine(options, system))
         return engines[-1]
 
     yield make
@@ -147,7 +150,7 @@ def test_answers_come_in_order_however_slow_some_are(server, make_engine):
 
 def test_sends_model_budget_and_greedy_decoding(server, make_engine):
     make_engine().generate(["prompt"], 7)
-    make_engine(temperature=0.5, seed=3, template_kwargs=False, system="Be brief.").generate(["prompt"], 7)
+    make_engine(temperature=0.5, seed=3, no_template_kwargs=True, system="Be brief.").generate(["prompt"], 7)
     turns = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "prompt"}]
     common = {"model": "the-model", "max_tokens": 7, "messages": turns[1:]}
     kwargs = {"enable_thinking": False, "date_string": "26 Jul 2024"}
@@ -192,7 +195,7 @@ def test_trouble_that_passes_costs_no_answer(server, make_engine, trouble):
     server.bodies.clear()
     prompts = [f"question {number}" for number in range(6)]
     server.plans = {prompts[1]: list(trouble), prompts[4]: list(trouble)}
-    assert make_engine(timeout=0.5).generate(prompts, 7) == answers(prompts)
+    assert make_engine(request_timeout=0.5).generate(prompts, 7) == answers(prompts)
     assert server.prompts()[prompts[1]] == len(trouble) + 1
     assert server.prompts()[prompts[0]] == 1
 
@@ -263,7 +266,8 @@ def test_nothing_more_is_sent_once_a_prompt_failed(server, make_engine):
 
 
 def test_an_unreachable_server_is_named(server):
-    engine = OpenAIEngine("http://127.0.0.1:9/v1", "the-model", retries=1)
+    options = EngineOptions("", "openai", base_url="http://127.0.0.1:9/v1", server_model="the-model", retries=1)
+    engine = OpenAIEngine(options)
     with pytest.raises(UserError, match=r"127\.0\.0\.1:9/v1: no answer in 2 attempts"):
         engine.generate(["prompt"], 7)
     engine.close()

@@ -3,6 +3,7 @@
 import importlib.metadata
 import importlib.util
 import os
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -16,8 +17,9 @@ from tokenizers.processors import TemplateProcessing
 from gainRAG.common.cli import UserError
 from gainRAG.common.parallel import WorkerOptions, map_chunks
 from gainRAG.llm_inference import inference_vllm
+from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_hf import HFEngine
-from gainRAG.llm_inference.inference_vllm import VLLMEngine, require_vllm
+from gainRAG.llm_inference.inference_vllm import VLLMEngine, needed_shares, require_vllm
 
 try:
     require_vllm()
@@ -38,14 +40,14 @@ def engine_processes() -> list[int]:
 
 @pytest.fixture(scope="module")
 def engine(vllm_llama):
-    engine = VLLMEngine(str(vllm_llama), dtype="float32")
+    engine = VLLMEngine(EngineOptions(str(vllm_llama), dtype="float32"))
     yield engine
     engine.close()
 
 
 @pytest.fixture(scope="module")
 def reference(vllm_llama):
-    return HFEngine(str(vllm_llama), device="cpu", dtype="float32")
+    return HFEngine(EngineOptions(str(vllm_llama), device="cpu", dtype="float32"))
 
 
 def test_absence_is_told_with_what_to_install(monkeypatch):
@@ -83,7 +85,7 @@ def test_a_longer_prompt_than_before_is_no_reason_to_start_again(engine, referen
 @needs_vllm
 def test_the_context_is_the_models_or_what_is_asked_for(engine, vllm_llama):
     assert engine.context_length == 2048
-    short = VLLMEngine(str(vllm_llama), max_model_len=64)
+    short = VLLMEngine(EngineOptions(str(vllm_llama), max_model_len=64))
     assert short.context_length == 64
     with pytest.raises(UserError, match="context of 64 tokens is shorter than .* 513 together.*--max_model_len"):
         short.answer_log_probabilities([([1] * 500, [1] * 12)])
@@ -130,16 +132,15 @@ def test_more_than_the_model_holds_is_refused(engine):
 @needs_vllm
 def test_heads_that_cannot_be_shared_are_refused(vllm_llama):
     with pytest.raises(UserError, match="2 attention heads"):
-        VLLMEngine(str(vllm_llama), tensor_parallel_size=3)
+        VLLMEngine(EngineOptions(str(vllm_llama), tensor_parallel_size=3))
 
 
 def test_an_llm_is_shared_only_where_one_gpu_does_not_hold_it(monkeypatch):
-    model = SimpleNamespace(lm_type="any", dtype="bfloat16")
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=80 * 10**9))
     for weights, shares in ((16 * 10**9, 1), (141 * 10**9, 4)):  # 8B, and 70B: three would hold it, 64 heads want four
         monkeypatch.setattr(inference_vllm, "weight_bytes", lambda *_, weights=weights: weights)
-        assert VLLMEngine._needed_shares(model, heads=64) == shares
+        assert needed_shares(EngineOptions("any", dtype="bfloat16"), heads=64) == shares
 
 
 @needs_vllm
@@ -160,10 +161,10 @@ def test_answer_log_probabilities_equal_log_softmax(engine, reference):
 
 @needs_vllm
 def test_sampling_repeats_by_seed_whatever_runs_beside(engine, monkeypatch):
-    monkeypatch.setattr(engine, "temperature", 1.0)
+    monkeypatch.setattr(engine, "options", replace(engine.options, temperature=1.0))
     alone = engine.generate(PROMPTS[:1], 12)
     assert engine.generate(PROMPTS, 12)[:1] == alone
-    monkeypatch.setattr(engine, "seed", 8)
+    monkeypatch.setattr(engine, "options", replace(engine.options, seed=8))
     assert engine.generate(PROMPTS[:1], 12) != alone
 
 

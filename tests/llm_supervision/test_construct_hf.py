@@ -15,6 +15,7 @@ from gainRAG.common.resume import StageOutput
 from gainRAG.evaluation.answers import cover_exact_match, f1_score
 from gainRAG.llm_inference.background import pseudo_passage
 from gainRAG.llm_inference.build_prompts import PromptBuilder
+from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.llm_supervision import construct_hf
 from gainRAG.prompts import Prompts
@@ -83,7 +84,8 @@ def test_every_field_is_what_its_definition_says(construct, retrieved, read_json
     path = construct(retrieved, "--alpha", alpha)
     rows = read_jsonl(path)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
-    tokenizer, engine = causal_tokenizer(), HFEngine(str(tiny_llama), device="cpu", dtype="float32")
+    tokenizer = causal_tokenizer()
+    engine = HFEngine(EngineOptions(str(tiny_llama), device="cpu", dtype="float32"))
     builder = PromptBuilder(Prompts(), Prompts().task("HotpotQA"), tokenizer)
     assert len(rows) == 5
     assert any(passage["is_pseudo"] for row in rows for passage in row["passages"])

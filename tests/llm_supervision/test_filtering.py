@@ -10,6 +10,7 @@ from gainRAG.common.cli import UserError
 from gainRAG.common.settings import settings_file
 from gainRAG.evaluation.answers import cover_exact_match, f1_score
 from gainRAG.llm_inference import engine as engines
+from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.llm_supervision import filtering
 
@@ -60,7 +61,7 @@ def gains(write_jsonl, tiny_llama):
     from gainRAG.prompts import Prompts
 
     builder = PromptBuilder(Prompts(), Prompts().task("HotpotQA"), causal_tokenizer())
-    engine = HFEngine(str(tiny_llama), device="cpu", dtype="float32")
+    engine = HFEngine(EngineOptions(str(tiny_llama), device="cpu", dtype="float32"))
     records = [question(n, passage(5, text=SENTENCES[n]), passage(2, text=SENTENCES[n + 1])) for n in range(6)]
     for record in records:
         record["answers"] = ["Quixotry"]

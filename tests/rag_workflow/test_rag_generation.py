@@ -11,6 +11,7 @@ from gainRAG.common.cli import UserError
 from gainRAG.evaluation import results
 from gainRAG.evaluation.answers import score_prediction
 from gainRAG.llm_inference.build_prompts import PromptBuilder
+from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.prompts import Prompts, load_prompts
 from gainRAG.rag_workflow import rag_generation
@@ -54,7 +55,7 @@ def generate(monkeypatch, tiny_llama, tmp_path):
 @pytest.fixture(scope="module")
 def said(tiny_llama):
     """What the tiny LLM says to one prompt."""
-    engine = HFEngine(str(tiny_llama), device="cpu", dtype="float32")
+    engine = HFEngine(EngineOptions(str(tiny_llama), device="cpu", dtype="float32"))
     return lambda prompt: engine.generate([prompt], 6)[0]
 
 
