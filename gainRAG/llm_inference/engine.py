@@ -19,7 +19,7 @@ from gainRAG.common.models import (
 )
 from gainRAG.common.parallel import WorkerOptions
 from gainRAG.common.settings import identity
-from gainRAG.llm_inference.build_prompts import PROMPT_DATE, PromptBuilder, require_chat_template
+from gainRAG.llm_inference.build_prompts import PROMPT_DATE, PromptBuilder
 from gainRAG.llm_inference.written_text import Engine
 from gainRAG.prompts import load_prompts
 
@@ -173,37 +173,21 @@ def generation_options(
     return GenerationOptions(task, prompts, is_chat_model(lm_type) and not no_chat, max_new_tokens)
 
 
-def check_engine(engine: EngineOptions, generation: GenerationOptions) -> None:
-    """Finds user errors before a model loads.
+def check_engine(engine: EngineOptions) -> None:
+    """Finds user errors before a model loads; `lengths.LengthCheck` finds those in the LLM's tokenizer and prompts.
 
     Raises:
-        UserError: no such weights, device, backend package, server address, task or prompt file; no chat template.
+        UserError: no such device, backend package or server address.
     """
-    load_prompts(generation.prompts).task(generation.task)
     pick_device(engine.device)
     if engine.backend == "openai":
         from gainRAG.llm_inference.inference_openai import check_server_arguments
 
         check_server_arguments(engine.base_url, engine.server_model)
-        return
     if engine.backend == "vllm":
         from gainRAG.llm_inference.inference_vllm import require_vllm
 
         require_vllm()
-    check_tokenizer(engine, generation)
-
-
-def check_tokenizer(engine: EngineOptions, generation: GenerationOptions) -> None:
-    """Finds out, in about a second, whether the LLM can be given prompts: loads its tokenizer alone.
-
-    Raises:
-        UserError: no such weights, no usable tokenizer, or a chat model whose tokenizer has no chat template.
-    """
-    from gainRAG.llm_inference.inference_hf import load_tokenizer
-
-    tokenizer = load_tokenizer(engine.lm_type)
-    if generation.chat:
-        require_chat_template(tokenizer)
 
 
 def context_length(engine: EngineOptions) -> int | None:

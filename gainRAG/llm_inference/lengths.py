@@ -25,7 +25,8 @@ def add_length_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class LengthCheck:
-    """Checks a question's length; the last part of a shape for `read_records`.
+    """Checks a question's length; the last part of a shape for `read_records`. Making one takes about a second, and
+    finds out whether the LLM can be given prompts: its tokenizer alone is loaded.
 
     Args:
         engine: the LLM; nothing is checked where a server runs it, which alone has its tokenizer.
@@ -37,6 +38,9 @@ class LengthCheck:
 
     Attributes:
         skipped: how many questions were left out so far.
+
+    Raises:
+        UserError: no such weights, task or prompt file, no usable tokenizer, or a chat model's without a template.
     """
 
     def __init__(

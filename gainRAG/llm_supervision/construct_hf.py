@@ -68,7 +68,7 @@ def main() -> None:
     workers, options = worker_options(**vars(args)), candidate_options(**vars(args))
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     keep_apart(args.output_path, input_file(args.data_path), args.background_path)
-    check_engine(engine, generation)
+    check_engine(engine)
     scorer = scorer_options(engine, args.gain_dtype)
     lengths = length_check(options, scorer, generation)
     text_settings = candidate_settings("construct_hf, what the LLM writes", options, engine, generation)

@@ -53,7 +53,7 @@ def main() -> None:
     keep_apart(args.output_path, input_file(args.data_path), args.background_path)
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     options = candidate_options(**vars(args))
-    check_engine(engine, generation)
+    check_engine(engine)
     lengths = length_check(options, engine, generation)
     total = count_questions(options, lengths)
     settings = candidate_settings("construct_vllm", options, engine, generation)

@@ -80,7 +80,7 @@ def main() -> None:
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     options = filter_options(**vars(args))
     output_file(args.output_path)
-    check_engine(engine, generation)
+    check_engine(engine)
     check_keep(options, generation)
     lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
     read = partial(read_records, args.data_path, lambda record: lengths(as_supervised(record, options.signal)))

@@ -60,7 +60,7 @@ def main() -> None:
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     workers = worker_options(**vars(args))
     input_file(args.data_path)
-    check_engine(engine, generation)
+    check_engine(engine)
     lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
     read = partial(read_answerable, args.data_path, args.limit, lengths)
     total, too_long = len(check_questions(read(), args.K_docs)), lengths.skipped

@@ -105,7 +105,7 @@ def main() -> None:
     args = parse_arguments()
     input_file(args.data_path)
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
-    check_engine(engine, generation)
+    check_engine(engine)
     lengths = LengthCheck(engine, generation, args.max_new_tokens, args.skip_too_long)
     read = read_answerable(args.data_path, args.limit, lengths, with_unique_ids(as_retrieved))
     questions = check_questions(read, args.K_docs)

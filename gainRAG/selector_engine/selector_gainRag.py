@@ -107,7 +107,7 @@ def main() -> None:
     keep_apart(path, input_file(args.data_path), args.background_path)
     lengths = None
     if options.written_here:
-        check_engine(engine, generation)
+        check_engine(engine)
         reserved = options.max_new_tokens
         lengths = LengthCheck(engine, generation, reserved, args.skip_too_long, pseudo_tokens=reserved)
     read = partial(read_candidates, args.data_path, args.n_candidates, args.limit, lengths)
