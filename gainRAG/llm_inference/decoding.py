@@ -6,10 +6,13 @@ that share keys and values read them without copies.
 """
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface, AttentionMaskInterface, Cache, DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
 
 from gainRAG.common.models import input_device
 
@@ -41,8 +44,6 @@ def additive_mask(visible: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def read_start(decoder, tokens: Sequence[int], device: torch.device) -> list:
     """Runs `tokens` once; the cache's layers, whose `keys` and `values` are (1, heads, tokens, size)."""
-    from transformers import DynamicCache
-
     cache = DynamicCache()
     decoder(input_ids=torch.tensor([tokens], device=device), past_key_values=cache, use_cache=True)
     return cache.layers
@@ -58,9 +59,6 @@ def common_start(rows: Sequence[Sequence[int]]) -> int:
 
 def share_heads(model) -> None:
     """Has the model's attention read shared keys and values without copies where it decodes one token a row."""
-    from transformers import AttentionInterface, AttentionMaskInterface
-    from transformers.integrations.sdpa_attention import sdpa_attention_forward
-    from transformers.masking_utils import sdpa_mask
 
     def attend(module, query, key, value, attention_mask, scaling=None, **options):
         rows, heads, tokens, size = query.shape
@@ -77,35 +75,26 @@ def share_heads(model) -> None:
         model.set_attn_implementation(GROUPED)
 
 
-@cache
-def _reserved_layer() -> type:
-    from transformers.cache_utils import DynamicLayer
+class ReservedLayer(DynamicLayer):
+    """Writes into (rows, heads, reserved positions, size), behind `filled` positions."""
 
-    class ReservedLayer(DynamicLayer):
-        """Writes into (rows, heads, reserved positions, size), behind `filled` positions."""
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.reserved, self.filled = (keys, values), filled
 
-        def __init__(self, keys: torch.Tensor, values: torch.Tensor, filled: int) -> None:
-            super().__init__()
-            self.lazy_initialization(keys, values)
-            self.reserved, self.filled = (keys, values), filled
+    def update(self, key_states, value_states, *args, **kwargs):
+        start, self.filled = self.filled, self.filled + key_states.shape[-2]
+        for kept, new in zip(self.reserved, (key_states, value_states), strict=True):
+            kept[:, :, start : self.filled] = new
+        return tuple(kept[:, :, : self.filled] for kept in self.reserved)
 
-        def update(self, key_states, value_states, *args, **kwargs):
-            start, self.filled = self.filled, self.filled + key_states.shape[-2]
-            for kept, new in zip(self.reserved, (key_states, value_states), strict=True):
-                kept[:, :, start : self.filled] = new
-            return tuple(kept[:, :, : self.filled] for kept in self.reserved)
-
-        def get_seq_length(self) -> int:
-            return self.filled
-
-    return ReservedLayer
+    def get_seq_length(self) -> int:
+        return self.filled
 
 
-def _reserved_cache(keys: list[torch.Tensor], values: list[torch.Tensor], filled: int):
-    from transformers import Cache
-
-    layer = _reserved_layer()
-    return Cache(layers=[layer(*pair, filled) for pair in zip(keys, values, strict=True)])
+def _reserved_cache(keys: list[torch.Tensor], values: list[torch.Tensor], filled: int) -> Cache:
+    return Cache(layers=[ReservedLayer(*pair, filled) for pair in zip(keys, values, strict=True)])
 
 
 class _Batch:

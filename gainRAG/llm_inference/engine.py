@@ -192,10 +192,10 @@ def check_engine(engine: EngineOptions) -> None:
 
 def context_length(engine: EngineOptions) -> int | None:
     """The most tokens of prompt and answer together, by the LLM's configuration; None where unknown, as at a server."""
-    from gainRAG.llm_inference.inference_hf import load_config
-
     if engine.backend == "openai":
         return None
+    from gainRAG.llm_inference.inference_hf import load_config
+
     longest = longest_input(load_config(engine.lm_type))
     return min(engine.max_model_len, longest or engine.max_model_len) if engine.backend == "vllm" else longest
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from gainRAG.common.batching import CPU_LLM_TOKENS, LLM_TOKENS, BatchBudget, decoding_tokens
 from gainRAG.common.cli import UserError
@@ -32,8 +33,6 @@ def load_tokenizer(lm_type: str):
     Raises:
         UserError: unknown name, a tokenizer that cannot be had, or one that cannot pad.
     """
-    from transformers import AutoTokenizer
-
     with explain_load_errors(lm_type):
         tokenizer = AutoTokenizer.from_pretrained(weights_path(lm_type), trust_remote_code=False)
     if tokenizer.pad_token is None and tokenizer.eos_token is None:
@@ -51,8 +50,6 @@ def load_config(lm_type: str):
     Raises:
         UserError: unknown name, or a configuration that cannot be had.
     """
-    from transformers import AutoConfig
-
     with explain_load_errors(lm_type):
         return AutoConfig.from_pretrained(weights_path(lm_type), trust_remote_code=False)
 
@@ -63,8 +60,6 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
     Raises:
         UserError: unknown name, weights that cannot be had, or some of them missing, as an encoder's LM head.
     """
-    from transformers import AutoModelForCausalLM
-
     number_format = pick_dtype(dtype, device)
     with explain_load_errors(lm_type):
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -85,8 +80,6 @@ def load_causal_lm(lm_type: str, device: torch.device, dtype: str):
 
 def weight_bytes(lm_type: str, dtype: torch.dtype) -> int:
     """What the LLM's weights take, by its configuration."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(load_config(lm_type), dtype=dtype, trust_remote_code=False)
     return sum(weight.numel() * weight.element_size() for weight in model.parameters())
@@ -107,8 +100,6 @@ class HFEngine(Engine):
 
     def __init__(self, options: EngineOptions, chat: bool = True) -> None:
         super().__init__(chat)
-        from transformers import GenerationConfig
-
         device = pick_device(options.device)
         self.tokenizer = load_tokenizer(options.lm_type)
         self.tokenizer.padding_side = "left"

@@ -52,10 +52,12 @@ class LengthCheck:
         pseudo_tokens: int = 0,
         scores_answers: bool = False,
     ) -> None:
-        from gainRAG.llm_inference.inference_hf import load_tokenizer
-
         self.context_length = context_length(engine)
-        self.tokenizer = None if engine.backend == "openai" else load_tokenizer(engine.lm_type)
+        self.tokenizer = None
+        if engine.backend != "openai":
+            from gainRAG.llm_inference.inference_hf import load_tokenizer
+
+            self.tokenizer = load_tokenizer(engine.lm_type)
         self.builder = prompt_builder(engine, generation, self.tokenizer, self.context_length, reserved_tokens)
         self.reserved_tokens = reserved_tokens
         self.skip = skip

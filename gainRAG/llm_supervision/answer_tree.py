@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.models import input_device, longest_input
@@ -71,21 +73,18 @@ class Row:
         return len(self.prompt) + self.tree.depth
 
 
-def _read_only_layer(keys: torch.Tensor, values: torch.Tensor):
-    from transformers.cache_utils import DynamicLayer
+class ReadOnlyLayer(DynamicLayer):
+    """Puts the stored keys and values before new ones and keeps nothing of the new."""
 
-    class ReadOnlyLayer(DynamicLayer):
-        """Puts the stored keys and values before new ones and keeps nothing of the new."""
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        super().__init__()
+        self.lazy_initialization(keys, values)
+        self.keys, self.values = keys, values
 
-        def update(self, key_states, value_states, *args, **kwargs):
-            rows = key_states.shape[0]
-            past = (self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1))
-            return torch.cat((past[0], key_states), dim=-2), torch.cat((past[1], value_states), dim=-2)
-
-    layer = ReadOnlyLayer()
-    layer.lazy_initialization(keys, values)
-    layer.keys, layer.values = keys, values
-    return layer
+    def update(self, key_states, value_states, *args, **kwargs):
+        rows = key_states.shape[0]
+        past = (self.keys.expand(rows, -1, -1, -1), self.values.expand(rows, -1, -1, -1))
+        return torch.cat((past[0], key_states), dim=-2), torch.cat((past[1], value_states), dim=-2)
 
 
 def _are_alike(found: torch.Tensor, expected: torch.Tensor, tolerance: float) -> bool:
@@ -97,7 +96,7 @@ class Prefix:
     """Tokens that start several prompts and what the model's cache holds of them (None: no tokens)."""
 
     length: int = 0
-    cache: object | None = None
+    cache: Cache | None = None
 
 
 class BranchedModel:
@@ -167,11 +166,8 @@ class BranchedModel:
     @torch.inference_mode()
     def prefix(self, tokens: list[int]) -> Prefix:
         """Runs `tokens` once, for rows that start with them."""
-        from transformers import Cache
-
         start = read_start(self.decoder, tokens, self.device)
-        layers = [_read_only_layer(layer.keys, layer.values) for layer in start]
-        return Prefix(len(tokens), Cache(layers=layers))
+        return Prefix(len(tokens), Cache(layers=[ReadOnlyLayer(layer.keys, layer.values) for layer in start]))
 
     @torch.inference_mode()
     def hidden_states(self, rows: Sequence[Row], prefix: Prefix) -> list[torch.Tensor]:
