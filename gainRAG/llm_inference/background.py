@@ -20,8 +20,8 @@ from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
+    Writer,
     generation_settings,
-    load_writer,
     writing_workers,
 )
 from gainRAG.llm_inference.written_text import Engine, without_thoughts
@@ -159,12 +159,8 @@ def write_pseudo_passage_file(
     return list(map(pseudo_passage_lookup(path), questions))
 
 
-class PseudoPassageWriter:
+class PseudoPassageWriter(Writer):
     """A worker (common.parallel): questions -> records `id, question, background`."""
-
-    def __init__(self, engine: EngineOptions, generation: GenerationOptions) -> None:
-        self.max_new_tokens = generation.max_new_tokens
-        self.engine, self.builder = load_writer(engine, generation)
 
     def __call__(self, chunk: list[Record]) -> list[Record]:
         texts = write_pseudo_passages(self.engine, self.builder, chunk, self.max_new_tokens)
@@ -172,6 +168,3 @@ class PseudoPassageWriter:
             {"id": question.get("id"), "question": question["question"], "background": text}
             for question, text in zip(chunk, texts, strict=True)
         ]
-
-    def close(self) -> None:
-        self.engine.close()

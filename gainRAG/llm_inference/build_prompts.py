@@ -181,6 +181,11 @@ class PromptBuilder:
                 kept.append({**last, "text": text})
         return self.without_passage(record)
 
+    def report_cuts(self) -> None:
+        """Logs how many prompts were cut, if any."""
+        if self.cut:
+            logger.info("%d prompts were too long for the LLM and were cut inside the passage", self.cut)
+
     def without_passage(self, record: Record) -> str:
         """The prompt that asks the question alone.
 

@@ -215,17 +215,26 @@ def load_engine(options: EngineOptions, generation: GenerationOptions) -> Engine
     return HFEngine(options, generation.chat)
 
 
-def load_writer(
-    engine: EngineOptions, generation: GenerationOptions, reserved_tokens: int | None = None
-) -> tuple[Engine, PromptBuilder]:
-    """The engine, and the prompts that fit its context.
+class Writer:
+    """The LLM and the prompts that fit its context; the workers (common.parallel) that have it write are kinds of this.
 
     Args:
         reserved_tokens: as `prompt_builder` takes them; None: what the LLM may write.
     """
-    loaded = load_engine(engine, generation)
-    reserved_tokens = generation.max_new_tokens if reserved_tokens is None else reserved_tokens
-    return loaded, prompt_builder(engine, generation, loaded.tokenizer, loaded.context_length, reserved_tokens)
+
+    def __init__(
+        self, engine: EngineOptions, generation: GenerationOptions, reserved_tokens: int | None = None
+    ) -> None:
+        self.max_new_tokens = generation.max_new_tokens
+        reserved_tokens = self.max_new_tokens if reserved_tokens is None else reserved_tokens
+        self.engine = load_engine(engine, generation)
+        context = self.engine.context_length
+        self.builder = prompt_builder(engine, generation, self.engine.tokenizer, context, reserved_tokens)
+
+    def close(self) -> None:
+        """Frees the model's memory; tells how many texts went wrong, and how many prompts were cut."""
+        self.engine.close()
+        self.builder.report_cuts()
 
 
 def prompt_builder(

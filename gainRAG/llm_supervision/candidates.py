@@ -24,9 +24,9 @@ from gainRAG.llm_inference.engine import (
     BACKENDS,
     EngineOptions,
     GenerationOptions,
+    Writer,
     add_engine_arguments,
     generation_settings,
-    load_writer,
 )
 from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.llm_inference.predict import candidate, predict
@@ -181,12 +181,12 @@ def add_pseudo_passage(record: Record, text: str, keep_na: bool) -> None:
         record["passages"].append(candidate(pseudo, AnswerMatcher(record["answers"], match_rule(record))))
 
 
-class CandidateWriter:
+class CandidateWriter(Writer):
     """A worker (common.parallel): adds what the LLM writes, the pseudo-passage and an answer from every candidate."""
 
     def __init__(self, options: CandidateOptions, engine: EngineOptions, generation: GenerationOptions) -> None:
+        super().__init__(engine, generation, options.reserved_tokens)
         self.options = options
-        self.engine, self.builder = load_writer(engine, generation, options.reserved_tokens)
 
     def __call__(self, chunk: list[Record]) -> list[Record]:
         pseudo = self.options.pseudo
@@ -198,6 +198,3 @@ class CandidateWriter:
             cases = [(record, passage) for record in chunk for passage in record["passages"]]
             predict(self.engine, self.builder, cases, self.options.max_new_tokens)
         return chunk
-
-    def close(self) -> None:
-        self.engine.close()

@@ -10,7 +10,6 @@ resumes with the same command.
 """
 
 import argparse
-import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -44,8 +43,6 @@ from gainRAG.llm_supervision.candidates import (
     length_check,
     read_candidates,
 )
-
-logger = logging.getLogger(__name__)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -146,8 +143,7 @@ class GainWorker:
         return chunk
 
     def close(self) -> None:
-        if self.builder.cut:
-            logger.info("%d prompts were too long for the LLM and were cut inside the passage", self.builder.cut)
+        self.builder.report_cuts()
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ and PPL_CD. The LLM works in `--dtype auto` unless told otherwise. A stopped run
         --task HotpotQA --lm_type Llama-3-8B-Instruct
 """
 
-import logging
 from collections.abc import Sequence
 from functools import partial
 from statistics import fmean
@@ -21,15 +20,12 @@ from gainRAG.common.resume import StageOutput
 from gainRAG.evaluation.gains import perplexity_of
 from gainRAG.llm_inference.build_prompts import PromptBuilder, encode_answers, encode_prompts
 from gainRAG.llm_inference.engine import (
-    EngineOptions,
-    GenerationOptions,
     check_engine,
     engine_options,
     generation_options,
 )
 from gainRAG.llm_supervision.candidates import (
     CHUNK,
-    CandidateOptions,
     CandidateWriter,
     add_candidate_arguments,
     candidate_options,
@@ -42,8 +38,6 @@ from gainRAG.llm_supervision.candidates import (
 
 if TYPE_CHECKING:
     from gainRAG.llm_inference.inference_vllm import VLLMEngine
-
-logger = logging.getLogger(__name__)
 
 
 def main() -> None:
@@ -65,21 +59,13 @@ def main() -> None:
     say_next("perplexities", args.output_path, command)
 
 
-class PerplexityWorker:
+class PerplexityWorker(CandidateWriter):
     """A worker (common.parallel): adds what the LLM writes, and `retrieved_ppl` of every candidate."""
 
-    def __init__(self, options: CandidateOptions, engine: EngineOptions, generation: GenerationOptions) -> None:
-        self.write = CandidateWriter(options, engine, generation)
-
     def __call__(self, chunk: list[Record]) -> list[Record]:
-        records = self.write(chunk)
-        add_perplexities(self.write.engine, self.write.builder, records)
+        records = super().__call__(chunk)
+        add_perplexities(self.engine, self.builder, records)
         return records
-
-    def close(self) -> None:
-        self.write.close()
-        if cut := self.write.builder.cut:
-            logger.info("%d prompts were too long for the LLM and were cut inside the passage", cut)
 
 
 def add_perplexities(engine: "VLLMEngine", builder: PromptBuilder, chunk: Sequence[Record]) -> None:

@@ -44,12 +44,12 @@ from gainRAG.evaluation.gains import (
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
+    Writer,
     add_engine_arguments,
     check_engine,
     engine_options,
     generation_options,
     generation_settings,
-    load_writer,
 )
 from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
 from gainRAG.llm_inference.predict import predict
@@ -130,21 +130,18 @@ def answer_settings(
     )
 
 
-class BestPassageReader:
+class BestPassageReader(Writer):
     """A worker (common.parallel): answers each question from its best passage."""
 
     def __init__(self, options: FilterOptions, engine: EngineOptions, generation: GenerationOptions) -> None:
-        self.options, self.max_new_tokens = options, generation.max_new_tokens
-        self.engine, self.builder = load_writer(engine, generation)
+        super().__init__(engine, generation)
+        self.options = options
 
     def __call__(self, chunk: list[Record]) -> list[Record]:
         cases = [(record, self.options.best_passage(record)) for record in chunk]
         answerable = [(record, best) for record, best in cases if best]
         predict(self.engine, self.builder, answerable, self.max_new_tokens)
         return chunk
-
-    def close(self) -> None:
-        self.engine.close()
 
 
 if __name__ == "__main__":

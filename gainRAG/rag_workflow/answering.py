@@ -107,8 +107,7 @@ def open_predictions(
 def write_answers(engine: Engine, prompts: list[str], max_new_tokens: int) -> list[Answer]:
     """The LLM's answers, in order, each with what went wrong."""
     texts = engine.generate(prompts, max_new_tokens)
-    troubles = getattr(engine, "troubles", None) or [""] * len(texts)
-    return list(zip(texts, troubles, strict=True))
+    return list(zip(texts, engine.troubles, strict=True))
 
 
 def score_records(records: list[Record], prompts: list[str], answers: list[Answer], task: Task) -> list[Record]:

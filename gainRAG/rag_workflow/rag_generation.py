@@ -9,7 +9,6 @@ OUT.metrics.json.
 """
 
 import argparse
-import logging
 from functools import partial
 from pathlib import Path
 
@@ -21,10 +20,10 @@ from gainRAG.evaluation.results import markdown_table
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
+    Writer,
     check_engine,
     engine_options,
     generation_options,
-    load_writer,
     writing_workers,
 )
 from gainRAG.llm_inference.lengths import LengthCheck
@@ -39,8 +38,6 @@ from gainRAG.rag_workflow.answering import (
     summarize_predictions,
     write_answers,
 )
-
-logger = logging.getLogger(__name__)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -83,23 +80,17 @@ def main() -> None:
     say_next("answers", path, f"python -m gainRAG.evaluation.compare OTHER.predictions.jsonl {path}")
 
 
-class AnswerWorker:
+class AnswerWorker(Writer):
     """A worker (common.parallel): answers questions from the first `k` of their passages."""
 
     def __init__(self, engine: EngineOptions, generation: GenerationOptions, k: int) -> None:
+        super().__init__(engine, generation)
         self.k = k
-        self.max_new_tokens = generation.max_new_tokens
-        self.engine, self.builder = load_writer(engine, generation)
 
     def __call__(self, chunk: list[Record]) -> list[Record]:
         prompts = [self.builder.with_passages(record, record["ctxs"][: self.k]) for record in chunk]
         answers = write_answers(self.engine, prompts, self.max_new_tokens)
         return score_records(chunk, prompts, answers, self.builder.task)
-
-    def close(self) -> None:
-        self.engine.close()
-        if self.builder.cut:
-            logger.info("%d prompts were too long and were cut inside the passage", self.builder.cut)
 
 
 def metrics_table(metrics: Record) -> str:

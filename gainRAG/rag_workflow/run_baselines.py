@@ -30,11 +30,11 @@ from gainRAG.evaluation.significance import LEVEL, paired_permutation_test
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
+    Writer,
     check_engine,
     engine_options,
     generation_options,
     generation_settings,
-    load_writer,
 )
 from gainRAG.llm_inference.lengths import LengthCheck
 from gainRAG.rag_workflow.answering import (
@@ -155,14 +155,14 @@ class SharedLLM:
         self.known: dict[str, Answer] = {}
 
     @cached_property
-    def writer(self):
+    def writer(self) -> Writer:
         """The engine and its prompts."""
-        return load_writer(self.engine, self.generation)
+        return Writer(self.engine, self.generation)
 
     def close(self) -> None:
-        """Frees the model's memory, where it was loaded; warns of texts that went wrong."""
+        """Closes the writer, where it was loaded."""
         if "writer" in self.__dict__:
-            self.writer[0].close()
+            self.writer.close()
 
     def remember(self, output: StageOutput) -> None:
         """Takes up the answers of a method's finished chunks (those of a torn chunk are computed again, alike)."""
@@ -173,15 +173,11 @@ class SharedLLM:
 
     def answer(self, chunk: list[Record], passages_for: Callable[[Record], list[Record]]) -> list[Record]:
         """The output records of some questions, each answered from its passages (from none where it has none)."""
-        _, builder = self.writer
+        builder = self.writer.builder
         prompts = [builder.with_passages(record, passages_for(record)) for record in chunk]
-        return score_records(chunk, prompts, self._write(prompts), builder.task)
-
-    def _write(self, prompts: list[str]) -> list[Answer]:
-        engine, _ = self.writer
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
-        self.known.update(zip(new, write_answers(engine, new, self.generation.max_new_tokens), strict=True))
-        return [self.known[prompt] for prompt in prompts]
+        self.known.update(zip(new, write_answers(self.writer.engine, new, self.writer.max_new_tokens), strict=True))
+        return score_records(chunk, prompts, [self.known[prompt] for prompt in prompts], builder.task)
 
 
 def pick_scores(picks: Picks, method: str, questions: list[Record]) -> dict[str, Scores | None]:

@@ -11,6 +11,7 @@ from conftest import each
 from gainRAG.common.cli import UserError
 from gainRAG.common.parallel import WorkerOptions
 from gainRAG.llm_inference import background
+from gainRAG.llm_inference import engine as engines
 from gainRAG.llm_inference.background import (
     PseudoPassageOptions,
     add_background_arguments,
@@ -72,7 +73,7 @@ def test_pseudo_passages_are_written_once(write_file, tmp_path, read_jsonl, monk
     assert [(row["id"], row["question"]) for row in read_jsonl(path)] == [(q["id"], q["question"]) for q in QUESTIONS]
     assert [row["background"] for row in read_jsonl(path)] == texts
     assert len(set(texts)) > 1
-    monkeypatch.setattr(background, "load_writer", lambda *_: pytest.fail("the LLM was loaded again"))
+    monkeypatch.setattr(engines, "load_engine", lambda *_: pytest.fail("the LLM was loaded again"))
     assert write_file(path) == texts
     with pytest.raises(UserError, match="max_new_tokens: 6 then, 7 now"):
         write_file(path, max_new_tokens=7)

@@ -10,6 +10,7 @@ from gainRAG.common import resume
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation import results
 from gainRAG.evaluation.answers import score_prediction
+from gainRAG.llm_inference import engine as engines
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import EngineOptions
 from gainRAG.llm_inference.inference_hf import HFEngine
@@ -174,14 +175,14 @@ def test_an_output_that_would_replace_its_input_is_refused(generate, write_jsonl
 def test_a_complete_output_is_taken_as_it_is(generate, write_jsonl, monkeypatch):
     data = write_jsonl("selected.jsonl", made_selection(2))
     former = generate(data).read_bytes()
-    monkeypatch.setattr(rag_generation, "load_writer", lambda *_: pytest.fail("the LLM was loaded again"))
+    monkeypatch.setattr(engines, "load_engine", lambda *_: pytest.fail("the LLM was loaded again"))
     assert generate(data).read_bytes() == former
     with pytest.raises(UserError, match="K_docs: 1 then, 2 now"):
         generate(data, "--K_docs", 2)
 
 
 def test_mistakes_are_named_before_any_model_loads(generate, write_jsonl, monkeypatch, tmp_path, caplog):
-    monkeypatch.setattr(rag_generation, "load_writer", lambda *_: pytest.fail("the LLM was loaded"))
+    monkeypatch.setattr(engines, "load_engine", lambda *_: pytest.fail("the LLM was loaded"))
     selection = made_selection(3)
     data = write_jsonl("selected.jsonl", selection)
     del selection[2]["ctxs"][1]["text"]
@@ -211,7 +212,7 @@ def test_a_question_beyond_the_context_is_named_before_any_model_loads_or_left_o
     selection[1]["question"] = "Which? " * 1500
     data = write_jsonl("selected.jsonl", selection)
     with monkeypatch.context() as patch, pytest.raises(UserError, match=r"selected\.jsonl:2: .*'q1'.*--skip_too_long"):
-        patch.setattr(rag_generation, "load_writer", lambda *_: pytest.fail("the LLM was loaded"))
+        patch.setattr(engines, "load_engine", lambda *_: pytest.fail("the LLM was loaded"))
         generate(data)
     path = generate(data, "--skip_too_long")
     assert [row["id"] for row in read_jsonl(path)] == ["q0", "q2"]

@@ -9,6 +9,7 @@ import pytest
 from gainRAG.common import resume
 from gainRAG.common.cli import UserError
 from gainRAG.evaluation import results
+from gainRAG.llm_inference import engine as engines
 from gainRAG.llm_inference.inference_hf import HFEngine
 from gainRAG.rag_workflow import run_baselines
 from gainRAG.rag_workflow.picks import explained
@@ -243,7 +244,7 @@ def test_overwrite_given_again_after_a_kill_keeps_the_methods_that_were_finished
 
 
 def test_mistakes_are_named_before_any_model_loads(run, files, write_jsonl, monkeypatch):
-    monkeypatch.setattr(run_baselines, "load_writer", lambda *_: pytest.fail("the LLM was loaded"))
+    monkeypatch.setattr(engines, "load_engine", lambda *_: pytest.fail("the LLM was loaded"))
 
     def refused(problem, data=files[1], gains_path=files[3], selections=files[5:], more=()):
         with pytest.raises(UserError, match=problem):

@@ -9,7 +9,7 @@ import torch
 from conftest import SENTENCES, each, killed_at_record
 
 from gainRAG.common.cli import UserError
-from gainRAG.llm_inference import background
+from gainRAG.llm_inference import engine as engines
 from gainRAG.selector_engine import selector_gainRag
 from gainRAG.selector_engine.selector import Selector
 
@@ -148,7 +148,7 @@ def test_the_llm_writes_pseudo_passages_once(select, retrieved, read_jsonl, tiny
     kept = path.with_suffix(".background.jsonl")
     assert [row["id"] for row in read_jsonl(kept)] == [f"q{number}" for number in range(10)]
 
-    monkeypatch.setattr("gainRAG.llm_inference.background.load_writer", lambda *_: pytest.fail("loaded again"))
+    monkeypatch.setattr("gainRAG.llm_inference.engine.load_engine", lambda *_: pytest.fail("loaded again"))
     former = path.read_bytes()
     path.unlink()
     assert select(retrieved, *flags).read_bytes() == former
@@ -159,9 +159,9 @@ def test_the_llm_writes_pseudo_passages_once(select, retrieved, read_jsonl, tiny
 def test_overwrite_given_again_writes_no_pseudo_passage_twice(select, retrieved, tiny_llama, monkeypatch):
     flags = ["--lm_type", tiny_llama, "--background_tokens", 8, "--dtype", "float32", "--overwrite"]
     whole = select(retrieved, *flags).read_bytes()
-    load = background.load_writer
+    load = engines.load_engine
     writers = []
-    monkeypatch.setattr(background, "load_writer", lambda *options: writers.append(options) or load(*options))
+    monkeypatch.setattr(engines, "load_engine", lambda *options: writers.append(options) or load(*options))
 
     def stops(self, pairs):
         raise KeyboardInterrupt
