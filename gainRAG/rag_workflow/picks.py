@@ -1,6 +1,6 @@
 """The methods by name, and the passages that each of them puts into the prompt."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -51,17 +51,29 @@ class Picks:
         self.k = k
         files = {"standard_rag": retrieved, **selections, "best_by_gain": gains}
         self.files = {method: path for method, path in files.items() if path is not None}
-        self._passages: dict[str, dict[str, list[Record]]] = {}
-        self._wordings: dict[tuple[str, str], str] = {}  # (method, question id) -> the question in the method's file
-        self._answers: dict[str, list[str]] = {}  # question id -> the gold answers that the gains were made for
+        self._records: dict[str, dict[str, Record]] = {}
+
+    def _read(self, method: str) -> dict[str, Record]:
+        """By question id what a method's file holds: `question`, `answers`, and `passages`, the first k of a selection
+        or all whose gain was computed."""
+        if method not in self._records:
+            of_gains = method == "best_by_gain"
+            shape = partial(as_supervised, signal="PPL_CD") if of_gains else as_retrieved
+            self._records[method] = {
+                str(record["id"]): {
+                    "question": record["question"],
+                    "answers": record["answers"],
+                    "passages": record["passages"] if of_gains else record["ctxs"][: self.k],
+                }
+                for record in read_records(self.files[method], with_unique_ids(shape))
+            }
+        return self._records[method]
 
     @cached_property
     def candidates(self) -> dict[str, list[Record]]:
         """The passages whose gain was computed, by question id."""
-        if "best_by_gain" not in self.files:
-            return {}
-        shape = with_unique_ids(partial(as_supervised, signal="PPL_CD"))
-        return self._by_id("best_by_gain", shape, "passages")
+        records = self._read("best_by_gain") if "best_by_gain" in self.files else {}
+        return {name: record["passages"] for name, record in records.items()}
 
     def passages_for(self, method: str, question: Record) -> list[Record]:
         """The passages that a method picks for a question, best first; none for no_retrieval.
@@ -71,11 +83,13 @@ class Picks:
         """
         if method == "no_retrieval":
             return []
-        passages = self._of(method).get(str(question.get("id")))
-        if passages is None:
+        record = self._read(method).get(str(question.get("id")))
+        if record is None:
             raise UserError(f"{self.files[method]}: lacks question {question.get('id')!r}, which was answered")
-        self._require_same(method, question)
-        return passages
+        self._require_same(method, record, question)
+        if method == "best_by_gain":
+            return sorted(record["passages"], key=lambda passage: passage["PPL_CD"])[: self.k]
+        return record["passages"]
 
     def require(self, questions: Iterable[Record]) -> None:
         """Reads every file but the retrieval output, from which the questions come.
@@ -85,41 +99,45 @@ class Picks:
                 for fewer passages than `k`.
         """
         by_name = {str(record["id"]): record for record in questions}
-        for method, path in self.files.items():
-            known = by_name if method == "standard_rag" else self._of(method)
-            missing = [name for name in by_name if name not in known]
+        for method in self.files:
+            if method == "standard_rag":
+                continue
+            records = self._read(method)
+            missing = [name for name in by_name if name not in records]
             if missing:
                 raise UserError(
-                    f"{path}: lacks {len(missing)} questions of --data_path, the first is id {missing[0]!r}; "
-                    "if --skip_too_long left them out there, data/prepare_sample.py --also_in takes them out here"
+                    f"{self.files[method]}: lacks {len(missing)} questions of --data_path, the first is id "
+                    f"{missing[0]!r}; if --skip_too_long left them out there, data/prepare_sample.py --also_in takes "
+                    "them out here"
                 )
-            for record in by_name.values():
-                self._require_same(method, record)
+            for name, question in by_name.items():
+                self._require_same(method, records[name], question)
             if method in SELECTED:
                 self._require_k(method)
 
-    def _require_same(self, method: str, question: Record) -> None:
-        wording = self._wordings.get((method, str(question.get("id"))), question["question"])
-        if wording != question["question"]:
+    def _require_same(self, method: str, record: Record, question: Record) -> None:
+        if record["question"] != question["question"]:
             raise UserError(
-                f"{self.files[method]}: under id {question.get('id')!r} it has {wording!r:.80}, where the question "
-                f"to be answered is {question['question']!r:.80}; make it from the same questions"
+                f"{self.files[method]}: under id {question.get('id')!r} it has {record['question']!r:.80}, where the "
+                f"question to be answered is {question['question']!r:.80}; make it from the same questions"
             )
-        answers = self._answers.get(str(question.get("id"))) if method == "best_by_gain" else None
-        if answers is not None and {*answers} != {*map(str, question["answers"])}:
+        if method == "best_by_gain" and {*record["answers"]} != {*map(str, question["answers"])}:
             raise UserError(
-                f"{self.files[method]}: gains of id {question.get('id')!r} were made for the answers {answers!r:.200}, "
-                f"the question to be answered has {question['answers']!r:.200}; run construct_hf on "
-                f"{self.files.get('standard_rag', 'the questions answered')}"
+                f"{self.files[method]}: gains of id {question.get('id')!r} were made for the answers "
+                f"{record['answers']!r:.200}, the question to be answered has {question['answers']!r:.200}; run "
+                f"construct_hf on {self.files.get('standard_rag', 'the questions answered')}"
             )
 
     def _require_k(self, method: str) -> None:
-        held = max(map(len, self._of(method).values()), default=self.k)
-        if held < self.k and held < max(map(len, self._of("standard_rag").values()), default=0):
+        held = self._most_passages(method)
+        if held < self.k and held < self._most_passages("standard_rag"):
             raise UserError(
                 f"{self.files[method]}: holds {held} passages a question, --K_docs {self.k} wants more; select with "
                 f"--K_docs {self.k}"
             )
+
+    def _most_passages(self, method: str) -> int:
+        return max((len(record["passages"]) for record in self._read(method).values()), default=0)
 
     def gain_for(self, question: Record, passage: Record) -> float | None:
         """The gain of a passage for a question; None where it was not computed.
@@ -127,34 +145,11 @@ class Picks:
         Raises:
             UserError: the gains are unusable, or were made for another question or other gold answers.
         """
-        candidates = self.candidates.get(str(question.get("id")), [])
-        self._require_same("best_by_gain", question)
-        for candidate in candidates:
+        name = str(question.get("id"))
+        if name not in self.candidates:
+            return None
+        self._require_same("best_by_gain", self._read("best_by_gain")[name], question)
+        for candidate in self.candidates[name]:
             if candidate.get("id") == passage.get("id") and candidate["text"] == passage["text"]:
                 return gain_of(candidate["PPL_CD"])
         return None
-
-    def _of(self, method: str) -> dict[str, list[Record]]:
-        if method not in self._passages:
-            self._passages[method] = self._best_by_gain() if method == "best_by_gain" else self._read(method)
-        return self._passages[method]
-
-    def _read(self, method: str) -> dict[str, list[Record]]:
-        found = self._by_id(method, with_unique_ids(as_retrieved), "ctxs")
-        return {name: passages[: self.k] for name, passages in found.items()}
-
-    def _by_id(self, method: str, shape: Callable[[Record], Record], field: str) -> dict[str, list[Record]]:
-        found = {}
-        for record in read_records(self.files[method], shape):
-            name = str(record["id"])
-            self._wordings[method, name] = record["question"]
-            if method == "best_by_gain":
-                self._answers[name] = record["answers"]
-            found[name] = record[field]
-        return found
-
-    def _best_by_gain(self) -> dict[str, list[Record]]:
-        return {
-            question: sorted(passages, key=lambda passage: passage["PPL_CD"])[: self.k]
-            for question, passages in self.candidates.items()
-        }
