@@ -88,8 +88,11 @@ def main() -> None:
     lengths.report(total)
     keep_apart(args.output_path, args.data_path)
     predictions = Path(args.output_path).with_suffix(".predictions.jsonl")
-    settings = answer_settings(args.data_path, args.skip_too_long, options, engine, generation)
-    warn_of_other_gains(args.data_path, settings["flags"])
+    # What decides the predictions; which of them are kept is decided afresh in every run.
+    flags = {"signal": options.signal, "no_pseudo": options.no_pseudo, "skip_too_long": args.skip_too_long}
+    flags |= {**generation_settings(engine, generation), "max_new_tokens": args.max_new_tokens}
+    settings = stage_settings("filtering", {"data_path": args.data_path}, **flags)
+    warn_of_other_gains(args.data_path, flags)
     with StageOutput(predictions, settings, args.overwrite) as output:
         chunks = output.remaining(read(), CHUNK, "answering", total)
         for answered in map_chunks(partial(BestPassageReader, options, engine, generation), chunks):
@@ -113,21 +116,6 @@ def check_keep(options: FilterOptions, generation: GenerationOptions) -> None:
             f"--keep answerable: answers of {generation.task} are options, which a passage does not hold; "
             "wanted --keep answered"
         )
-
-
-def answer_settings(
-    data_path: str, skip_too_long: bool, options: FilterOptions, engine: EngineOptions, generation: GenerationOptions
-) -> Record:
-    """What decides the predictions; which of them are kept is decided afresh in every run."""
-    return stage_settings(
-        "filtering",
-        {"data_path": data_path},
-        **generation_settings(engine, generation),
-        signal=options.signal,
-        no_pseudo=options.no_pseudo,
-        skip_too_long=skip_too_long,
-        max_new_tokens=generation.max_new_tokens,
-    )
 
 
 class BestPassageReader(Writer):

@@ -87,7 +87,12 @@ class GainScorer:
                 has positions. The message names the request's index.
         """
         for window in self._windows(requests):
-            yield from self._score_window(window)
+            for lowest in self._lowest_nll(window):
+                contrasts, plains = lowest.tolist()
+                yield [
+                    PassageGain(perplexity_of(contrast), perplexity_of(plain))
+                    for contrast, plain in zip(contrasts, plains, strict=True)
+                ]
 
     def _windows(self, requests: Iterable[GainRequest]) -> Iterator[list[_Encoded]]:
         window, tokens = [], 0
@@ -121,14 +126,6 @@ class GainScorer:
             trees = [AnswerTree([answer]) for answer in answers]
         questions = [Row(prompts[0], tree) for tree in trees]
         return _Encoded(trees, questions, [Row(prompt, tree) for tree in trees for prompt in prompts[1:]])
-
-    def _score_window(self, window: Sequence[_Encoded]) -> Iterator[list[PassageGain]]:
-        for lowest in self._lowest_nll(window):
-            contrasts, plains = lowest.tolist()
-            yield [
-                PassageGain(perplexity_of(contrast), perplexity_of(plain))
-                for contrast, plain in zip(contrasts, plains, strict=True)
-            ]
 
     def _lowest_nll(self, window: Sequence[_Encoded]) -> Iterator[torch.Tensor]:
         """Of each request the best answer's mean negative log-likelihood, float64 (contrastive and plain, passages), on

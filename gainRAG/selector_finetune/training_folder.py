@@ -48,14 +48,11 @@ def training_settings(model: ModelArguments, data: DataArguments, training: Trai
     inputs |= {f"train_data {number}": path for number, path in enumerate(data.train_data, 1)}
     flags = {name: getattr(data, name) for name in DATA_FLAGS}
     flags |= {name: getattr(training, name) for name in TRAINING_FLAGS}
-    flags |= {name: value for name in RARE_FLAGS if (value := getattr(training, name))} | _deepspeed_flags(training)
+    flags |= {name: value for name in RARE_FLAGS if (value := getattr(training, name))}
+    config = _deepspeed_config(training)
+    flags |= {f"deepspeed {key}": config[key] for key in DEEPSPEED_KEYS if config.get(key, "auto") != "auto"}
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * max(1, training.world_size)
     return stage_settings("selector_finetune", inputs, **flags, questions_an_update=batch)
-
-
-def _deepspeed_flags(training: TrainingArguments) -> Record:
-    config = _deepspeed_config(training)
-    return {f"deepspeed {key}": config[key] for key in DEEPSPEED_KEYS if config.get(key, "auto") != "auto"}
 
 
 def _deepspeed_config(training: TrainingArguments) -> Record:
