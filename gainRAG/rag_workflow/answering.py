@@ -18,11 +18,11 @@ from gainRAG.evaluation.results import summarize
 from gainRAG.llm_inference.engine import (
     EngineOptions,
     GenerationOptions,
+    Writer,
     add_engine_arguments,
     generation_settings,
 )
 from gainRAG.llm_inference.lengths import LengthCheck, add_length_arguments
-from gainRAG.llm_inference.written_text import Engine
 from gainRAG.prompts import Task, load_prompts
 
 logger = logging.getLogger(__name__)
@@ -104,15 +104,10 @@ def open_predictions(
     return StageOutput(path, settings, overwrite)
 
 
-def write_answers(engine: Engine, prompts: list[str], max_new_tokens: int) -> list[Answer]:
+def write_answers(writer: Writer, prompts: list[str]) -> list[Answer]:
     """The LLM's answers, in order, each with what went wrong."""
-    texts = engine.generate(prompts, max_new_tokens)
-    return list(zip(texts, engine.troubles, strict=True))
-
-
-def score_records(records: list[Record], prompts: list[str], answers: list[Answer], task: Task) -> list[Record]:
-    """The output records of some questions."""
-    return [score_record(*case, task) for case in zip(records, prompts, answers, strict=True)]
+    texts = writer.engine.generate(prompts, writer.max_new_tokens)
+    return list(zip(texts, writer.engine.troubles, strict=True))
 
 
 def score_record(record: Record, prompt: str, answer: Answer, task: Task) -> Record:

@@ -34,7 +34,7 @@ from gainRAG.rag_workflow.answering import (
     check_questions,
     open_predictions,
     read_answerable,
-    score_records,
+    score_record,
     summarize_predictions,
     write_answers,
 )
@@ -89,8 +89,8 @@ class AnswerWorker(Writer):
 
     def __call__(self, chunk: list[Record]) -> list[Record]:
         prompts = [self.builder.with_passages(record, record["ctxs"][: self.k]) for record in chunk]
-        answers = write_answers(self.engine, prompts, self.max_new_tokens)
-        return score_records(chunk, prompts, answers, self.builder.task)
+        cases = zip(chunk, prompts, write_answers(self, prompts), strict=True)
+        return [score_record(*case, self.builder.task) for case in cases]
 
 
 def metrics_table(metrics: Record) -> str:

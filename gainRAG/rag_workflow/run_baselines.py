@@ -44,7 +44,7 @@ from gainRAG.rag_workflow.answering import (
     check_questions,
     open_predictions,
     read_answerable,
-    score_records,
+    score_record,
     summarize_predictions,
     write_answers,
 )
@@ -176,8 +176,9 @@ class SharedLLM:
         builder = self.writer.builder
         prompts = [builder.with_passages(record, passages_for(record)) for record in chunk]
         new = [prompt for prompt in dict.fromkeys(prompts) if prompt not in self.known]
-        self.known.update(zip(new, write_answers(self.writer.engine, new, self.writer.max_new_tokens), strict=True))
-        return score_records(chunk, prompts, [self.known[prompt] for prompt in prompts], builder.task)
+        self.known.update(zip(new, write_answers(self.writer, new), strict=True))
+        cases = zip(chunk, prompts, strict=True)
+        return [score_record(record, prompt, self.known[prompt], builder.task) for record, prompt in cases]
 
 
 def pick_scores(picks: Picks, method: str, questions: list[Record]) -> dict[str, Scores | None]:
