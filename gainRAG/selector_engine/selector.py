@@ -181,7 +181,12 @@ def check_selector(name: str) -> str:
         UserError: no such model, not one with a single logit, a tokenizer that does not fit it, or an unfinished
             training.
     """
-    from transformers import AutoConfig
+    return _find_selector(name)[0]
+
+
+def _find_selector(name: str):
+    """A selector's path, configuration and tokenizer."""
+    from transformers import AutoConfig, AutoTokenizer
 
     path = weights_path(name)
     if (Path(path) / TRAINING_SETTINGS).exists() and not (Path(path) / TRAINING_FINISHED).exists():
@@ -196,19 +201,12 @@ def check_selector(name: str) -> str:
             f"{name}: a selector is a cross-encoder with 1 output label, this model has {config.num_labels}; "
             "take a reranker (bge-reranker-base) or one that selector_finetune has trained"
         )
-    _load_tokenizer(name, path, config)
-    return path
-
-
-def _load_tokenizer(name: str, path: str, config):
-    from transformers import AutoTokenizer
-
     with explain_load_errors(name):
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     if not tokenizer.is_fast:
         raise UserError(f"{name}: its tokenizer has no fast form (tokenizer.json); save one with AutoTokenizer")
     fit_tokenizer(tokenizer, config, name)
-    return tokenizer
+    return path, config, tokenizer
 
 
 def _characters(pair: Pair) -> int:
@@ -223,12 +221,12 @@ def load_selector(name: str, device: torch.device, dtype: torch.dtype):
     """
     from transformers import AutoModelForSequenceClassification
 
-    path = check_selector(name)
+    path, config, tokenizer = _find_selector(name)
     with explain_load_errors(name):
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=dtype, output_loading_info=True, trust_remote_code=False, **straight_to(device)
+            path, config=config, dtype=dtype, output_loading_info=True, trust_remote_code=False, **straight_to(device)
         )
     missing = ", ".join(sorted(report["missing_keys"]))
     if missing:
         raise UserError(f"{name}: its weights lack {missing}, so it is no trained cross-encoder")
-    return model.eval().to(device), _load_tokenizer(name, path, model.config)
+    return model.eval().to(device), tokenizer
