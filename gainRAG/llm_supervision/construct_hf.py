@@ -10,7 +10,6 @@ resumes with the same command.
 """
 
 import argparse
-from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from gainRAG.common.cli import input_file, keep_apart, non_negative_float, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import Record, read_records
 from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
-from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, map_chunks, worker_options
+from gainRAG.common.parallel import add_worker_arguments, map_chunks, worker_options
 from gainRAG.common.resume import StageOutput, again, remove_output
 from gainRAG.common.settings import identity
 from gainRAG.llm_inference.engine import (
@@ -66,7 +65,8 @@ def main() -> None:
     engine, generation = engine_options(**vars(args)), generation_options(**vars(args))
     keep_apart(args.output_path, input_file(args.data_path), args.background_path)
     check_engine(engine)
-    scorer = scorer_options(engine, args.gain_dtype)
+    # The LLM that scores the gold answers runs here, even where a server writes the texts.
+    scorer = replace(engine, dtype=args.gain_dtype, backend="hf" if engine.backend == "openai" else engine.backend)
     lengths = length_check(options, scorer, generation)
     text_settings = candidate_settings("construct_hf, what the LLM writes", options, engine, generation)
     settings = candidate_settings(
@@ -78,7 +78,10 @@ def main() -> None:
         if not output.complete:
             with StageOutput(generated, text_settings, again(args.overwrite, output)) as texts:
                 chunks = texts.remaining(read_candidates(options, lengths), CHUNK, "writing", total)
-                for written in write_texts(chunks, options, engine, generation, workers):
+                if options.written_here:
+                    writer = partial(CandidateWriter, options, engine, generation)
+                    chunks = map_chunks(writer, chunks, writing_workers(engine, workers))
+                for written in chunks:
                     texts.append(written)
             chunks = output.remaining(read_records(generated), CHUNK, "gains", total)
             for scored in map_chunks(partial(GainWorker, options, scorer, generation, args.alpha), chunks, workers):
@@ -88,28 +91,10 @@ def main() -> None:
     say_next("gains", args.output_path, f"{filter_command(options)} --data_path {args.output_path}")
 
 
-def scorer_options(engine: EngineOptions, gain_dtype: str) -> EngineOptions:
-    """The LLM that scores the gold answers: it runs here, even where a server writes the texts."""
-    return replace(engine, dtype=gain_dtype, backend="hf" if engine.backend == "openai" else engine.backend)
-
-
 def scorer_settings(scorer: EngineOptions) -> Record:
     """What decides the gains beside the texts."""
     dtype = dtype_name(pick_dtype(scorer.dtype, pick_device(scorer.device)))
     return {"weights": identity(weights_path(scorer.lm_type)), "gain_dtype": dtype}
-
-
-def write_texts(
-    chunks: Iterator[list[Record]],
-    options: CandidateOptions,
-    engine: EngineOptions,
-    generation: GenerationOptions,
-    workers: WorkerOptions,
-) -> Iterator[list[Record]]:
-    """First pass: pseudo-passages, and a prediction for every candidate. The engine is gone when it ends."""
-    if not options.written_here:
-        return chunks
-    return map_chunks(partial(CandidateWriter, options, engine, generation), chunks, writing_workers(engine, workers))
 
 
 class GainWorker:

@@ -46,7 +46,6 @@ class PassageGain:
 class _Encoded:
     """A request as rows: for each tree of answers one for the question alone, and one for each passage."""
 
-    trees: list[AnswerTree]
     questions: list[Row]
     passages: list[Row]
 
@@ -115,7 +114,7 @@ class GainScorer:
         if not answers:
             raise ValueError(f"request {index}: no answers")
         if not request.passage_prompts:
-            return _Encoded([], [], [])
+            return _Encoded([], [])
         trees = [AnswerTree(answers)]
         rows = [Row(prompt, trees[0]) for prompt in prompts]
         longest = max(row.extent for row in rows)
@@ -125,7 +124,7 @@ class GainScorer:
         if not trees[0].is_chain and not self.model.takes_branches(rows):
             trees = [AnswerTree([answer]) for answer in answers]
         questions = [Row(prompts[0], tree) for tree in trees]
-        return _Encoded(trees, questions, [Row(prompt, tree) for tree in trees for prompt in prompts[1:]])
+        return _Encoded(questions, [Row(prompt, tree) for tree in trees for prompt in prompts[1:]])
 
     def _lowest_nll(self, window: Sequence[_Encoded]) -> Iterator[torch.Tensor]:
         """Of each request the best answer's mean negative log-likelihood, float64 (contrastive and plain, passages), on
@@ -133,12 +132,14 @@ class GainScorer:
         without = iter(self._hidden_states([row for encoded in window for row in encoded.questions]))
         given = iter(self._hidden_states([row for encoded in window for row in encoded.passages]))
         for encoded in window:
-            if not encoded.trees:
+            if not encoded.questions:
                 yield torch.empty(2, 0)
                 continue
-            count = len(encoded.passages) // len(encoded.trees)
-            states = [(next(without), torch.stack([*islice(given, count)])) for _ in encoded.trees]
-            nll = [self._fitting_nll(tree, *pair) for tree, pair in zip(encoded.trees, states, strict=True)]
+            count = len(encoded.passages) // len(encoded.questions)
+            nll = [
+                self._fitting_nll(row.tree, next(without), torch.stack([*islice(given, count)]))
+                for row in encoded.questions
+            ]
             yield torch.cat(nll, dim=2).amin(dim=2)
 
     def _hidden_states(self, rows: Sequence[Row]) -> list[torch.Tensor]:
