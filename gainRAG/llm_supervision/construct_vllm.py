@@ -19,11 +19,7 @@ from gainRAG.common.parallel import map_chunks
 from gainRAG.common.resume import StageOutput
 from gainRAG.evaluation.gains import perplexity_of
 from gainRAG.llm_inference.build_prompts import PromptBuilder, encode_answers, encode_prompts
-from gainRAG.llm_inference.engine import (
-    check_engine,
-    engine_options,
-    generation_options,
-)
+from gainRAG.llm_inference.engine import check_engine, engine_options, generation_options
 from gainRAG.llm_supervision.candidates import (
     CHUNK,
     CandidateWriter,
