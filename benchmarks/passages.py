@@ -6,11 +6,11 @@ Resident memory is the process's peak (VmHWM) over that of a Python with the sam
 their own: one makes the store, one opens it and reads.
 """
 
-import json
 import multiprocessing
 import random
 import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 from gainRAG.common.cli import positive_int, run_stage, stage_parser
@@ -28,10 +28,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as folder:
         corpus = Path(folder) / "corpus.tsv"
         write_corpus(corpus, args.passages)
-        base = in_process(int)["peak"]
+        base = in_process(dict)["peak_mb"]
         made, read = in_process(make, corpus), in_process(read_at_random, corpus, args.passages, args.reads)
         store = sum(file.stat().st_size for file in corpus.with_name("corpus.tsv.store").iterdir())
-    making, reading = made["peak"] - base, read["peak"] - base
+    making, reading = made["peak_mb"] - base, read["peak_mb"] - base
     ids = 32 * (WIKIPEDIA - args.passages) / 1e6  # hash, order, and the two sorted, 8 bytes each, while it is made
     rows = [
         ("passages", f"{args.passages:,}"),
@@ -76,18 +76,15 @@ def read_at_random(corpus: Path, count: int, reads: int) -> dict:
 
 def in_process(function, *arguments) -> dict:
     """What the function returns, and the peak resident memory (MB) of the fresh process that ran it."""
-    with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found = json.loads(pool.apply(_measured, (function, arguments)))
-        pool.close()
-        pool.join()
-    return found
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(_measured, function, arguments).result()
 
 
-def _measured(function, arguments) -> str:
+def _measured(function, arguments) -> dict:
     found = function(*arguments)
     status = Path("/proc/self/status").read_text()
     peak = next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
-    return json.dumps({**(found or {}), "peak": peak / 1024})
+    return {**found, "peak_mb": peak / 1024}
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ import numpy as np
 from passages import in_process
 
 from gainRAG.common.cli import positive_float, positive_int, run_stage, stage_parser
-from gainRAG.common.jsonl import write_records
+from gainRAG.common.jsonl import write_json, write_records
 from gainRAG.retrieval_engine.exact_search import faiss_knns, search_shards
 from gainRAG.retrieval_engine.passages import open_store
 from gainRAG.retrieval_engine.vectors import open_shards, save_shard
@@ -39,24 +39,21 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         prepare(folder, args)
-        base = in_process(nothing, folder, args)["peak"]
+        base = in_process(nothing, folder)["peak_mb"]
         runs = [(in_process(usual, folder, args), in_process(ours, folder, args)) for _ in range(args.repeats)]
         same = np.mean(np.load(folder / "usual.npy") == np.load(folder / "ours.npy"))
     print(f"{args.passages:,} passages, {args.dim} dimensions, {args.questions} questions, top {args.n_docs}; "
           f"same passage in {100 * same:.3f} % of places")  # fmt: skip
     print(f"{'':<10}{'load s':>10}{'search s':>10}{'both s':>10}{'peak MB':>10}")
-    best = []
-    for title, ways in zip(("usual", "ours"), zip(*runs, strict=True), strict=True):
-        best.append(np.array([min(way[key] for way in ways) for key in ("load", "search", "both", "peak")]))
-        best[-1][-1] -= base
-        print(f"{title:<10}{'{:>10.2f}{:>10.2f}{:>10.2f}{:>10.0f}'.format(*best[-1])}")
-    print(f"{'ratio':<10}{'{:>10.2f}{:>10.2f}{:>10.2f}{:>10.2f}'.format(*best[1] / best[0])}")
+    best = {}
+    for title, found in zip(("usual", "ours"), zip(*runs, strict=True), strict=True):
+        best[title] = {key: min(run[key] for run in found) for key in ("load_s", "search_s", "both_s", "peak_mb")}
+        best[title]["peak_mb"] -= base
+        print(f"{title:<10}{'{:>10.2f}{:>10.2f}{:>10.2f}{:>10.0f}'.format(*best[title].values())}")
+    ratios = (best["ours"][key] / value for key, value in best["usual"].items())
+    print(f"{'ratio':<10}{'{:>10.2f}{:>10.2f}{:>10.2f}{:>10.2f}'.format(*ratios)}")
     if args.json:
-        ways = {
-            title: dict(zip(("load_s", "search_s", "both_s", "peak_mb"), way.tolist(), strict=True))
-            for title, way in zip(("usual", "ours"), best, strict=True)
-        }
-        args.json.write_text(json.dumps({**ways, "same_passages": float(same), "passages": args.passages}), "utf-8")
+        write_json(args.json, {**best, "same_passages": float(same), "passages": args.passages})
 
 
 def prepare(folder: Path, args: argparse.Namespace) -> None:
@@ -74,7 +71,7 @@ def prepare(folder: Path, args: argparse.Namespace) -> None:
     np.save(folder / "queries.npy", random.standard_normal((args.questions, args.dim), "float32"))
 
 
-def nothing(folder: Path, args: argparse.Namespace) -> dict:
+def nothing(folder: Path) -> dict:
     import faiss
 
     np.load(folder / "queries.npy")
@@ -113,7 +110,7 @@ def ours(folder: Path, args: argparse.Namespace) -> dict:
 
 def seconds_of(start: float, loaded: float) -> dict[str, float]:
     end = time.perf_counter()
-    return {"load": loaded - start, "search": end - loaded, "both": end - start}
+    return {"load_s": loaded - start, "search_s": end - loaded, "both_s": end - start}
 
 
 if __name__ == "__main__":
