@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from made_up import made_up_passages
 
 from gainRAG.common.cli import UserError, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import write_records
@@ -70,12 +71,8 @@ def parse_args() -> argparse.Namespace:
 
 
 def write_corpus(folder: Path, count: int) -> Path:
-    words = [
-        f"{first}{second}" for first in ("river", "city", "king", "flood") for second in ("s", "ing", "land", "house")
-    ]
-    draw = np.random.default_rng(0)
-    texts = (" ".join(draw.choice(words, size=draw.integers(60, 120))) for _ in range(count))
-    write_records(folder / "corpus.jsonl", ({"id": str(n), "title": "", "text": t} for n, t in enumerate(texts)))
+    pool = made_up_passages()
+    write_records(folder / "corpus.jsonl", ({"id": str(n), **pool[n % len(pool)]} for n in range(count)))
     return folder / "corpus.jsonl"
 
 
