@@ -6,10 +6,9 @@
 This project's own tensor code runs on the meta device, which computes shapes alone, at one batch of the default
 budget: counting.py counts its FLOPs and the bytes alive at once. A stage is so many of these batches. Every hour is
 predicted, none is measured. Attention's scores count in the peaks, which fused kernels never hold; CUDA's own memory
-does not. `Lengths` are assumed, not counted.
+does not. LENGTHS are assumed, not counted.
 """
 
-import json
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -18,11 +17,13 @@ from types import SimpleNamespace
 import torch
 from counting import Count, count, weight_bytes
 from gain import LLAMA3_8B
+from selector import RERANKER_BASE
 
 from gainRAG.common.batching import GPU_DECODING_TOKENS, LLM_TOKENS
 from gainRAG.common.cli import fraction, run_stage, stage_parser
+from gainRAG.common.jsonl import write_json
 from gainRAG.llm_inference.decoding import _Batch, share_heads
-from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Prefix, Row
+from gainRAG.llm_supervision.answer_tree import AnswerTree, BranchedModel, Row
 from gainRAG.retrieval_engine.modeling import GPU_BATCH, Encoder
 from gainRAG.selector_engine.selector import BATCH_TOKENS, Selector
 
@@ -33,7 +34,6 @@ SHOWN = 4_610  # questions of the ablation (2 methods more) and the top-k table 
 DIM = 768
 TRAINING_STATE = 16  # bytes a parameter in fp16 under DeepSpeed: weight, gradient 2 each; master weight, two moments 4
 SEARCH_ROWS, SEARCH_RESULTS = 1 << 18, 101
-RERANKER_BASE = {"vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1, "num_labels": 1}
 
 
 @dataclass(frozen=True)
@@ -76,6 +76,9 @@ class Lengths:
     pseudo: int = 150
     prediction: int = 20
     limit: int = 512
+
+
+LENGTHS = Lengths()
 
 
 @dataclass(frozen=True)
@@ -138,22 +141,22 @@ def gain_batch(branched: BranchedModel, rows: int, lengths: Lengths) -> None:
     """A batch of the gain: prompts behind their common start, then the answers' logits of a slice."""
     tree = AnswerTree([range(1, 1 + lengths.answer)])
     start = [1] * lengths.start
-    prefix = branched.prefix(start) if start else Prefix()
-    states = branched.hidden_states([Row(start + [2] * (lengths.prompt - len(start)), tree)] * rows, prefix)
+    row = Row(start + [2] * (lengths.prompt - lengths.start), tree)
+    states = branched.hidden_states([row] * rows, branched.prefix(start))
     for first in range(0, rows, 16):
         branched.logits(torch.stack(states[first : first + 16]))
 
 
 @cache
-def measure_gain(dtype: torch.dtype, rows: int, lengths: Lengths) -> Count:
-    return count(lambda: gain_batch(UncheckedModel(make_llm(dtype)), rows, lengths))
+def measure_gain(dtype: torch.dtype, rows: int) -> Count:
+    return count(lambda: gain_batch(UncheckedModel(make_llm(dtype)), rows, LENGTHS))
 
 
-def count_gain(stage: str, questions: int, passages: int, dtype: str, tokens: int, lengths: Lengths, flags="") -> Cost:
+def count_gain(stage: str, questions: int, passages: int, dtype: str, flags: str) -> Cost:
     """The questions alone are a further row each, taken as long as the others."""
     model = make_llm(getattr(torch, dtype))
-    rows = tokens // (lengths.prompt + lengths.answer - 1 - lengths.start)
-    found, weights = measure_gain(model.dtype, rows, lengths), weight_bytes(model)
+    rows = LLM_TOKENS // (LENGTHS.prompt + LENGTHS.answer - 1 - LENGTHS.start)
+    found, weights = measure_gain(model.dtype, rows), weight_bytes(model)
     batches = questions * (passages + 1) / rows
     parts = ((batches * found.flops, batches * weights),)
     return Cost(stage, f"{questions:,} questions x {passages} passages", dtype, parts, weights + found.peak, flags)
@@ -162,9 +165,9 @@ def count_gain(stage: str, questions: int, passages: int, dtype: str, tokens: in
 class Decoding:
     """A batch of texts: its prompts are read when it is made; `step` writes one token a row."""
 
-    def __init__(self, model, rows: int, prompt: int, lengths: Lengths) -> None:
-        start, own = [1] * lengths.start, prompt - lengths.start
-        self.batch = _Batch(model, [start + [2 + row] * own for row in range(rows)], lengths.limit)
+    def __init__(self, model, rows: int, prompt: int) -> None:
+        start, own = [1] * LENGTHS.start, prompt - LENGTHS.start
+        self.batch = _Batch(model, [start + [2 + row] * own for row in range(rows)], LENGTHS.limit)
         size = max(1, LLM_TOKENS // (self.batch.filled - self.batch.prefix))
         parts = [slice(first, first + size) for first in range(0, rows, size)]
         self.tokens = torch.cat([self.batch.read_prompts(part) for part in parts])
@@ -176,24 +179,24 @@ class Decoding:
 
 @cache
 @torch.inference_mode()
-def measure_texts(rows: int, prompt: int, new: int, lengths: Lengths) -> tuple[Count, Count]:
+def measure_texts(rows: int, prompt: int, new: int) -> tuple[Count, Count]:
     """Reading the prompts, and the middle one of the steps, whose peak counts no keys and values."""
     model = make_llm(torch.bfloat16, decodes=True)
-    reading = count(lambda: Decoding(model, rows, prompt, lengths))
-    decoding = Decoding(model, rows, prompt, lengths)
+    reading = count(lambda: Decoding(model, rows, prompt))
+    decoding = Decoding(model, rows, prompt)
     return reading, count(lambda: decoding.step(prompt + new // 2))
 
 
-def count_texts(stage: str, texts: int, prompt: int, new: int, tokens: int, lengths: Lengths) -> Cost:
+def count_texts(stage: str, texts: int, prompt: int, new: int, tokens: int) -> Cost:
     """The rows of a batch end together."""
     model = make_llm(torch.bfloat16, decodes=True)
-    rows = max(1, tokens // (prompt + lengths.limit))
-    reading, step = measure_texts(rows, prompt, new, lengths)
+    rows = max(1, tokens // (prompt + LENGTHS.limit))
+    reading, step = measure_texts(rows, prompt, new)
     weights, a_position = weight_bytes(model), rows * cache_bytes(model)
     batches = texts / rows
     moved = weights + a_position * (prompt + new / 2)
     parts = ((batches * reading.flops, batches * weights), (batches * new * step.flops, batches * new * moved))
-    peak = weights + max(reading.peak, a_position * (prompt + lengths.limit) + step.peak)
+    peak = weights + max(reading.peak, a_position * (prompt + LENGTHS.limit) + step.peak)
     return Cost(stage, f"{texts:,} texts of {new} tokens", "bfloat16", parts, peak)
 
 
@@ -205,7 +208,7 @@ def cache_bytes(model) -> int:
 
 
 @cache
-def count_embedding(lengths: Lengths) -> Cost:
+def count_embedding() -> Cost:
     from transformers import AutoModel, BertConfig
 
     with torch.device("meta"):
@@ -215,7 +218,7 @@ def count_embedding(lengths: Lengths) -> Cost:
 
     @torch.inference_mode()
     def run() -> None:
-        ids = torch.zeros(GPU_BATCH, lengths.passage, dtype=torch.long, device="meta")
+        ids = torch.zeros(GPU_BATCH, LENGTHS.passage, dtype=torch.long, device="meta")
         encoder._pool(model(input_ids=ids).last_hidden_state, torch.ones_like(ids, dtype=torch.bool))
 
     found, batches, weights = count(run), PASSAGES / GPU_BATCH, weight_bytes(model)
@@ -240,13 +243,13 @@ class Encoding(list):
 
 
 @cache
-def count_selection(lengths: Lengths) -> Cost:
+def count_selection() -> Cost:
     """By the trained selector and by its start; for the ablation by a third one."""
     selector = Selector.__new__(Selector)
     selector.device, selector.model = torch.device("meta"), make_reranker(torch.float16).eval()
     selector.tokenizer = SimpleNamespace(pad_token_id=1, model_input_names=["input_ids", "attention_mask"])
-    rows = BATCH_TOKENS["cuda"] // lengths.pair
-    pair = Encoding([5] * lengths.pair)
+    rows = BATCH_TOKENS["cuda"] // LENGTHS.pair
+    pair = Encoding([5] * LENGTHS.pair)
     found = count(lambda: selector._forward([pair] * rows, list(range(rows))))
     questions, weights = 2 * EVALUATION + SHOWN, weight_bytes(selector.model)
     batches = questions * 101 / rows
@@ -255,7 +258,7 @@ def count_selection(lengths: Lengths) -> Cost:
 
 
 @cache
-def count_training(lengths: Lengths) -> Cost:
+def count_training() -> Cost:
     """The published flags: 8 groups of 16 pairs, float16, recomputation, 2 epochs. The ablation trains once more."""
     from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
 
@@ -263,7 +266,7 @@ def count_training(lengths: Lengths) -> Cost:
     options = {"use_reentrant": False, "preserve_rng_state": False}
     base.gradient_checkpointing_enable(gradient_checkpointing_kwargs=options)
     model = DistilledCrossEncoder(base, lambda *_, **__: {"input_ids": [5]})  # asked for "Yes" alone
-    length = -(-lengths.pair // 8) * 8
+    length = -(-LENGTHS.pair // 8) * 8
 
     def step() -> None:
         ids = torch.zeros(8 * 16, length, dtype=torch.long, device="meta")
@@ -278,34 +281,24 @@ def count_training(lengths: Lengths) -> Cost:
     return Cost("training", size, "float16", ((updates * found.flops, moved),), peak)
 
 
-def model_costs(lengths: Lengths = Lengths(), small: bool = False) -> list[Cost]:  # noqa: B008 (frozen)
-    """The stages, in the order of the run.
-
-    Args:
-        lengths: what texts are taken to have.
-        small: with the flags that a device of 24 GB needs.
-    """
-    dtype, gain_flags = ("bfloat16", "--gain_dtype bfloat16") if small else ("float32", "")
-
-    def texts(stage: str, number: int, prompt: int, new: int) -> Cost:
-        tokens = LLM_TOKENS if small else GPU_DECODING_TOKENS
-        return count_texts(stage, number, prompt, new, tokens, lengths)
-
-    def gain(stage: str, questions: int, passages: int) -> Cost:
-        return count_gain(stage, questions, passages, dtype, LLM_TOKENS, lengths, gain_flags)
-
+def model_costs(small: bool = False) -> list[Cost]:
+    """The stages, in the order of the run; `small`: with the flags that a device of 24 GB needs."""
+    dtype, flags = ("bfloat16", "--gain_dtype bfloat16") if small else ("float32", "")
+    tokens = LLM_TOKENS if small else GPU_DECODING_TOKENS
+    question, prompt, three_passages = LENGTHS.question, LENGTHS.prompt, LENGTHS.prompt + 2 * LENGTHS.passage
+    pseudo, prediction = LENGTHS.pseudo, LENGTHS.prediction
     return [
-        count_embedding(lengths),
+        count_embedding(),
         count_search(),
-        texts("pseudo-passages, training", TRAINING, lengths.question, lengths.pseudo),
-        texts("predictions of the filter", TRAINING * 21, lengths.prompt, lengths.prediction),
-        gain("gains", TRAINING, 21),
-        count_training(lengths),
-        texts("pseudo-passages, evaluation", EVALUATION, lengths.question, lengths.pseudo),
-        count_selection(lengths),
-        texts("answers, 5 methods", METHODS * EVALUATION, lengths.prompt, lengths.prediction),
-        texts("answers of ablation and top-k", 17 * SHOWN, lengths.prompt + 2 * lengths.passage, lengths.prediction),
-        gain("gains of the picks (`GAINS=1`)", EVALUATION, 101),
+        count_texts("pseudo-passages, training", TRAINING, question, pseudo, tokens),
+        count_texts("predictions of the filter", TRAINING * 21, prompt, prediction, tokens),
+        count_gain("gains", TRAINING, 21, dtype, flags),
+        count_training(),
+        count_texts("pseudo-passages, evaluation", EVALUATION, question, pseudo, tokens),
+        count_selection(),
+        count_texts("answers, 5 methods", METHODS * EVALUATION, prompt, prediction, tokens),
+        count_texts("answers of ablation and top-k", 17 * SHOWN, three_passages, prediction, tokens),
+        count_gain("gains of the picks (`GAINS=1`)", EVALUATION, 101, dtype, flags),
     ]
 
 
@@ -343,7 +336,7 @@ def main() -> None:
     if args.json:
         rows = [asdict(cost) | {"hours": {name: cost.hours(device, args.share) for name, device in DEVICES.items()},
                 "kind": "predicted"} for cost in full]  # fmt: skip
-        args.json.write_text(json.dumps({"share": args.share, "stages": rows}, indent=2) + "\n", "utf-8")
+        write_json(args.json, {"share": args.share, "stages": rows})
 
 
 if __name__ == "__main__":

@@ -32,6 +32,8 @@ from gainRAG.selector_engine.selector import Selector, check_selector
 
 BATCH_SIZE = 128  # FlagEmbedding's default, given to sentence-transformers as well
 RANDOM = "random"
+RERANKER_BASE = {"vocab_size": 250002, "max_position_embeddings": 514, "type_vocab_size": 1, "num_labels": 1}
+RERANKER_BASE |= {"layer_norm_eps": 1e-5}
 
 Pair = tuple[str, str]
 
@@ -39,17 +41,17 @@ Pair = tuple[str, str]
 def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     add = parser.add_argument
-    add("--model", default=None, help=f"a folder, name or hub id; '{RANDOM}' is bge-reranker-base's shape, untrained")
-    add("--question_file", default=None, help="question records; without it, those beside the demo's adapter")
+    add("--model", help=f"a folder, name or hub id; '{RANDOM}' is bge-reranker-base's shape, untrained")
+    add("--question_file", help="question records; without it, those beside the demo's adapter")
     add("--made_up", action="store_true", help="passages made by code; needs no file from elsewhere")
     add("--tiny", action="store_true", help="with the untrained model: 2 layers, to try the benchmark")
-    add("--passages", default=None, help="passage records with title and text (.jsonl or .json)")
+    add("--passages", help="passage records with title and text (.jsonl or .json)")
     add("--passage_words", type=non_negative_int, default=100, help="words a passage; 0 leaves summaries as they are")
-    add("--questions", type=positive_int, default=None, help="questions scored; None: 200 on a GPU, 5 on a CPU")
+    add("--questions", type=positive_int, help="questions scored; None: 200 on a GPU, 5 on a CPU")
     add("--candidates", type=positive_int, default=101, help="pairs a question")
-    add("--device", default=None, help="cpu, cuda or cuda:N; None: the first GPU, else the CPU")
+    add("--device", help="cpu, cuda or cuda:N; None: the first GPU, else the CPU")
     add("--repeats", type=positive_int, default=3, help="runs of each way, of which the fastest counts")
-    add("--output_path", default=None, help="also writes the figures to this .json file")
+    add("--output_path", help="also writes the figures to this .json file")
     return parser.parse_args()
 
 
@@ -94,9 +96,7 @@ def random_reranker(texts: list[str], folder: Path, tiny: bool = False) -> str:
     vocabulary = [(token, score) for token, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
     XLMRobertaTokenizerFast(vocab=vocabulary, model_max_length=512).save_pretrained(folder)
     torch.manual_seed(0)
-    config = XLMRobertaConfig(
-        vocab_size=250002, max_position_embeddings=514, type_vocab_size=1, num_labels=1, layer_norm_eps=1e-5
-    )
+    config = XLMRobertaConfig(**RERANKER_BASE)
     if tiny:
         config.update({"vocab_size": 8000, "hidden_size": 48, "num_hidden_layers": 2, "intermediate_size": 96})
     XLMRobertaForSequenceClassification(config).save_pretrained(folder)
@@ -108,37 +108,26 @@ def ways(path: str, device: torch.device) -> dict[str, Callable[[list[list[Pair]
     from sentence_transformers import CrossEncoder
 
     half = device.type == "cuda"
-    crossencoder = CrossEncoder(
-        path,
-        device=str(device),
-        max_length=512,
-        activation_fn=torch.nn.Identity(),
-        model_kwargs={"dtype": torch.float16 if half else torch.float32},
+    found = {}
+    if importlib.util.find_spec("FlagEmbedding"):
+        from FlagEmbedding import FlagReranker
+
+        flag = FlagReranker(path, use_fp16=half, devices=str(device), batch_size=BATCH_SIZE, max_length=512)
+        found["FlagEmbedding, a question at a time"] = lambda groups: np.concatenate(
+            [np.atleast_1d(flag.compute_score(group)) for group in groups]
+        )
+        found["FlagEmbedding, all at once"] = lambda groups: np.array(flag.compute_score(sum(groups, [])))
+    settings = {
+        "activation_fn": torch.nn.Identity(),
+        "model_kwargs": {"dtype": torch.float16 if half else torch.float32},
+    }
+    crossencoder = CrossEncoder(path, device=str(device), max_length=512, **settings)
+    found["CrossEncoder.predict"] = lambda groups: crossencoder.predict(
+        sum(groups, []), batch_size=BATCH_SIZE, show_progress_bar=False
     )
     selector = Selector(path, device=device)
-    return {
-        **flag_embedding_ways(path, device),
-        "CrossEncoder.predict": lambda groups: crossencoder.predict(
-            sum(groups, []), batch_size=BATCH_SIZE, show_progress_bar=False
-        ),
-        "Selector": lambda groups: selector.score(sum(groups, [])),
-    }
-
-
-def flag_embedding_ways(path: str, device: torch.device) -> dict[str, Callable]:
-    """FlagEmbedding's, where it is installed."""
-    if importlib.util.find_spec("FlagEmbedding") is None:
-        return {}
-    from FlagEmbedding import FlagReranker
-
-    half = device.type == "cuda"
-    flag = FlagReranker(path, use_fp16=half, devices=str(device), batch_size=BATCH_SIZE, max_length=512)
-    return {
-        "FlagEmbedding, a question at a time": lambda groups: np.concatenate(
-            [np.atleast_1d(flag.compute_score(group)) for group in groups]
-        ),
-        "FlagEmbedding, all at once": lambda groups: np.array(flag.compute_score(sum(groups, []))),
-    }
+    found["Selector"] = lambda groups: selector.score(sum(groups, []))
+    return found
 
 
 def measure(path: str, device: torch.device, groups: list[list[Pair]], repeats: int) -> list[dict]:
