@@ -23,12 +23,12 @@ from gainRAG.retrieval_engine.modeling import GPU_BATCH, Encoder, EncoderOptions
 def main() -> None:
     parser = stage_parser(__doc__)
     add = parser.add_argument
-    add("--model", default=None, help="a known name, folder or hub id; None: Contriever's shape, untrained")
+    add("--model", help="a known name, folder or hub id; None: Contriever's shape, untrained")
     add("--made_up", action="store_true", help="passages made by code; needs no file from elsewhere")
     add("--tiny", action="store_true", help="with the untrained model: 2 layers, to try the benchmark")
-    add("--passages", type=positive_int, default=None, help="passages; None: 50,000 on a GPU, 200 on a CPU")
+    add("--passages", type=positive_int, help="passages; None: 50,000 on a GPU, 200 on a CPU")
     add("--repeats", type=positive_int, default=2, help="runs of each way, of which the fastest counts")
-    add("--output_path", default=None, help="also writes the figures to this .json file")
+    add("--output_path", help="also writes the figures to this .json file")
     args = parser.parse_args()
     on_gpu = pick_device().type == "cuda"
     count = args.passages or (50_000 if on_gpu else 200)

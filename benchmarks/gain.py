@@ -23,6 +23,7 @@ import torch
 from made_up import demo_passages, made_up_passages, made_up_tokenizer
 
 from gainRAG.common.cli import non_negative_int, positive_int, run_stage, stage_parser
+from gainRAG.common.jsonl import write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_supervision.gain import GainRequest, GainScorer, PassageGain
@@ -150,16 +151,12 @@ class WorkCounter:
         self.tokens = self.operations = 0
         self.branched = scorer.model
         config, model = self.branched.config, self.branched.model
-        embeddings = {id(weight) for weight in self._embeddings(model)}
+        embeddings = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
         self.body = sum(weight.numel() for weight in model.parameters() if id(weight) not in embeddings)
         self.head = config.vocab_size * config.hidden_size
         self.attention = config.num_hidden_layers * config.hidden_size
         self._inner = self.branched.hidden_states
         self.branched.hidden_states = self._hidden_states
-
-    @staticmethod
-    def _embeddings(model) -> list[torch.nn.Parameter]:
-        return [model.get_input_embeddings().weight, model.get_output_embeddings().weight]
 
     def _hidden_states(self, rows, prefix):
         for row in rows:
@@ -262,7 +259,7 @@ def main() -> None:
         results["bfloat16_against_float32"] = compare_dtypes(args, model, tokenizer)
         print(json.dumps(results["bfloat16_against_float32"], indent=2))
     if args.json:
-        args.json.write_text(json.dumps(results, indent=2) + "\n", "utf-8")
+        write_json(args.json, results)
 
 
 if __name__ == "__main__":

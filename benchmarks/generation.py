@@ -16,7 +16,7 @@ import torch
 
 from gainRAG.common.batching import BatchBudget
 from gainRAG.common.cli import input_file, positive_int, run_stage, stage_parser
-from gainRAG.common.jsonl import read_records
+from gainRAG.common.jsonl import read_records, write_json
 from gainRAG.common.models import DTYPES, pick_device, weights_path
 from gainRAG.common.schemas import as_question
 from gainRAG.llm_inference.build_prompts import PromptBuilder, encode_prompts
@@ -94,7 +94,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if args.json:
-        args.json.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+        write_json(args.json, result)
 
 
 if __name__ == "__main__":
