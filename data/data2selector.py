@@ -36,9 +36,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data_path", required=True, nargs="+", help="supervision records, one file or several")
     parser.add_argument("--output_path", required=True, help="training groups, .jsonl or .json")
     parser.add_argument("--signal", choices=SIGNALS, default="PPL_CD", help="retrieved_ppl is the ablation")
-    parser.add_argument("--max_ppl", type=positive_float, default=None, help="drop passages with a higher perplexity")
+    parser.add_argument("--max_ppl", type=positive_float, help="drop passages with a higher perplexity")
     parser.add_argument("--no_pseudo", action="store_true", help="leave the LLM's own passages out")
-    parser.add_argument("--sample", type=positive_int, default=None, help="that many questions, drawn by --seed")
+    parser.add_argument("--sample", type=positive_int, help="that many questions, drawn by --seed")
     parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of --sample")
     return parser.parse_args()
 
@@ -47,14 +47,17 @@ def main() -> None:
     args = parse_arguments()
     keep_apart(args.output_path, *args.data_path)
     require_distinct(args.data_path)
-    paths, positions = filled(args.data_path), None
+    paths, counts = filled(args.data_path), Counter()
+    records = read_all(paths, args.signal)
     if args.sample is not None:
         total = sum(1 for _ in read_all(paths, args.signal))
-        positions = set(random.Random(args.seed).sample(range(total), min(args.sample, total)))
-    counts: Counter = Counter()
-    records = take(read_all(paths, args.signal), positions)
-    groups = (make_group(record, args.signal, args.max_ppl, args.no_pseudo, counts) for record in records)
-    written = write_records(args.output_path, require_some(filter(None, groups), args.data_path, counts))
+        drawn = set(random.Random(args.seed).sample(range(total), min(args.sample, total)))
+        records = (record for position, record in enumerate(records) if position in drawn)
+    groups = filter(None, (make_group(record, args.signal, args.max_ppl, args.no_pseudo, counts) for record in records))
+    first = next(groups, None)
+    if first is None:
+        raise UserError(f"{', '.join(args.data_path)}: no training group is left; left out: {listed(counts)}")
+    written = write_records(args.output_path, itertools.chain([first], groups))
     if counts:
         logger.info("left out: %s", listed(counts))
     logger.info("%s: %d groups", args.output_path, written)
@@ -109,11 +112,6 @@ def read_all(paths: list[str], signal: str) -> Iterator[Record]:
     return itertools.chain.from_iterable(read_records(path, partial(in_one_file, path)) for path in paths)
 
 
-def take(records: Iterator[Record], positions: set[int] | None) -> Iterator[Record]:
-    """The records at `positions`, in input order; all where None."""
-    return (record for position, record in enumerate(records) if positions is None or position in positions)
-
-
 def make_group(record: Record, signal: str, max_ppl: float | None, no_pseudo: bool, counts: Counter) -> Record | None:
     """One question's group; None where fewer than two candidates remain."""
     kept = []
@@ -136,19 +134,6 @@ def make_group(record: Record, signal: str, max_ppl: float | None, no_pseudo: bo
         "pos_scores": [gain_of(best[signal])],
         "neg_scores": [gain_of(passage[signal]) for passage in rest],
     }
-
-
-def require_some(groups: Iterator[Record], paths: list[str], counts: Counter) -> Iterator[Record]:
-    """The groups.
-
-    Raises:
-        UserError: there is none.
-    """
-    first = next(groups, None)
-    if first is None:
-        raise UserError(f"{', '.join(paths)}: no training group is left; left out: {listed(counts)}")
-    yield first
-    yield from groups
 
 
 def listed(counts: Counter) -> str:
