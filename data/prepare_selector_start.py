@@ -37,7 +37,7 @@ from gainRAG.common.cli import (
 from gainRAG.common.jsonl import FieldError, Record, output_folder, parse_json, read_records, write_json
 from gainRAG.common.models import pick_device, pick_dtype, weights_path
 from gainRAG.common.schemas import as_retrieved, passage_text
-from gainRAG.evaluation.recall import mark_hits, match_rule
+from gainRAG.evaluation.recall import mark_hits, match_rule, recall_at
 from gainRAG.llm_inference.background import pseudo_passage
 
 logger = logging.getLogger("prepare_selector_start")
@@ -79,7 +79,6 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Reads and splits, trains both phases, measures, writes."""
     from transformers import set_seed
 
     args = parse_arguments()
@@ -334,16 +333,15 @@ def train(model: Any, groups: list[Group], learning_rate: float, batch_size: int
 
 def hit_rates(questions: list[Record], score: Callable[[list[tuple[str, str]]], list[float]] | None) -> Record:
     """Share of questions with an answer in the first 1 and 3 of CANDIDATES passages; unscored: in retrieval's order."""
-    hits = {1: 0, 3: 0}
+    ranked = []
     for question in questions:
         passages = question["ctxs"][:CANDIDATES]
         if score:
             scores = score([(question["question"], passage_text(passage)) for passage in passages])
             order = sorted(range(len(passages)), key=lambda position: -scores[position])
             passages = [passages[position] for position in order]
-        for k in hits:
-            hits[k] += any(passage["hasanswer"] for passage in passages[:k])
-    return {f"hit@{k}": round(count / len(questions), 4) for k, count in hits.items()}
+        ranked.append({"ctxs": passages})
+    return {f"hit@{k}": round(share, 4) for k, share in recall_at(ranked, (1, 3)).items()}
 
 
 if __name__ == "__main__":
