@@ -38,14 +38,14 @@ SHARES = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags, checked."""
     parser = stage_parser(__doc__)
     parser.add_argument("--work", required=True, type=Path, help="the run's folder, with retrieved, selected, answers")
     parser.add_argument("--datasets", required=True, nargs="+", metavar="NAME", help="question sets")
     parser.add_argument("--methods", nargs="+", choices=RETRIEVING, default=SHOWN, help="which methods")
-    parser.add_argument("--output_path", required=True, type=Path, help="the shares, .json; .md and .svg are beside it")
+    parser.add_argument(
+        "--output_path", required=True, type=results_file, help="the shares, .json; .md and .svg are beside it"
+    )
     args = parser.parse_args()
-    results_file(args.output_path)
     require("matplotlib")
     return args
 

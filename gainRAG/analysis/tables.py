@@ -81,7 +81,6 @@ TABLES = {
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags, checked."""
     parser = stage_parser(__doc__)
     parser.add_argument("table", choices=TABLES, help="which of the paper's tables")
     parser.add_argument(
@@ -90,10 +89,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--datasets", required=True, nargs="+", metavar="NAME", help="question sets, in the table's order"
     )
-    parser.add_argument("--output_path", required=True, type=Path, help="the table, .json; its Markdown is beside it")
-    args = parser.parse_args()
-    results_file(args.output_path)
-    return args
+    parser.add_argument(
+        "--output_path", required=True, type=results_file, help="the table, .json; its Markdown is beside it"
+    )
+    return parser.parse_args()
 
 
 def main() -> None:

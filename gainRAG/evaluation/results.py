@@ -111,15 +111,15 @@ def git_commit() -> str | None:
         return None
 
 
-def results_file(path: Path) -> Path:
-    """`path`, where it can name a results file.
+def results_file(path: str) -> Path:
+    """Argument type: where a results file can be written, a name that ends in .json.
 
     Raises:
-        UserError: it does not end in .json.
+        UserError: it ends otherwise.
     """
-    if path.suffix != ".json":
+    if Path(path).suffix != ".json":
         raise UserError(f"--output_path {path}: wanted a name that ends in .json")
-    return path
+    return Path(path)
 
 
 def write_results(path: Path, content: Record, text: str) -> None:
