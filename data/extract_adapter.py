@@ -52,8 +52,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--max_length", type=positive_int, default=128, help="tokens of a question and passage")
     parser.add_argument("--rank", type=positive_int, default=32, help="directions kept of each layer's change")
     parser.add_argument("--output_dir", required=True, type=Path, help="the adapter's folder, as peft writes it")
-    parser.add_argument("--merged_dir", type=Path, default=None, help="also write start and adapter as one model")
-    parser.add_argument("--mean_dir", type=Path, default=None, help="also write the whole change, not cut to --rank")
+    parser.add_argument("--merged_dir", type=Path, help="also write start and adapter as one model")
+    parser.add_argument("--mean_dir", type=Path, help="also write the whole change, not cut to --rank")
     return parser.parse_args()
 
 

@@ -60,7 +60,6 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Writes the passages of one corpus."""
     args = parse_arguments()
     if args.output_path.suffix not in (".jsonl", ".tsv"):
         raise UserError(f"{args.output_path}: a corpus ends in .jsonl or .tsv")

@@ -48,35 +48,26 @@ def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
     parser.add_argument("--data_path", required=True, nargs="+", help="question or retrieval records")
     parser.add_argument("--output_path", required=True, help="the sample, .jsonl or .json")
-    parser.add_argument("--sample", type=positive_int, default=None, help="how many questions; None: all usable ones")
+    parser.add_argument("--sample", type=positive_int, help="how many questions; None: all usable ones")
     parser.add_argument("--seed", type=non_negative_int, default=42, help="seed of the draw")
     parser.add_argument(
-        "--only_questions",
-        nargs=2,
-        default=None,
-        metavar=("FILE.json", "KEY"),
-        help="only questions whose wording is in this list",
+        "--only_questions", nargs=2, metavar=("FILE.json", "KEY"), help="only questions whose wording is in this list"
     )
     parser.add_argument(
         "--answerable_in_top",
         type=positive_int,
-        default=None,
         help="only questions with a gold answer in that many first passages; later ones are dropped",
     )
-    parser.add_argument(
-        "--max_answers", type=positive_int, default=None, help="only questions with no more gold answers"
-    )
+    parser.add_argument("--max_answers", type=positive_int, help="only questions with no more gold answers")
     parser.add_argument(
         "--also_in",
         nargs="+",
-        default=None,
         help="only questions whose id is in each of these records, as where --skip_too_long left some out",
     )
     return parser.parse_args()
 
 
 def main() -> None:
-    """Reads, draws, writes."""
     args = parse_arguments()
     keep_apart(args.output_path, *args.data_path, *(args.also_in or ()))
     only = read_wordings(*args.only_questions) if args.only_questions else None

@@ -45,7 +45,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--exclude",
         nargs=2,
-        default=None,
         metavar=("FILE.json", "KEY"),
         help="a list of wordings that the selector's start was trained on",
     )
@@ -66,7 +65,6 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Reads, parts, leaves out what is nearly the same, writes."""
     args = parse_arguments()
     for name in (*PARTS, "excluded"):
         keep_apart(Path(args.output_dir) / f"{name}.jsonl", *args.data_path, *args.unlike)

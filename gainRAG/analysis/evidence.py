@@ -40,9 +40,7 @@ DIGITS = 6  # of gains and scores; more would only record the processor's roundi
 
 def parse_arguments() -> argparse.Namespace:
     parser = stage_parser(__doc__)
-    parser.add_argument(
-        "--work", type=Path, nargs="+", default=None, help="the runs' folders; None: compute from test.jsonl.gz"
-    )
+    parser.add_argument("--work", type=Path, nargs="+", help="the runs' folders; None: compute from test.jsonl.gz")
     parser.add_argument("--name", default="test", help="the question set in --work that was held out")
     parser.add_argument(
         "--output_dir", type=Path, required=True, help="folder of test.jsonl.gz and what follows from it"
@@ -50,7 +48,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--gains_dir",
         type=Path,
-        default=None,
         help="also write the gains of --work, of one run, there, a compressed file a part: .jsonl.xz",
     )
     args = parser.parse_args()

@@ -20,20 +20,13 @@ logger = logging.getLogger(__name__)
 
 
 def parse_arguments() -> argparse.Namespace:
-    """The flags, checked."""
     parser = stage_parser(__doc__)
     parser.add_argument("--work", required=True, type=Path, help="the run's folder")
     parser.add_argument("--output", type=Path, default=Path("report.html"), help="the page, .html")
-    parser.add_argument(
-        "--selector", type=Path, default=None, help="the trained selector's folder; None: WORK/selector"
-    )
-    parser.add_argument(
-        "--tables", type=Path, default=None, help="the folder of the table scripts' tables; None: --work itself"
-    )
+    parser.add_argument("--selector", type=Path, help="the trained selector's folder; None: WORK/selector")
+    parser.add_argument("--tables", type=Path, help="the folder of the table scripts' tables; None: --work itself")
     parser.add_argument("--questions", type=non_negative_int, default=1000, help="questions in the page's table")
-    parser.add_argument(
-        "--figures", type=Path, default=None, metavar="DIR", help="also write every figure there, PDF and PNG"
-    )
+    parser.add_argument("--figures", type=Path, metavar="DIR", help="also write every figure there, PDF and PNG")
     args = parser.parse_args()
     if args.output.suffix not in (".html", ".htm"):
         raise UserError(f"--output {args.output}: wanted a name that ends in .html")
