@@ -45,11 +45,8 @@ def main() -> None:
         raise UserError(f"{args.data_path}: no file there has a line '#Q QUESTION' and below it one '^ ANSWER'")
     records = ({"question": question, "answers": [answer]} for question, answer in answers.items())
     logger.info("%s: %d questions of %d files", args.output_path, write_records(args.output_path, records), len(files))
-    say_next(
-        "questions",
-        args.output_path,
-        f"python prepare_questions.py --data_path {args.output_path} --dataset OpenTriviaQA",
-    )
+    command = f"python prepare_questions.py --data_path {args.output_path} --dataset OpenTriviaQA"
+    say_next("questions", args.output_path, command)
 
 
 def read_quiz(text: str) -> Iterator[tuple[str, str]]:

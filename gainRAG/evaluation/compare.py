@@ -95,19 +95,10 @@ def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed:
 
 def comparison_table(rows: Sequence[Record]) -> str:
     """The rows of `compare` as a Markdown table, in percent."""
-    return markdown_table(
-        ("metric", "A", "B", "B - A", "95 % interval", "p"),
-        [
-            (
-                row["metric"],
-                100 * row["a"],
-                100 * row["b"],
-                *format_difference(row),
-                f"{row['p']:.4f}",
-            )
-            for row in rows
-        ],
-    )
+    cells = [
+        (row["metric"], 100 * row["a"], 100 * row["b"], *format_difference(row), f"{row['p']:.4f}") for row in rows
+    ]
+    return markdown_table(("metric", "A", "B", "B - A", "95 % interval", "p"), cells)
 
 
 if __name__ == "__main__":

@@ -160,7 +160,9 @@ def read_questions(
             dataset = dataset or kind.dataset
             prefix = dataset or Path(name.removesuffix(".gz")).stem
         try:
-            found = kind.read(_check_object(entry))
+            if not isinstance(entry, dict):
+                raise FieldError("(record)", f"wanted an object, found {type(entry).__name__}")
+            found = kind.read(entry)
             answers = _clean_answers(found.answers, tally)
             question = question_text(found.text)
         except FieldError as problem:
@@ -179,12 +181,6 @@ def read_questions(
     if not questions:
         raise UserError(f"{name}: holds no questions with answers")
     return dataset, questions, tally
-
-
-def _check_object(entry: Any) -> Record:
-    if not isinstance(entry, dict):
-        raise FieldError("(record)", f"wanted an object, found {type(entry).__name__}")
-    return entry
 
 
 def _clean_answers(answers: Any, tally: Tally) -> list[str]:
