@@ -40,10 +40,10 @@ def bootstrap_interval(
 
 
 def paired_bootstrap(
-    a: Sequence[float], b: Sequence[float], confidence: float = 0.95, samples: int = 10_000, seed: int = 0
+    a: Sequence[float], b: Sequence[float], samples: int = 10_000, seed: int = 0
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of mean(b - a), question by question: scores of the same questions, same order."""
-    return bootstrap_interval(_differences(a, b), confidence, samples, seed)
+    """95 % bootstrap interval of mean(b - a), question by question: scores of the same questions, same order."""
+    return bootstrap_interval(_differences(a, b), samples=samples, seed=seed)
 
 
 def paired_permutation_test(a: Sequence[float], b: Sequence[float], samples: int = 10_000, seed: int = 0) -> float:
@@ -74,7 +74,7 @@ def paired_difference(a: Sequence[float], b: Sequence[float], samples: int = 10_
         a, b: scores of the same questions, in the same order.
         samples: resamples of each of the two.
     """
-    low, high = paired_bootstrap(a, b, samples=samples, seed=seed)
+    low, high = paired_bootstrap(a, b, samples, seed)
     p = paired_permutation_test(a, b, samples, seed)
     return {"difference": float(_differences(a, b).mean()), "low": low, "high": high, "p": p}
 
