@@ -69,6 +69,7 @@ def arguments() -> argparse.Namespace:
     args.dtype = pick_dtype(args.dtype, args.device)
     on_gpu = args.device.type == "cuda"
     args.questions = args.questions or (32 if on_gpu else 1)
+    args.shape = args.made_up or ("llama3_8b" if args.random_llama3_8b else None)
     args.naive_questions = args.questions if args.naive_questions is None else min(args.naive_questions, args.questions)
     return args
 
@@ -76,12 +77,11 @@ def arguments() -> argparse.Namespace:
 def load_model(args: argparse.Namespace):
     from transformers import AutoModelForCausalLM, LlamaConfig
 
-    if not args.random_llama3_8b and not args.made_up:
+    if not args.shape:
         return AutoModelForCausalLM.from_pretrained(weights_path(args.model), dtype=args.dtype).to(args.device)
     torch.manual_seed(args.seed)
     with args.device:
-        shape = MADE_UP[args.made_up or "llama3_8b"]
-        return AutoModelForCausalLM.from_config(LlamaConfig(**shape), dtype=args.dtype)
+        return AutoModelForCausalLM.from_config(LlamaConfig(**MADE_UP[args.shape]), dtype=args.dtype)
 
 
 def make_requests(args: argparse.Namespace, tokenizer, answers: int) -> list[GainRequest]:
@@ -242,9 +242,7 @@ def main() -> None:
     device = torch.cuda.get_device_name(args.device) if args.device.type == "cuda" else "CPU"
     rate = matrix_rate(args.device, args.dtype)
     results = {
-        "model": f"random weights, {args.made_up or 'llama3_8b'}"
-        if args.random_llama3_8b or args.made_up
-        else args.model,
+        "model": f"random weights, {args.shape}" if args.shape else args.model,
         "device": device,
         "dtype": dtype_name(args.dtype),
         "matrix_tflops": rate / 1e12,

@@ -9,10 +9,10 @@ same. The plain way is left-padded batches of --plain_batch_tokens, sorted by le
 
 import argparse
 import json
-import time
 from pathlib import Path
 
 import torch
+from gain import timed
 
 from gainRAG.common.batching import BatchBudget
 from gainRAG.common.cli import input_file, positive_int, run_stage, stage_parser
@@ -72,14 +72,11 @@ def main() -> None:
     prompts = list(dict.fromkeys(map(builder.background, records)))
     budget = BatchBudget(args.plain_batch_tokens)
 
-    def timed(write) -> tuple[list[str], float]:
-        started = time.perf_counter()
-        return write(), time.perf_counter() - started
-
     engine.generate(prompts[:2], 2)
     write_plainly(plain, engine.tokenizer, prompts[:2], 2, budget)
-    ours, seconds = timed(lambda: engine.generate(prompts, args.max_new_tokens))
-    theirs, plain_seconds = timed(lambda: write_plainly(plain, engine.tokenizer, prompts, args.max_new_tokens, budget))
+    longest = args.max_new_tokens
+    seconds, ours = timed(lambda: engine.generate(prompts, longest), device)
+    plain_seconds, theirs = timed(lambda: write_plainly(plain, engine.tokenizer, prompts, longest, budget), device)
     result = {
         "model": args.model,
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU",
