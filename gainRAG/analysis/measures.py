@@ -1,5 +1,6 @@
 """What the report states in numbers: methods best first, paired differences, correlations, where picks come from."""
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
@@ -13,7 +14,8 @@ from gainRAG.evaluation.significance import LEVEL, paired_difference
 from gainRAG.rag_workflow.picks import METHODS, explained
 
 BASE, OURS, BOUND = "standard_rag", "gainrag", "best_by_gain"
-RANKS = ((1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (6, 10), (11, 20), (21, 50), (51, 100), (101, None))
+# Group of ranks -> its last rank.
+RANKS = {"1": 1, "2": 2, "3": 3, "4": 4, "5": 5, "6-10": 10, "11-20": 20, "21-50": 50, "51-100": 100, "101+": math.inf}
 SELECTORS = {"start": "before training", "trained": "after training"}
 
 
@@ -155,18 +157,14 @@ def origins(found: QuestionSet) -> tuple[list[str], dict[str, list[float]]] | No
     methods = [method for method in best_first(found) if method in found.picks.files and method != BASE]
     if BASE not in found.picks.files or not methods:
         return None
-    counts = {method: _count_origins(found, method) for method in methods}
-    order = [*map(_rank_name, RANKS), "pseudo", "not retrieved"]
-    groups = [name for name in order if any(name in count for count in counts.values())]
-    total = {method: max(1, sum(count.values())) for method, count in counts.items()}
+    counts = {}
+    for method in methods:
+        picks = ((question, found.pick_of(method, question)) for question in found.questions)
+        counts[method] = Counter(origin(found, question, pick) for question, pick in picks if pick)
+    groups = [name for name in (*RANKS, "pseudo", "not retrieved") if any(name in count for count in counts.values())]
     return groups, {
-        method: [100 * count.get(group, 0) / total[method] for group in groups] for method, count in counts.items()
+        method: [100 * count[name] / max(1, count.total()) for name in groups] for method, count in counts.items()
     }
-
-
-def _count_origins(found: QuestionSet, method: str) -> Counter[str]:
-    picks = ((question, found.pick_of(method, question)) for question in found.questions)
-    return Counter(origin(found, question, pick) for question, pick in picks if pick)
 
 
 def origin(found: QuestionSet, question: Record, passage: Record) -> str:
@@ -176,12 +174,7 @@ def origin(found: QuestionSet, question: Record, passage: Record) -> str:
     rank = found.ranks.get(str(question.get("id")), {}).get(passage_key(passage))
     if rank is None:
         return "not retrieved"
-    return next(_rank_name(bounds) for bounds in RANKS if bounds[1] is None or rank <= bounds[1])
-
-
-def _rank_name(bounds: tuple[int, int | None]) -> str:
-    low, high = bounds
-    return f"{low}+" if high is None else str(low) if low == high else f"{low}-{high}"
+    return next(name for name, last in RANKS.items() if rank <= last)
 
 
 # --- holding the answer, and helping ------------------------------------------------------------------------------
