@@ -75,8 +75,10 @@ def collect(work: Path, limit: int, selector_folder: Path | None = None, tables_
     if not sets:
         raise UserError(f"{work}: no answers/NAME/results.json in it; scripts/rag_generation.sh writes them")
     sections = [Section(f"Results on {printable(found.name)}", results(found)) for found in sets]
-    sections += [Section(f"The selector on {printable(found.name)}", selector(found)) for found in sets]
-    sections.append(Section("Gains and training", [*gains(sets), *training(trained)]))
+    sections += [
+        Section(f"The selector on {printable(found.name)}", [scores_part(found), origins_part(found)]) for found in sets
+    ]
+    sections.append(Section("Gains and training", [*gains(sets), training_part(trained)]))
     tables, gaps = read_tables(tables_folder or work), read_gap(tables_folder or work)
     sections.append(Section("More passages, and figure 1", paper_figures(tables.get("table_topk", {}), gaps)))
     if tables:
@@ -102,10 +104,8 @@ def facts(trained: Path, sets: Sequence[QuestionSet]) -> list[tuple[str, str]]:
             shown.append((meaning, ", ".join(values)))
     flags = (read_object(trained / "training.settings.json") or {}).get("flags")
     if isinstance(flags, dict):
-        known = {meaning: flags[name] for name, meaning in TRAINED_WITH.items() if is_number(flags.get(name))}
-        shown.append(
-            ("training of the selector", ", ".join(f"{value:g} {meaning}" for meaning, value in known.items()))
-        )
+        known = [f"{flags[name]:g} {what}" for name, what in TRAINED_WITH.items() if is_number(flags.get(name))]
+        shown.append(("training of the selector", ", ".join(known)))
     return shown
 
 
@@ -192,28 +192,18 @@ def gains(sets: Sequence[QuestionSet]) -> list[Plot | Missing]:
         if rows:
             panels.append(Panel(printable(found.name), "gain of the pick, -log(PPL_CD + 1) (nats)", rows))
         else:
-            missing.append(
-                Missing(
-                    f"gains on {printable(found.name)}",
-                    f"GAINS=1 bash scripts/rag_generation.sh {printable(found.name)}",
-                )
-            )
+            name = printable(found.name)
+            missing.append(Missing(f"gains on {name}", f"GAINS=1 bash scripts/rag_generation.sh {name}"))
     caption = (
         "Mean gain of the first passage that each method picks, by question set, with 95 % bootstrap intervals. The "
         "gain says how well the LLM predicts the gold answer from the passage: -0.69, a perplexity of 1, is best."
     )
-    plot = (
-        [Plot("gain-of-picks", "Gain of the pick", caption, partial(figures.draw_intervals, panels))] if panels else []
-    )
-    return [*plot, *missing]
+    if not panels:
+        return missing
+    return [Plot("gain-of-picks", "Gain of the pick", caption, partial(figures.draw_intervals, panels)), *missing]
 
 
 # --- the selector -----------------------------------------------------------------------------------------------
-
-
-def selector(found: QuestionSet) -> list[Plot | Missing]:
-    """Scores against gains, and where picks come from."""
-    return [scores_part(found), origins_part(found)]
 
 
 def scores_part(found: QuestionSet) -> Plot | Missing:
@@ -267,17 +257,15 @@ def origins_part(found: QuestionSet) -> Plot | Missing:
     )
 
 
-def training(trained: Path) -> list[Plot | Missing]:
+def training_part(trained: Path) -> Plot | Missing:
     """Loss and learning rate over the training's steps."""
     steps = read_training(trained)
     if not steps:
-        return [Missing("loss and learning rate of the training", "bash scripts/selector_finetune.sh")]
-    return [
-        Plot(
-            "training",
-            "Loss and learning rate",
-            f"{len(steps)} logged steps. Loss: KL divergence between the teacher's distribution over a question's "
-            "passages, which comes from the gains, and the selector's.",
-            partial(figures.draw_training, steps),
-        )
-    ]
+        return Missing("loss and learning rate of the training", "bash scripts/selector_finetune.sh")
+    return Plot(
+        "training",
+        "Loss and learning rate",
+        f"{len(steps)} logged steps. Loss: KL divergence between the teacher's distribution over a question's "
+        "passages, which comes from the gains, and the selector's.",
+        partial(figures.draw_training, steps),
+    )

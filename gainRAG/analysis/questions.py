@@ -1,5 +1,6 @@
 """The report's table of questions: what the page's script shows, filters and searches, as JSON values."""
 
+import math
 from collections.abc import Sequence
 
 from gainRAG.analysis.figures import printable
@@ -58,7 +59,8 @@ def _row(found: QuestionSet, question: Record) -> Record:
     name = str(question.get("id"))
     picks = {method: pick for method in found.results if (pick := found.pick_of(method, question))}
     passages = {passage_key(one): one for one in (*picks.values(), *found.picks.candidates.get(name, []))}
-    shown = sorted(list(passages)[: max(CANDIDATES, len(picks))], key=lambda key: _order(found, name, key))
+    ranks = found.ranks.get(name, {})
+    shown = sorted(list(passages)[: max(CANDIDATES, len(picks))], key=lambda key: ranks.get(key, math.inf))
     return {
         "question": clip(question["question"]),
         "answers": [clip(str(answer)) for answer in question["answers"][:20]],
@@ -74,10 +76,6 @@ def _row(found: QuestionSet, question: Record) -> Record:
         "candidates": [_candidate(found, question, passages[key]) for key in shown],
         "more": len(passages) - len(shown),
     }
-
-
-def _order(found: QuestionSet, name: str, key: tuple) -> float:
-    return found.ranks.get(name, {}).get(key, float("inf"))
 
 
 def _candidate(found: QuestionSet, question: Record, passage: Record) -> Record:
