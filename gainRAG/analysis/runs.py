@@ -43,21 +43,18 @@ def read_results(folder: Path) -> dict[str, Record]:
 
 
 def _is_result(result: Any) -> bool:
-    if not isinstance(result, dict) or not isinstance(result.get("metrics"), dict):
+    if not isinstance(result, dict):
         return False
-    counts = isinstance(result.get("questions"), int) and isinstance(result.get("K_docs"), int)
-    picks = result.get("picks", {})
-    if not counts or not isinstance(picks, dict):
+    metrics, picks = result.get("metrics"), result.get("picks", {})
+    if not isinstance(metrics, dict) or not isinstance(picks, dict):
         return False
-    return all(map(_is_score, result["metrics"].values())) and all(
-        score is None or _is_score(score) for score in picks.values()
-    )
+    scores = [*metrics.values(), *(score for score in picks.values() if score is not None)]
+    return all(isinstance(result.get(name), int) for name in ("questions", "K_docs")) and all(map(_is_score, scores))
 
 
 def _is_score(score: Any) -> bool:
     """A mean with its interval, of a size that can be drawn."""
-    numbers = [score.get(name) for name in ("mean", "low", "high")] if isinstance(score, dict) else [None]
-    return all(map(is_number, numbers))
+    return isinstance(score, dict) and all(is_number(score.get(name)) for name in ("mean", "low", "high"))
 
 
 def read_predictions(folder: Path, method: str, result: Record) -> list[Record]:
@@ -174,13 +171,12 @@ class QuestionSet:
     @cached_property
     def ranks(self) -> dict[str, dict[tuple, int]]:
         """By question id: the rank in retrieval, from 1, of every pick and candidate that was retrieved."""
-        path = self.picks.files.get("standard_rag")
-        wanted: dict[str, set] = {name: set() for name in map(_name, self.questions)}
+        path, wanted, found = self.picks.files.get("standard_rag"), {}, {}
         for question in self.questions:
+            name = str(question.get("id"))
             picked = [self.pick_of(method, question) for method in self.results]
-            candidates = self.picks.candidates.get(_name(question), [])
-            wanted[_name(question)].update(passage_key(one) for one in (*picked, *candidates) if one)
-        found = {}
+            candidates = self.picks.candidates.get(name, [])
+            wanted[name] = {passage_key(one) for one in (*picked, *candidates) if one}
         for record in read_records(path, with_unique_ids(as_retrieved)) if path else ():
             keys = wanted.get(str(record["id"]), ())
             places = enumerate(map(passage_key, record["ctxs"]), start=1)
@@ -191,10 +187,6 @@ class QuestionSet:
 def passage_key(passage: Record) -> tuple:
     """What makes two passages of one question the same: id and text."""
     return str(passage.get("id")), passage["text"]
-
-
-def _name(question: Record) -> str:
-    return str(question.get("id"))
 
 
 # --- files of the whole run -------------------------------------------------------------------------------------
