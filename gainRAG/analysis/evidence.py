@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from gainRAG.analysis.evidence_page import PAGE, PICKED, evidence_figures, evidence_page
+from gainRAG.analysis.evidence_page import FIGURE, PAGE, PICKED, draw_differences, evidence_page
 from gainRAG.analysis.measures import BASE, BOUND, gap_shares
 from gainRAG.analysis.paper_parts import GAP_PANELS
 from gainRAG.analysis.runs import QuestionSet
@@ -69,9 +69,7 @@ def main() -> None:
                 write_lines(gains_folder / f"{path.name}.xz", rounded_gains(path))
     evidence = summarize_lines(read_lines(folder / TEST))
     write_json(folder / EVIDENCE, evidence)
-    with atomic_write(folder / PAGE) as file:
-        file.write(evidence_page(evidence))
-    for name, content in evidence_figures(evidence).items():
+    for name, content in {PAGE: evidence_page(evidence), FIGURE: draw_differences(evidence)}.items():
         with atomic_write(folder / name) as file:
             file.write(content)
     logger.info("%s: %d questions, %s", folder, evidence["n"], ", ".join((TEST, EVIDENCE, PAGE)))

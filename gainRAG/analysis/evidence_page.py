@@ -1,4 +1,4 @@
-"""The experiment's numbers as Markdown tables and as figures."""
+"""The experiment's numbers as Markdown tables and as a figure."""
 
 from collections.abc import Iterable, Mapping
 
@@ -8,7 +8,7 @@ from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.results import format_difference, format_interval, markdown_table
 from gainRAG.rag_workflow.picks import BASES
 
-PAGE = "README.md"
+PAGE, FIGURE = "README.md", "differences.svg"
 SHOWN = {"hit_at_1": "hit@1", "pick_gain": "gain of the pick", "cover_em": "cover_em", "f1": "f1"}
 PICKED = ("hit_at_1", "pick_gain")  # of SHOWN, what a pick is worth without an answer
 VARIANTS = {  # name of a selection -> its selector, which is not cut to an adapter
@@ -40,7 +40,7 @@ def evidence_page(evidence: Record) -> str:
     counts = ", ".join(f"{name} {number:,}" for name, number in evidence["datasets"].items())
     parts = [HEAD.format(n=evidence["n"], datasets=counts)]
     parts += ["## Methods", methods_table(evidence["methods"])]
-    parts += ["## GainRAG less the others", "![Differences](differences.svg)", tests_table(evidence["tests"])]
+    parts += ["## GainRAG less the others", f"![Differences]({FIGURE})", tests_table(evidence["tests"])]
     parts += [won_table(evidence)]
     parts.append("## By question set")
     for name, methods in evidence["by_dataset"].items():
@@ -106,8 +106,8 @@ def gap_table(gaps: Mapping[str, Record]) -> str:
     return markdown_table(("method", "wrong, of picks that hold the answer", "pick lacks it, of right answers"), rows)
 
 
-def evidence_figures(evidence: Record) -> dict[str, str]:
-    """The figures as SVG texts, by their files' names."""
+def draw_differences(evidence: Record) -> str:
+    """The figure of the paired tests, as SVG text."""
     panels = []
     for metric, name in SHOWN.items():
         unit, scale = ("nats", 1) if metric == "pick_gain" else ("points", 100)
@@ -116,4 +116,4 @@ def evidence_figures(evidence: Record) -> dict[str, str]:
             numbers = (scale * row[part] for part in ("difference", "low", "high"))
             bars.append(Interval(f"{label(row['b'])} less {label(row['a'])}", row["b"], *numbers))
         panels.append(Panel(name, f"difference ({unit})", bars, zero=True))
-    return {"differences.svg": as_svg(draw_intervals(panels))}
+    return as_svg(draw_intervals(panels))
