@@ -69,11 +69,11 @@ def measure(work: Path, name: str, methods: list[str]) -> list[Record]:
     folder, rows = work / "answers" / name, []
     results = read_results(folder)
     for method in methods:
-        found = results.get(method)
+        found, measured = results.get(method), None
         picks = found and find_picks(work, name, found["K_docs"])
-        there = picks and method in picks.files
-        if there:
+        if picks and method in picks.files:
             require_same_selection(folder, method, picks)
+            measured = gap(read_predictions(folder, method, found), picks, method)
         else:
             logger.warning("%s, %s: not run, or its passages are gone; left empty", name, method)
         rows.append(
@@ -83,7 +83,7 @@ def measure(work: Path, name: str, methods: list[str]) -> list[Record]:
                 "label": METHODS[method],
                 "model": found and found.get("model"),
                 "K": found and found["K_docs"],
-                "gap": gap(read_predictions(folder, method, found), picks, method) if there else None,
+                "gap": measured,
             }
         )
     return rows
@@ -99,16 +99,9 @@ def gap(predictions: list[Record], picks: Picks, method: str) -> Record:
         (any(find_hits(record, picks.passages_for(method, record))), record[main_metric(record)] == 1)
         for record in predictions
     ]
-    percent = {
-        name: score and {part: 100 * value for part, value in score.items()}
-        for name, score in gap_shares(cases).items()
-    }
-    return {
-        "n": len(cases),
-        "held": sum(held for held, _ in cases),
-        "right": sum(right for _, right in cases),
-        **percent,
-    }
+    counts = {"n": len(cases), "held": sum(held for held, _ in cases), "right": sum(right for _, right in cases)}
+    shares = gap_shares(cases).items()
+    return counts | {name: score and {part: 100 * value for part, value in score.items()} for name, score in shares}
 
 
 def markdown(rows: list[Record]) -> str:
