@@ -16,9 +16,7 @@ from gainRAG.common.schemas import with_unique_ids
 from gainRAG.evaluation.results import format_difference, markdown_table
 from gainRAG.evaluation.significance import paired_difference
 
-METRICS = ("cover_em", "em", "f1")
-TASK_METRICS = ("accuracy",)  # compared where both files have them
-IDS_SHOWN = 3
+METRICS = ("accuracy", "cover_em", "em", "f1")  # accuracy, which only some tasks have, where both files have it
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -45,7 +43,9 @@ def main() -> None:
 
 def as_scored(record: Record) -> Record:
     """A prediction with the scores that are compared, each from 0 to 1."""
-    for metric in (*METRICS, *(name for name in TASK_METRICS if name in record)):
+    for metric in METRICS:
+        if metric == "accuracy" and metric not in record:
+            continue
         score = record.get(metric)
         if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
             raise FieldError(metric, f"{score!r} is not a score from 0 to 1; rag_generation writes it")
@@ -61,7 +61,7 @@ def paired_scores(a: str | Path, b: str | Path) -> list[tuple[Record, Record]]:
     first, second = _by_id(a), _by_id(b)
     for path, missing in ((b, first.keys() - second.keys()), (a, second.keys() - first.keys())):
         if missing:
-            shown = ", ".join(sorted(missing)[:IDS_SHOWN])
+            shown = ", ".join(sorted(missing)[:3])
             raise UserError(
                 f"{path}: lacks {len(missing)} ids that the other file has ({shown}); compare the same questions"
             )
@@ -84,12 +84,11 @@ def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed:
         samples: resamples of the bootstrap, and of the permutation test.
     """
     rows = []
-    shared = [name for name in TASK_METRICS if all(name in left and name in right for left, right in pairs)]
-    for metric in (*shared, *METRICS):
-        a = [left[metric] for left, _ in pairs]
-        b = [right[metric] for _, right in pairs]
-        means = {"a": fmean(a), "b": fmean(b)}
-        rows.append({"metric": metric, **means, **paired_difference(a, b, samples, seed)})
+    for metric in METRICS:
+        if all(metric in record for pair in pairs for record in pair):
+            a, b = ([record[metric] for record in side] for side in zip(*pairs, strict=True))
+            means = {"a": fmean(a), "b": fmean(b)}
+            rows.append({"metric": metric, **means, **paired_difference(a, b, samples, seed)})
     return rows
 
 
