@@ -143,8 +143,9 @@ class Answered:
         for folder in folders:
             for method, result in read_results(folder / name).items():
                 self.results[method, result["K_docs"] if by_k else None] = result, folder / name
-        shared = (*SAME, *(() if by_k else ("K_docs",)))
-        for fact in shared:
+        # Passages in every method's prompt; None in a table by K, and where nothing was run.
+        self.k = None if by_k else next((result["K_docs"] for result, _ in self.results.values()), None)
+        for fact in SAME if by_k else (*SAME, "K_docs"):
             values = {str(result.get(fact)) for result, _ in self.results.values()}
             if len(values) > 1:
                 raise UserError(
@@ -158,12 +159,6 @@ class Answered:
         result, _ = next(iter(self.results.values()))
         names = ("questions", *FACTS, "versions", "git_commit", "suspect_answers")
         return {name: result[name] for name in names if name in result} | {"K_docs": self.k}
-
-    @property
-    def k(self) -> int | None:
-        """Passages in every method's prompt; None in a table by K, and where nothing was run."""
-        by_k = any(k is not None for _, k in self.results)
-        return None if by_k else next((result["K_docs"] for result, _ in self.results.values()), None)
 
     def metrics(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
         """A table's metrics; for a task with its own, accuracy in the place of those that compare texts."""
@@ -200,13 +195,12 @@ def cells(table: Table, name: str, answered: Answered) -> list[Record]:
                     continue
                 ours = answered.score(method, k, metric)
                 paper = published(method, dataset_of(name), metric) if (k or answered.k or 1) == 1 else None
-                both = ours is not None and paper is not None
                 cell = {"dataset": name, "method": method, "label": label, "K": k, "metric": metric, "paper": paper}
                 made.append(
                     {
                         **cell,
                         "ours": ours,
-                        "difference": ours["mean"] - paper if both else None,
+                        "difference": None if ours is None or paper is None else ours["mean"] - paper,
                         "n": ours and answered.results[method, k][0]["questions"],
                         "paper_n": PAPER_QUESTIONS.get(dataset_of(name)),
                     }
@@ -224,15 +218,13 @@ def row(cell: Record) -> tuple:
     return label, METRIC_LABELS[cell["metric"]], cell["paper"], shown, difference, count
 
 
-HEADER = ("method", "metric", "paper", "ours", "difference", "n")
-
-
 def markdown(content: Record) -> str:
     """The table as Markdown: a part for each question set."""
+    header = ("method", "metric", "paper", "ours", "difference", "n")
     parts = [f"# {content['title']}\n\nPercent; ours with 95 % bootstrap intervals; difference = ours - paper.\n"]
     for name, facts in content["runs"].items():
         rows = [row(cell) for cell in content["cells"] if cell["dataset"] == name]
-        parts.append(f"## {name}\n\n{about(facts)}\n\n{markdown_table(HEADER, rows)}")
+        parts.append(f"## {name}\n\n{about(facts)}\n\n{markdown_table(header, rows)}")
     if content["notes"]:
         parts.append("".join(f"- {note}\n" for note in content["notes"]))
     parts.append("## Not reproduced\n\n" + "".join(f"- {what}\n" for what in content["not_reproduced"]))
