@@ -21,8 +21,9 @@ def read_entries(name: str, file: IO[bytes], format_name: str | None) -> Iterato
     Raises:
         UserError: the file is not UTF-8, not JSON, not a table, or not nested as its format is.
     """
-    lines = ((number, line) for number, line in enumerate(_without_mark(file), 1) if line.strip())
+    lines = ((number, line) for number, line in enumerate(file, 1) if line.removeprefix(codecs.BOM_UTF8).strip())
     number, first = next(lines, (0, b""))
+    first = first.removeprefix(codecs.BOM_UTF8)
     if not first:
         raise UserError(f"{name}: is empty")
     if format_name == "dpr" or (format_name is None and first.lstrip()[:1] not in b"{["):
@@ -38,11 +39,6 @@ def read_entries(name: str, file: IO[bytes], format_name: str | None) -> Iterato
         yield from _nested_entries(name, parse_json(first, f"{name}:{number}"))
     else:
         yield from _nested_entries(name, parse_json(first + second[1] + file.read(), name))
-
-
-def _without_mark(file: IO[bytes]) -> Iterator[bytes]:
-    for number, line in enumerate(file):
-        yield line.removeprefix(codecs.BOM_UTF8) if not number else line
 
 
 def _is_json(line: bytes) -> bool:
