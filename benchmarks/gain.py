@@ -18,10 +18,12 @@ import random
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from made_up import demo_passages, made_up_passages, made_up_tokenizer
 
+from gainRAG.analysis.measures import rank_correlation
 from gainRAG.common.cli import non_negative_int, positive_int, run_stage, stage_parser
 from gainRAG.common.jsonl import write_json
 from gainRAG.common.models import DTYPES, dtype_name, pick_device, pick_dtype, weights_path
@@ -209,10 +211,6 @@ def measure(args: argparse.Namespace, model, tokenizer, answers: int, rate: floa
     return result
 
 
-def ranks(values: torch.Tensor) -> torch.Tensor:
-    return values.argsort().argsort().double()
-
-
 def compare_dtypes(args: argparse.Namespace, model, tokenizer) -> dict:
     """bfloat16 against float32 on the same requests: rank correlation of the gains, agreement of the best passage."""
     requests = make_requests(args, tokenizer, max(args.answers))
@@ -220,15 +218,12 @@ def compare_dtypes(args: argparse.Namespace, model, tokenizer) -> dict:
     for dtype in (torch.float32, torch.bfloat16):
         scorer = GainScorer(model.to(dtype), tokenizer, ALPHA, args.max_batch_tokens)
         gains.append(torch.tensor([[gain.ppl_cd for gain in passages] for passages in scorer.score(requests)]))
+    within = [rank_correlation(one.tolist(), other.tolist()) for one, other in zip(*gains, strict=True)]
     return {
         "questions": len(requests),
         "passages": args.passages,
-        "spearman_all": torch.corrcoef(torch.stack([ranks(part.flatten()) for part in gains]))[0, 1].item(),
-        "spearman_within_question": sum(
-            torch.corrcoef(torch.stack([ranks(one), ranks(other)]))[0, 1].item()
-            for one, other in zip(*gains, strict=True)
-        )
-        / len(requests),
+        "spearman_all": rank_correlation(*(part.flatten().tolist() for part in gains)),
+        "spearman_within_question": fmean(value for value in within if value is not None),
         "best_passage_agreement": (gains[0].argmin(1) == gains[1].argmin(1)).double().mean().item(),
     }
 

@@ -10,7 +10,6 @@ question are its gold answers.
 
 import time
 import unicodedata
-from functools import partial
 
 import regex
 from made_up import demo_passages
@@ -57,8 +56,8 @@ def main() -> None:
     parser.add_argument("--data_path", help="retrieval output: questions with answers and ctxs (.jsonl or .json)")
     parser.add_argument("--passage_count", type=positive_int, default=20, help="passages a question, at most")
     args = parser.parse_args()
-    load = partial(retrieved_questions, args.data_path) if args.data_path else demo_questions
-    questions = load(args.passage_count)
+    count = args.passage_count
+    questions = retrieved_questions(args.data_path, count) if args.data_path else demo_questions(count)
 
     started = time.perf_counter()
     expected = [naive_has_answer(text, answers) for answers, texts in questions for text in texts]
