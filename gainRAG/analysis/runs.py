@@ -31,11 +31,7 @@ def read_results(folder: Path) -> dict[str, Record]:
         UserError: the file is not what run_baselines writes.
     """
     path = folder / "results.json"
-    if not path.exists():
-        return {}
-    results = parse_json(input_file(path).read_bytes(), str(path))
-    if not isinstance(results, dict):
-        raise UserError(f"{path}: wanted an object of methods, as run_baselines writes it")
+    results = read_object(path, "an object of methods, as run_baselines writes it") or {}
     for method, result in results.items():
         if not _is_result(result):
             raise UserError(f"{path}: '{method}' lacks questions, metrics or K_docs, which run_baselines writes")
@@ -192,7 +188,7 @@ def passage_key(passage: Record) -> tuple:
 # --- files of the whole run -------------------------------------------------------------------------------------
 
 
-def read_object(path: Path) -> Record | None:
+def read_object(path: Path, wanted: str = "one JSON object; write it again or remove it") -> Record | None:
     """A file that holds one JSON object; None where it is not there.
 
     Raises:
@@ -202,7 +198,7 @@ def read_object(path: Path) -> Record | None:
         return None
     content = parse_json(input_file(path).read_bytes(), str(path))
     if not isinstance(content, dict):
-        raise UserError(f"{path}: wanted one JSON object; write it again or remove it")
+        raise UserError(f"{path}: wanted {wanted}")
     return content
 
 
