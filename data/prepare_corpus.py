@@ -106,8 +106,9 @@ def write_tsv(path: Path, records: Iterator[Record]) -> int:
     with atomic_write(path) as file:
         rows = csv.writer(file, delimiter="\t", lineterminator="\n")
         rows.writerow(("id", "text", "title"))
-        for count, record in enumerate(records, 1):  # noqa: B007 - the count is the result
+        for record in records:
             rows.writerow((record["id"], record["text"], record["title"]))
+            count += 1
     return count
 
 

@@ -110,8 +110,7 @@ def failed_condition(record: Record, conditions: Conditions) -> str | None:
     if top is None:
         return None
     passages = mark_hits(record["ctxs"][:top], record["answers"], match_rule(record))
-    holds = any(passage["hasanswer"] for passage in passages)
-    return None if holds else f"no gold answer in the first {top} passages"
+    return None if any(passage["hasanswer"] for passage in passages) else f"no gold answer in the first {top} passages"
 
 
 if __name__ == "__main__":

@@ -87,8 +87,7 @@ def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed:
     for metric in METRICS:
         if all(metric in record for pair in pairs for record in pair):
             a, b = ([record[metric] for record in side] for side in zip(*pairs, strict=True))
-            means = {"a": fmean(a), "b": fmean(b)}
-            rows.append({"metric": metric, **means, **paired_difference(a, b, samples, seed)})
+            rows.append({"metric": metric, "a": fmean(a), "b": fmean(b), **paired_difference(a, b, samples, seed)})
     return rows
 
 
