@@ -18,7 +18,7 @@ import torch
 
 from gainRAG.common.batching import BatchBudget
 from gainRAG.common.cli import UserError
-from gainRAG.common.parallel import WorkerOptions, map_chunks, workers_a_machine
+from gainRAG.common.parallel import WorkerOptions, map_chunks
 from gainRAG.common.progress import ProgressBar
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, require_all, rows_of
@@ -95,23 +95,39 @@ def search_shards(
     k: int,
     max_bytes: float,
     knns: list[Knn] | None = None,
+    workers: WorkerOptions | None = None,
 ) -> TopK:
     """Exact search over all shards, which are of the whole corpus.
+
+    Of several workers each searches some of the shards, not for some of the questions: reading the vectors takes most
+    of the time, and so each is read once. The driver holds the top k of all questions so far, and those of a few
+    groups of shards.
 
     Args:
         queries: float32, (queries, dim).
         shards: from `open_shards`.
         store: the passages; gives each id its position.
         k: passages wanted a query.
-        max_bytes: bound on the memory that the search takes beside the queries and their results.
+        max_bytes: bound on the memory that the search takes in a worker, beside the queries and their results.
         knns: what searches a chunk, one a device; None finds the GPUs, else takes the CPU.
+        workers: None, or one, is this process itself, with all its devices.
 
     Raises:
         UserError: a vector's dimension is not the queries', an id is of no passage, or a passage has no vector.
     """
-    found, seen = search_some(queries, shards, store, k, max_bytes, knns)
-    require_all(seen, store)
-    return found
+    if workers is None or workers.num_workers == 1:
+        found, seen = search_some(queries, shards, store, k, max_bytes, knns)
+        require_all(seen, store)
+        return found
+    size = -(-len(shards) // (GROUPS_A_WORKER * workers.num_workers))
+    groups = [shards[start : start + size] for start in range(0, len(shards), size)]
+    heaps, total = TopKHeaps(len(queries), min(k, len(store))), 0
+    results = map_chunks(partial(ShardSearcher, queries, store.folder, k, max_bytes), groups, workers)
+    for found, seen in ProgressBar(results, total=len(groups), unit="group", desc="shards"):
+        heaps.add(*found)
+        total += seen
+    require_all(total, store)
+    return heaps.finish()
 
 
 def search_some(
@@ -127,7 +143,7 @@ def search_some(
     k = min(k, len(store))
     dim = queries.shape[1]
     size = min(len(store), chunk_rows(len(queries), dim, k, max_bytes, len(knns)))
-    chunks = with_progress(shard_chunks(shards, store, dim, size), len(store))
+    chunks = shard_chunks(shards, store, dim, size)
     heaps = TopKHeaps(len(queries), k)
     devices, seen = [(knn, np.empty((size, dim), "float32")) for knn in knns], 0
     with ThreadPoolExecutor(len(devices)) as pool:
@@ -143,32 +159,6 @@ def search_some(
     return heaps.finish(), seen
 
 
-def search_on_workers(
-    queries: np.ndarray, shards: list[Shard], store: PassageStore, k: int, max_bytes: float, workers: WorkerOptions
-) -> TopK:
-    """`search_shards`, the shards shared out over the workers.
-
-    It is the shards that are split, not the questions: reading the vectors takes most of the time, and so each is
-    read once. The driver holds the top k of all questions so far, and those of a few groups of shards.
-    """
-    size = -(-len(shards) // (GROUPS_A_WORKER * workers.num_workers))
-    groups = [shards[start : start + size] for start in range(0, len(shards), size)]
-    heaps = TopKHeaps(len(queries), min(k, len(store)))
-    make_worker = partial(ShardSearcher, queries, store.folder, k, bytes_a_worker(max_bytes, workers))
-    total = 0
-    results = map_chunks(make_worker, groups, workers)
-    for found, seen in ProgressBar(results, total=len(groups), unit="group", desc="shards"):
-        heaps.add(*found)
-        total += seen
-    require_all(total, store)
-    return heaps.finish()
-
-
-def bytes_a_worker(max_bytes: float, workers: WorkerOptions) -> float:
-    """The workers of a machine share `max_bytes`. As many as may meet on one are counted, so all search alike."""
-    return max_bytes / workers_a_machine(workers)
-
-
 class ShardSearcher:
     """A worker (common.parallel): some shards -> the top k of all queries in them, and how many vectors they hold."""
 
@@ -178,14 +168,6 @@ class ShardSearcher:
 
     def __call__(self, shards: list[Shard]) -> tuple[TopK, int]:
         return search_some(self.queries, shards, self.store, self.k, self.max_bytes)
-
-
-def with_progress(chunks: Iterable[Chunk], total: int) -> Iterator[Chunk]:
-    """The chunks, with a bar over their passages."""
-    with ProgressBar(total=total, unit="passage", unit_scale=True, desc="search") as bar:
-        for positions, vectors in chunks:
-            yield positions, vectors
-            bar.update(len(positions))
 
 
 def chunk_rows(queries: int, dim: int, k: int, max_bytes: float, devices: int = 1) -> int:
@@ -213,25 +195,27 @@ def row_bytes(dim: int, devices: int) -> int:
 
 
 def shard_chunks(shards: list[Shard], store: PassageStore, dim: int, rows: int) -> Iterator[Chunk]:
-    """The shards' vectors, at most `rows` at a time, with the positions of their passages.
+    """The shards' vectors, at most `rows` at a time, with the positions of their passages, and a bar over these.
 
     Raises:
         UserError: a vector's dimension is not `dim`, or an id is of no passage of the store.
     """
-    for shard in shards:
-        positions, vectors = shard.place(store)
-        if vectors.shape[1] != dim:
-            raise UserError(f"{shard.path}: vectors of {vectors.shape[1]} dimensions, the encoder makes {dim}")
-        for start in range(0, len(vectors), rows):
-            part = slice(start, start + rows)
-            yield positions[part], rows_of(vectors, part)
+    with ProgressBar(total=len(store), unit="passage", unit_scale=True, desc="search") as bar:
+        for shard in shards:
+            positions, vectors = shard.place(store)
+            if vectors.shape[1] != dim:
+                raise UserError(f"{shard.path}: vectors of {vectors.shape[1]} dimensions, the encoder makes {dim}")
+            for start in range(0, len(vectors), rows):
+                part = slice(start, start + rows)
+                yield positions[part], rows_of(vectors, part)
+                bar.update(len(positions[part]))
 
 
 def without_empty(chunks: Iterable[Chunk], empty: np.ndarray) -> Iterator[Chunk]:
     """The chunks without the passages at the positions `empty`."""
     for positions, vectors in chunks:
-        filled = np.isin(positions, empty, invert=True) if len(empty) else None
-        if filled is not None and not filled.all():
+        filled = np.isin(positions, empty, invert=True)
+        if not filled.all():
             positions, vectors = positions[filled], vectors[filled]
         if len(positions):
             yield positions, vectors

@@ -16,7 +16,7 @@ import numpy as np
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import Record, make_once, write_json
 from gainRAG.common.settings import fingerprint, read_settings, settings_file
-from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GIB, TopK, shard_chunks, with_progress
+from gainRAG.retrieval_engine.exact_search import CHUNK_ROWS, GIB, TopK, shard_chunks
 from gainRAG.retrieval_engine.passages import PassageStore
 from gainRAG.retrieval_engine.vectors import Shard, as_float32, embedding_settings, require_all, shards_fingerprint
 
@@ -45,11 +45,6 @@ class SearchOptions:
     search_params: str = ""
     max_bytes: float = 8 * GIB
     overwrite: bool = False
-
-
-def default_index_path(index_type: str, embeddings: Path | None) -> Path | None:
-    """The index file of a type, beside the embeddings; None for exact search over the shards."""
-    return None if index_type == "Flat" else embeddings / f"{index_type.replace('/', '_')}.faiss"
 
 
 def load_or_build_index(options: SearchOptions, shards: list[Shard], store: PassageStore, dim: int):
@@ -103,7 +98,7 @@ def build_index(options: SearchOptions, path: Path, shards: list[Shard], store: 
     rows = max(1, min(CHUNK_ROWS, int(options.max_bytes // (16 * dim))))
     if not index.is_trained:
         _train(index, factory, _sample(shards, store, dim, rows, options.max_bytes))
-    for positions, vectors in with_progress(shard_chunks(shards, store, dim, rows), len(store)):
+    for positions, vectors in shard_chunks(shards, store, dim, rows):
         if positions[0] != index.ntotal or not (np.diff(positions) == 1).all():
             raise UserError(f"--index_type {factory}: needs the embeddings in the order of the corpus; embed it again")
         index.add(as_float32(vectors))
@@ -149,7 +144,7 @@ def _sample(shards: list[Shard], store: PassageStore, dim: int, rows: int, max_b
     share = min(1.0, wanted / len(store))
     random = np.random.default_rng(0)
     parts = []
-    for _, vectors in with_progress(shard_chunks(shards, store, dim, rows), len(store)):
+    for _, vectors in shard_chunks(shards, store, dim, rows):
         taken = np.sort(random.choice(len(vectors), max(1, int(share * len(vectors))), replace=False))
         parts.append(as_float32(vectors[taken]))
     return np.concatenate(parts)

@@ -31,7 +31,7 @@ from gainRAG.common.cli import (
 )
 from gainRAG.common.jsonl import Record, parse_json, read_records, write_json
 from gainRAG.common.models import weights_path
-from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options
+from gainRAG.common.parallel import WorkerOptions, add_worker_arguments, worker_options, workers_a_machine
 from gainRAG.common.progress import ProgressBar
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.schemas import as_question, with_unique_ids
@@ -41,13 +41,11 @@ from gainRAG.retrieval_engine.exact_search import (
     GIB,
     GPU_K,
     TopK,
-    bytes_a_worker,
     chunk_rows,
     gpu_count,
-    search_on_workers,
     search_shards,
 )
-from gainRAG.retrieval_engine.faiss_index import SearchOptions, default_index_path, load_or_build_index, search_index
+from gainRAG.retrieval_engine.faiss_index import SearchOptions, load_or_build_index, search_index
 from gainRAG.retrieval_engine.modeling import (
     SHARED,
     Encoder,
@@ -156,7 +154,8 @@ def dense_options(args: argparse.Namespace) -> tuple[EncoderOptions, SearchOptio
         raise UserError("--passages_embeddings FOLDER (passage_embed makes it) or --index_path FILE is needed")
     if not embeddings and not index_path.exists():
         raise UserError(f"{index_path}: no such index; --passages_embeddings and --index_type make one there")
-    index_path = index_path or default_index_path(args.index_type, embeddings)
+    if not index_path and args.index_type != "Flat":
+        index_path = embeddings / f"{args.index_type.replace('/', '_')}.faiss"
     search = SearchOptions(
         embeddings, args.index_type, index_path, args.search_params, args.max_memory * GIB, bool(args.overwrite)
     )
@@ -276,12 +275,10 @@ def find(
     if gpu_count() and k >= GPU_K:
         raise UserError(f"--n_docs {k}: FAISS finds fewer than {GPU_K} on a GPU")
     devices = max(1, gpu_count()) if workers.num_workers == 1 else 1
-    share = bytes_a_worker(search.max_bytes, workers)
+    share = search.max_bytes / workers_a_machine(workers)  # as many as may meet on one: so all search alike
     chunk_rows(len(questions), dim, min(k, len(store)), share, devices)  # refuses before the encoder loads
     queries = encode_questions(questions, encoder)
-    if workers.num_workers > 1:
-        return search_on_workers(queries, shards, store, k, search.max_bytes, workers)
-    return search_shards(queries, shards, store, k, search.max_bytes)
+    return search_shards(queries, shards, store, k, share, workers=workers)
 
 
 def encode_questions(questions: list[str], options: EncoderOptions) -> np.ndarray:

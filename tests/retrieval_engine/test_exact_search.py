@@ -9,10 +9,9 @@ import pytest
 from conftest import each
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.parallel import WorkerOptions
+from gainRAG.common.parallel import WorkerOptions, workers_a_machine
 from gainRAG.retrieval_engine.exact_search import (
     TopKHeaps,
-    bytes_a_worker,
     chunk_rows,
     faiss_knns,
     in_fitting_parts,
@@ -373,8 +372,8 @@ def test_the_planned_size_of_an_index_is_its_size(tmp_path, factory):
 
 
 def test_workers_of_one_machine_share_its_memory():
-    assert bytes_a_worker(8.0, WorkerOptions()) == 8.0
-    assert bytes_a_worker(8.0, WorkerOptions(num_workers=4)) == 2.0
+    assert workers_a_machine(WorkerOptions()) == 1
+    assert workers_a_machine(WorkerOptions(num_workers=4)) == 4
 
 
 def test_queries_that_memory_does_not_hold_are_searched_for_in_parts():
