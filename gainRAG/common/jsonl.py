@@ -92,8 +92,8 @@ def parse_json(data: bytes, where: str) -> Any:
         return value
     except UnicodeEncodeError:
         raise UserError(f"{where}: holds half of a surrogate pair (\\ud800-\\udfff), which no text can") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{where}: {why_no_text(data)}") from None
+    except UnicodeDecodeError as problem:
+        raise UserError(f"{where}: {why_no_text(data)} (byte {problem.start})") from None
     except (ValueError, RecursionError) as problem:  # ValueError: also a number of more than 4300 digits
         raise UserError(f"{where}: is not JSON ({problem})") from None
 

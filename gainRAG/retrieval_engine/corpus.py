@@ -2,7 +2,6 @@
 
 import csv
 import gzip
-import json
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gainRAG.common.cli import UserError, input_file
-from gainRAG.common.jsonl import Record, why_no_text
+from gainRAG.common.jsonl import Record, parse_json, why_no_text
 from gainRAG.common.progress import ProgressBar
 from gainRAG.common.schemas import split_contents
 
@@ -63,7 +62,7 @@ def read_corpus(corpus: Path, no_title: bool = False) -> Iterator[Row]:
         bar.update(raw.tell() - bar.n)
 
 
-def _lines(corpus: Path, raw) -> Iterator[tuple[int, str]]:
+def _lines(corpus: Path, raw) -> Iterator[tuple[int, bytes]]:
     file = gzip.GzipFile(fileobj=raw) if corpus.name.endswith(".gz") else raw
     number = 0
     while True:
@@ -76,10 +75,7 @@ def _lines(corpus: Path, raw) -> Iterator[tuple[int, str]]:
         if not line:
             return
         number += 1
-        try:
-            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-        except UnicodeDecodeError as problem:
-            raise UserError(f"{corpus}:{number}: {why_no_text(line)} (byte {problem.start})") from None
+        yield number, line
 
 
 def has_contents(corpus: Path) -> bool:
@@ -87,23 +83,19 @@ def has_contents(corpus: Path) -> bool:
     if ".jsonl" not in corpus.suffixes:
         return False
     with corpus.open("rb") as raw:
-        first = next((line for _, line in _lines(corpus, raw) if line.strip()), "null")
+        first = next((line for _, line in _lines(corpus, raw) if line.strip()), b"null")
     try:
-        record = json.loads(first)
-    except (ValueError, RecursionError):
+        record = parse_json(first, str(corpus))
+    except UserError:
         return False
     return isinstance(record, dict) and "contents" in record and "text" not in record
 
 
-def _json_rows(corpus: Path, lines: Iterator[tuple[int, str]], no_title: bool) -> Iterator[Row]:
+def _json_rows(corpus: Path, lines: Iterator[tuple[int, bytes]], no_title: bool) -> Iterator[Row]:
     for number, line in lines:
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as problem:  # ValueError: also a number of more than 4300 digits
-            raise UserError(f"{corpus}:{number}: is not JSON ({problem})") from None
-        yield Row(number, *_json_passage(f"{corpus}:{number}", record, no_title))
+        if line.strip():
+            where = f"{corpus}:{number}"
+            yield Row(number, *_json_passage(where, parse_json(line, where), no_title))
 
 
 def _json_passage(where: str, record: Record, no_title: bool) -> tuple[str, str, str, Record]:
@@ -120,55 +112,41 @@ def _json_passage(where: str, record: Record, no_title: bool) -> tuple[str, str,
         if not isinstance(record[field], kinds) or isinstance(record[field], bool):
             raise UserError(f"{where}: field '{field}': {record[field]!r:.80} is not text")
     title = record.get("title") or ""
-    extra = {field: value for field, value in record.items() if field not in COLUMNS}
     if not isinstance(title, str):
         raise UserError(f"{where}: field 'title': {title!r:.80} is not text")
-    try:
-        f"{record['id']}{title}{record['text']}{json.dumps(extra, ensure_ascii=False) if extra else ''}".encode()
-    except UnicodeEncodeError:
-        raise UserError(f"{where}: holds half of a surrogate pair (\\ud800-\\udfff), which no text can") from None
+    extra = {field: value for field, value in record.items() if field not in COLUMNS}
     return str(record["id"]), title, record["text"], extra
 
 
-def _table_rows(corpus: Path, lines: Iterator[tuple[int, str]]) -> Iterator[Row]:
+def _table_rows(corpus: Path, lines: Iterator[tuple[int, bytes]]) -> Iterator[Row]:
     csv.field_size_limit(MAX_FIELD_BYTES)
-    feed = _Feed(lines)
-    reader = csv.reader(feed, delimiter="\t")
+    ended = False
+
+    def decode_lines() -> Iterator[str]:
+        nonlocal ended
+        for number, line in lines:
+            try:
+                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
+            except UnicodeDecodeError as problem:
+                raise UserError(f"{corpus}:{number}: {why_no_text(line)} (byte {problem.start})") from None
+        ended = True
+
+    reader = csv.reader(decode_lines(), delimiter="\t")
     start = 1
     try:
         places = _columns(corpus, next(reader, []))
-        start = feed.number + 1
-        for row in reader:
-            if feed.ended or any("\n" in field and "\t" in field for field in row):
+        start = reader.line_num + 1
+        for row in reader:  # inside a quoted field it asks for one line more before it gives the row
+            if ended or any("\n" in field and "\t" in field for field in row):
                 raise UserError(f"{corpus}:{start}: a field opens with a quotation mark that is not closed")
             if row:
                 if len(row) <= max(places):
                     raise UserError(f"{corpus}:{start}: {len(row)} columns, wanted {', '.join(COLUMNS)}")
                 passage_id, text, title = (row[place] for place in places)
                 yield Row(start, passage_id, title, text, {})
-            start = feed.number + 1
+            start = reader.line_num + 1
     except csv.Error as problem:
         raise UserError(f"{corpus}:{start}: {problem}") from None
-
-
-class _Feed:
-    """The lines a csv reader asks for. One that ends inside a quoted field asks once more before it gives the row."""
-
-    def __init__(self, lines: Iterator[tuple[int, str]]) -> None:
-        self.lines = lines
-        self.number = 0
-        self.ended = False
-
-    def __iter__(self) -> "_Feed":
-        return self
-
-    def __next__(self) -> str:
-        try:
-            self.number, line = next(self.lines)
-        except StopIteration:
-            self.ended = True
-            raise
-        return line
 
 
 def _columns(corpus: Path, header: list[str]) -> list[int]:
