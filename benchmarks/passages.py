@@ -70,7 +70,7 @@ def read_at_random(corpus: Path, count: int, reads: int) -> dict:
     start = time.perf_counter()
     for _ in range(reads):
         number = numbers.randint(1, count)
-        assert store.by_id(str(number))["title"] == f"Title {number}"
+        assert store[store.positions([str(number)])[0]]["title"] == f"Title {number}"
     return {"opened": opened, "seconds": time.perf_counter() - start}
 
 

@@ -189,7 +189,7 @@ def _store(path: Path) -> None:
     shutil.rmtree(f"{path}.store", ignore_errors=True)
     store = open_store(path)
     _written(store)
-    assert store.positions([store.id(position) for position in range(len(store))]).tolist() == list(range(len(store)))
+    assert store.positions([passage["id"] for passage in store]).tolist() == list(range(len(store)))
 
 
 def _prompts(path: Path) -> None:

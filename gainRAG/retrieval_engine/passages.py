@@ -34,13 +34,12 @@ from gainRAG.retrieval_engine.corpus import corpus_file, has_contents, read_corp
 logger = logging.getLogger(__name__)
 
 FORMAT = 2
-BUFFERED = 1 << 18  # passages whose offsets wait in memory while a store is made: 8 MB
 PIECES = 4
 ENDS = struct.Struct("<5q")  # where a passage's pieces begin, and where the last one ends
 
 
 class PassageStore(Sequence):
-    """The passages of a store, by position (the order of the corpus) or by id.
+    """The passages of a store, by position: the order of the corpus.
 
     Args:
         folder: from `open_store`.
@@ -75,16 +74,9 @@ class PassageStore(Sequence):
         return self.count
 
     def __getitem__(self, position: int) -> Record:
-        """The passage at `position`: `{id, title, text}` and its other fields."""
-        if not -self.count <= position < self.count:
+        """The passage at `position`, from 0: `{id, title, text}` and its other fields."""
+        if not 0 <= position < self.count:
             raise IndexError(f"passage {position} of {self.count}")
-        return self._read(position % self.count)
-
-    def id(self, position: int) -> str:
-        """The id of the passage at `position`."""
-        return self._read(position)["id"]
-
-    def _read(self, position: int) -> Record:
         begins = ENDS.unpack(os.pread(self._offsets.fileno(), ENDS.size, 8 * PIECES * position))
         if list(begins) != sorted(begins) or not 0 <= begins[0] <= begins[-1] <= self._size:
             raise self._damaged()
@@ -98,14 +90,6 @@ class PassageStore(Sequence):
 
     def _damaged(self) -> UserError:
         return UserError(f"{self.folder}: the passage store is damaged; delete the folder, and it is made again")
-
-    def by_id(self, passage_id: str) -> Record:
-        """The passage of that id.
-
-        Raises:
-            KeyError: there is none.
-        """
-        return self[int(self.positions([passage_id])[0])]
 
     def positions(self, ids: Sequence[str]) -> np.ndarray:
         """The positions of passages, int64, shape (len(ids),).
@@ -121,8 +105,6 @@ class PassageStore(Sequence):
         positions = np.take(self._order, places)
         if len(positions) and not (positions.min() >= 0 and positions.max() < self.count):
             raise self._damaged()
-        if len(ids) == 1 and self.id(int(positions[0])) != ids[0]:
-            raise KeyError(ids[0])
         return positions
 
 
@@ -205,8 +187,9 @@ def _make(corpus: Path, no_title: bool, folder: Path) -> None:
     logger.info("making the passage store of %s, once", corpus)
     digest = hashlib.blake2b(digest_size=8)
     hashes, empty = array("Q"), array("q")
-    offsets, end = array("q", [0]), 0
-    with (folder / "passages.bin").open("wb") as data, (folder / "offsets.bin").open("wb") as offsets_file:
+    end = 0
+    with (folder / "passages.bin").open("wb") as data, (folder / "offsets.bin").open("wb") as offsets:
+        offsets.write(bytes(8))
         for line, passage_id, title, text, extra in read_corpus(corpus, no_title):
             if not passage_id or "\0" in passage_id:
                 raise UserError(f"{corpus}:{line}: {passage_id!r} is no passage id")
@@ -215,14 +198,10 @@ def _make(corpus: Path, no_title: bool, folder: Path) -> None:
                 empty.append(len(hashes))
             for piece in pieces:
                 end += len(piece)
-                offsets.append(end)
+                offsets.write(end.to_bytes(8, "little"))
             data.write(b"".join(pieces))
             digest.update(b"\0".join(pieces if extra else pieces[:3]) + b"\0\0")
             hashes.append(int.from_bytes(hashlib.blake2b(pieces[0], digest_size=8).digest(), "little"))
-            if len(offsets) >= PIECES * BUFFERED:
-                offsets.tofile(offsets_file)
-                offsets = array("q")
-        offsets.tofile(offsets_file)
     if not hashes:
         raise UserError(f"{corpus}: holds no passages")
     if empty:

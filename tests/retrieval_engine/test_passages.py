@@ -33,8 +33,8 @@ def write_table(path, passages, header=("id", "text", "title")):
 def test_a_table_comes_back_as_written(tmp_path, name):
     store = open_store(write_table(tmp_path / name, PASSAGES))
     assert list(store) == PASSAGES
-    assert store.by_id("x 7") == PASSAGES[1]
-    assert store[-1] == PASSAGES[-1]
+    assert store[store.positions(["x 7"])[0]] == PASSAGES[1]
+    assert store[len(store) - 1] == PASSAGES[-1]
     assert store.positions(["10", "1"]).tolist() == [3, 0]
 
 
@@ -51,8 +51,6 @@ def test_an_unknown_id_and_a_position_out_of_range(write_jsonl):
     store = open_store(write_jsonl("c.jsonl", PASSAGES))
     with pytest.raises(KeyError, match="nobody"):
         store.positions(["1", "nobody", "3"])
-    with pytest.raises(KeyError, match="nobody"):
-        store.by_id("nobody")
     with pytest.raises(IndexError, match="passage 4 of 4"):
         store[4]
 
@@ -195,7 +193,7 @@ def test_null_titles_other_names_and_unknown_fields(write_jsonl):
         {"id": "MED-1", "title": "", "text": "x", "metadata": {"url": "u"}},
         {"id": "7", "title": "", "text": "y", "year": 1889, "tags": ["é"]},
     ]
-    assert store.by_id("MED-1")["metadata"] == {"url": "u"}
+    assert store[store.positions(["MED-1"])[0]]["metadata"] == {"url": "u"}
 
 
 def test_passages_without_text_are_known(write_jsonl, caplog):
