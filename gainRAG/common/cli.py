@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 PACKAGE = Path(__file__).resolve().parents[1]
 CHANGED = "changed"  # --overwrite: only what was made with other settings
@@ -22,39 +22,26 @@ class UserError(Exception):
         super().__init__("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text))
 
 
-def positive_int(text: str) -> int:
-    """Argument type: a whole number from 1."""
-    return _number(text, int, lambda value: value >= 1, "a whole number from 1")
+def number_type(kind: type, admits: Callable[[float], bool], wanted: str) -> Callable[[str], Any]:
+    """An argument type: a finite number that `admits` takes; `wanted` says in words which those are."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+            if math.isfinite(value) and admits(value):
+                return value
+        except (ValueError, OverflowError):
+            pass
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not {wanted}")
+
+    return parse
 
 
-def non_negative_int(text: str) -> int:
-    """Argument type: a whole number from 0."""
-    return _number(text, int, lambda value: value >= 0, "a whole number from 0")
-
-
-def non_negative_float(text: str) -> float:
-    """Argument type: a finite number from 0."""
-    return _number(text, float, lambda value: value >= 0, "a finite number from 0")
-
-
-def positive_float(text: str) -> float:
-    """Argument type: a finite number above 0."""
-    return _number(text, float, lambda value: value > 0, "a finite number above 0")
-
-
-def fraction(text: str) -> float:
-    """Argument type: a number above 0, at most 1."""
-    return _number(text, float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
-
-
-def _number(text: str, kind: type, admits: Callable[[float], bool], wanted: str):
-    try:
-        value = kind(text)
-        if math.isfinite(value) and admits(value):
-            return value
-    except (ValueError, OverflowError):
-        pass
-    raise argparse.ArgumentTypeError(f"{text!r:.40} is not {wanted}")
+positive_int = number_type(int, lambda value: value >= 1, "a whole number from 1")
+non_negative_int = number_type(int, lambda value: value >= 0, "a whole number from 0")
+positive_float = number_type(float, lambda value: value > 0, "a finite number above 0")
+non_negative_float = number_type(float, lambda value: value >= 0, "a finite number from 0")
+fraction = number_type(float, lambda value: 0 < value <= 1, "a number above 0, at most 1")
 
 
 class OneLineErrors(argparse.ArgumentParser):

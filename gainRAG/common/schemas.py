@@ -3,7 +3,7 @@
 import string
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeGuard
 
 from gainRAG.common.jsonl import FieldError, Record
 
@@ -154,7 +154,7 @@ def as_prediction(record: Record) -> Record:
             raise FieldError(name, f"missing, or no {kind.__name__}; rag_generation writes it")
     for name in ("cover_em", "f1", *(["accuracy"] if "accuracy" in record else [])):
         score = record.get(name)
-        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
+        if not is_number(score) or not 0 <= score <= 1:
             raise FieldError(name, f"{score!r} is not a score from 0 to 1; rag_generation writes it")
     return record
 
@@ -221,7 +221,7 @@ def _passage(passage: Any, where: str) -> None:
 
 
 def _finite(value: Any, where: str) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= LARGEST:
+    if not is_number(value):
         raise FieldError(where, f"{value!r:.80} is not a finite number")
 
 
@@ -234,6 +234,6 @@ def as_scored(record: Record) -> Record:
     return record
 
 
-def is_number(value: Any) -> bool:
-    """A number that can be drawn."""
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Whether it is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
