@@ -81,8 +81,8 @@ def embed(
 ) -> tuple[np.ndarray, list[float]]:
     """The vectors, and the seconds at which nothing, one shard, two shards, ... were there."""
     began, times, parts = time.perf_counter(), [0.0], []
-    chunks = ([shard] for shard in shard_ranges(len(store), shard_size))
-    for [(_, vectors)] in map_chunks(partial(ShardEncoder, encoder, store.folder), chunks, workers):
+    shards = shard_ranges(len(store), shard_size)
+    for _, vectors in map_chunks(partial(ShardEncoder, encoder, store.folder), shards, workers):
         times.append(time.perf_counter() - began)
         parts.append(vectors)
     return np.concatenate(parts), times

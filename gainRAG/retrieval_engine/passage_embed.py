@@ -51,9 +51,9 @@ def main() -> None:
         logger.info("%d passages", len(store))
         if not output.complete:
             remove_output(folder / MANIFEST)  # with --overwrite its shards are written over
-        shards = output.remaining(shard_ranges(len(store), size), 1, "embed", unit="shard")
+        shards = (shard for [shard] in output.remaining(shard_ranges(len(store), size), 1, "embed", unit="shard"))
         encoded = map_chunks(partial(ShardEncoder, options, store.folder), shards, workers)
-        for number, [(ids, vectors)] in enumerate(encoded, output.done):
+        for number, (ids, vectors) in enumerate(encoded, output.done):
             output.append([save_shard(folder, number, ids, vectors, store.fingerprint, number * size)])
     command = f"python -m gainRAG.retrieval_engine.retrieval --model_name_or_path {args.model_name_or_path} "
     command += f"--passages {args.passages} --passages_embeddings {folder} --data_path QUESTIONS --output_dir FOLDER"
@@ -91,10 +91,7 @@ class ShardEncoder:
         self.encoder = Encoder(options)
         logger.info("%s on %s", self.encoder.dtype, self.encoder.device)
 
-    def __call__(self, chunk: list[range]) -> list[tuple[list[str], np.ndarray]]:
-        return [self.encode_shard(positions) for positions in chunk]
-
-    def encode_shard(self, positions: range) -> tuple[list[str], np.ndarray]:
+    def __call__(self, positions: range) -> tuple[list[str], np.ndarray]:
         """The ids of the passages, and their vectors, float16 (passages, dim).
 
         Raises:
@@ -103,9 +100,7 @@ class ShardEncoder:
         passages = [self.store[position] for position in positions]
         texts = list(map(self.encoder.options.passage_text, passages))
         filled = [row for row, passage in enumerate(passages) if passage["text"].strip()]
-        vectors = np.zeros(
-            (len(passages), self.encoder.dim), "float16"
-        )  # of an empty passage, which is never retrieved
+        vectors = np.zeros((len(passages), self.encoder.dim), "float16")  # zeros: of an empty one, never retrieved
         with ProgressBar(total=len(filled), unit="passage", desc="shard", leave=False) as bar:
             vectors[filled] = self.encoder.encode([texts[row] for row in filled], bar.update)
         finite = np.isfinite(vectors).all(axis=1)
