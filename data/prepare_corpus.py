@@ -27,7 +27,7 @@ from pathlib import Path
 from gainRAG.common.cli import UserError, input_file, keep_apart, non_negative_int, run_stage, say_next, stage_parser
 from gainRAG.common.jsonl import FieldError, Record, atomic_write, parse_json, read_records, write_records
 from gainRAG.common.progress import ProgressBar
-from gainRAG.retrieval_engine.corpus_formats import DOCUMENT, FORMATS, Format, Text, check_format, detect, read_contents
+from gainRAG.retrieval_engine.corpus_formats import DOCUMENT, FORMATS, Format, Text, detect, read_contents
 from gainRAG.retrieval_engine.documents import TEXT_ENDINGS, cut_blocks, cut_near_ends, document_files, read_document
 
 logger = logging.getLogger("prepare_corpus")
@@ -153,7 +153,9 @@ def read_texts(path: Path, format_name: str | None, no_title: bool) -> Iterator[
         kind = kind or detect(where, entry, format_name)
         try:
             read = partial(read_contents, no_title=no_title) if kind.read is read_contents else kind.read
-            for text in read(check_format(entry, kind)):
+            if not kind.detect(entry):
+                raise FieldError("(entry)", f"unlike the entries before it, not {kind.looks}")
+            for text in read(entry):
                 yield where, kind, text
         except FieldError as problem:
             raise UserError(f"{where}: {problem}") from None

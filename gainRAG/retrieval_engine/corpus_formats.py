@@ -187,14 +187,3 @@ def detect(where: str, entry: Record, format_name: str | None) -> Format:
     if "question" in entry or "golden_answers" in entry:
         raise UserError(f"{where}: found {found}: these are questions, which prepare_questions.py reads; no corpus")
     raise UserError(f"{where}: found {found}: no known corpus format; --help lists them")
-
-
-def check_format(entry: Record, kind: Format) -> Record:
-    """The entry, which is of the format that the first one had.
-
-    Raises:
-        FieldError: it is not.
-    """
-    if not kind.detect(entry):
-        raise FieldError("(entry)", f"unlike the entries before it, not {kind.looks}")
-    return entry

@@ -9,7 +9,7 @@ from pathlib import Path
 from gainRAG.common.cli import UserError, input_file
 
 TEXT_ENDINGS, RECORD_ENDINGS = (".txt", ".md"), (".jsonl",)
-HEADING = re.compile(r"#{1,6}\s+(.*)")
+HEADING = re.compile(r"#{1,6}(?=\s)(.*?)(\s#+)?")  # `# Title ##` is `Title`; the sharp of `C#` belongs to the word
 UNDERLINE = re.compile(r"=+\s*")
 SENTENCE_END = re.compile(r"""[.!?…。！？]["'”’)\]]*$""")
 FENCE = ("```", "~~~")
@@ -79,16 +79,10 @@ def _headings(lines: list[str]) -> Iterator[tuple[int, int, str]]:
             fenced = not fenced
         if fenced:
             continue
-        if (found := HEADING.fullmatch(line)) and (title := _without_closing(found[1])):
+        if (found := HEADING.fullmatch(line.rstrip())) and (title := found[1].strip()):
             yield number, number + 1, title
         elif line.strip() and number + 1 < len(lines) and UNDERLINE.fullmatch(lines[number + 1]):
             yield number, number + 2, line.strip()
-
-
-def _without_closing(title: str) -> str:
-    """`Title ##` is `Title`; the sharp of `C#` belongs to the word."""
-    bare = title.rstrip().rstrip("#")
-    return bare.rstrip() if not bare or bare[-1].isspace() else title.strip()
 
 
 def cut_blocks(text: str, words: int) -> list[str]:

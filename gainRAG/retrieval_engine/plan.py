@@ -40,7 +40,10 @@ def plan(
         return [*rows, ("disk", f"BM25 index about {_size(count * BM25_BYTES)}"),
                 ("RAM", f"about {_size(SEARCH_FLOOR + 2 * count * BM25_BYTES)} while it is made")]  # fmt: skip
     shards = open_shards(search.embeddings) if search.embeddings else []
-    vectors, dim = _shape(shards, count, encoder)
+    if shards and all(shard.count for shard in shards):
+        vectors, dim = sum(shard.count for shard in shards), shards[0].dim
+    else:  # of pickles nobody has read, one a passage and the encoder's
+        vectors, dim = count, encoder_dim(encoder)
     rows += [
         ("vectors", f"{vectors:,} of {dim} dimensions, float16"),
         ("disk", f"embeddings {_size(sum(shard.path.stat().st_size for shard in shards) or 2 * vectors * dim)}"),
@@ -76,13 +79,6 @@ def _count_passages(corpus: Path) -> tuple[int, int]:
         count += 1
         size += STORE_BYTES + len(passage_id) + len(title.encode()) + len(text.encode())
     return count, size
-
-
-def _shape(shards: list[Shard], count: int, encoder: str) -> tuple[int, int]:
-    """Vectors and dimensions; of pickles nobody has read, one a passage and the encoder's."""
-    if shards and all(shard.count for shard in shards):
-        return sum(shard.count or 0 for shard in shards), shards[0].dim or 0
-    return count, encoder_dim(encoder)
 
 
 def vector_bytes(factory: str, dim: int) -> float:

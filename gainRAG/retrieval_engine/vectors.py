@@ -21,7 +21,7 @@ import torch
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import FieldError, Record, atomic_write, parse_json, read_records
-from gainRAG.common.settings import fingerprint
+from gainRAG.common.settings import fingerprint, settings_file
 from gainRAG.retrieval_engine.modeling import SHARED
 from gainRAG.retrieval_engine.passages import PassageStore
 
@@ -254,7 +254,7 @@ def embedding_settings(place: str | Path) -> Record | None:
         UserError: the file that says it is damaged.
     """
     place = Path(place)
-    path = place / f"{MANIFEST}.settings.json" if place.is_dir() else place.with_name(f"{place.name}.settings.json")
+    path = settings_file(place / MANIFEST if place.is_dir() else place)
     if not path.exists():
         return None
     settings = parse_json(path.read_bytes(), str(path))
