@@ -192,9 +192,9 @@ def atomic_write(path: Path, binary: bool = False) -> Iterator[IO]:
             partial.replace(path)
             whole = True
     finally:
-        with close_quietly(file):
-            if not whole:
-                partial.unlink(missing_ok=True)
+        if not whole:
+            partial.unlink(missing_ok=True)
+        close_quietly(file)
 
 
 @contextlib.contextmanager
@@ -322,14 +322,10 @@ def warn_of_missing_locks(folder: Path, reason: str) -> None:
     logger.warning("%s: its file system has no locks (%s): do not run two commands with one output", folder, reason)
 
 
-@contextlib.contextmanager
-def close_quietly(file: IO) -> Iterator[None]:
-    """Closes the file when the block ends. A full disk was reported before: what is lost then is lost already."""
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            file.close()
+def close_quietly(file: IO) -> None:
+    """Closes the file. A full disk was reported before: what is lost then is lost already."""
+    with contextlib.suppress(OSError):
+        file.close()
 
 
 def cache_folder() -> Path:

@@ -202,8 +202,6 @@ class StageOutput:
 
     def records(self) -> Iterator[Record]:
         """The records written so far, or those of the complete file."""
-        if self._file:
-            self._file.flush()
         if self.complete or not self.unfinished.exists():
             yield from read_records(self.path)
         else:
@@ -215,8 +213,8 @@ class StageOutput:
         if self._progress is not None:
             self._progress.close()
         if self._file:
-            with close_quietly(self._file):
-                self._file = None
+            close_quietly(self._file)
+            self._file = None
 
     def __enter__(self) -> "StageOutput":
         return self

@@ -1,5 +1,6 @@
 """What made an output: fingerprints of inputs, flags and versions, kept beside it and compared by the next run."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -98,10 +99,8 @@ def versions(packages: Iterable[str] = COMPUTING) -> dict[str, str]:
     """Versions of those packages that are installed."""
     found = {}
     for package in packages:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
