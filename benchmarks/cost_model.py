@@ -214,12 +214,12 @@ def count_embedding() -> Cost:
     with torch.device("meta"):
         model = AutoModel.from_config(BertConfig(), dtype=torch.bfloat16).eval()  # Contriever is BERT-base
     encoder = Encoder.__new__(Encoder)
-    encoder.options = SimpleNamespace(pooling="mean")
+    encoder.model, encoder.options = model, SimpleNamespace(pooling="mean", normalize=False)
 
     @torch.inference_mode()
     def run() -> None:
         ids = torch.zeros(GPU_BATCH, LENGTHS.passage, dtype=torch.long, device="meta")
-        encoder._pool(model(input_ids=ids).last_hidden_state, torch.ones_like(ids, dtype=torch.bool))
+        encoder._vectors(ids, torch.ones_like(ids, dtype=torch.bool), None)
 
     found, batches, weights = count(run), PASSAGES / GPU_BATCH, weight_bytes(model)
     moved = batches * weights + 4 * DIM * PASSAGES

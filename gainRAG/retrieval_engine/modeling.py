@@ -7,7 +7,7 @@ token and normalises; E5 and MiniLM average and normalise.
 import argparse
 import logging
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -180,19 +180,15 @@ class Encoder:
                 if progress:
                     progress(len(rows))
 
-        for rows, tokens in self._tokenise_ahead(texts):
+        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))  # neighbours are of like length
+        groups = [order[start : start + TOKENISED_AT_ONCE] for start in range(0, len(order), TOKENISED_AT_ONCE)]
+        for rows, tokens in compute_ahead(lambda rows: (rows, self.tokenize([texts[row] for row in rows])), groups):
             lengths = list(map(len, tokens))
             for batch, (output, copied) in self.budget.run(lengths, partial(self._forward, tokens)):
                 waiting.append(([rows[item] for item in batch], output, copied))
                 read(READ_BEHIND if self.device.type == "cuda" else 0)
         read(0)
         return vectors
-
-    def _tokenise_ahead(self, texts: Sequence[str]) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-        """Positions of texts of like length, and their token ids."""
-        order = sorted(range(len(texts)), key=lambda row: -len(texts[row]))
-        groups = [order[start : start + TOKENISED_AT_ONCE] for start in range(0, len(order), TOKENISED_AT_ONCE)]
-        return compute_ahead(lambda rows: (rows, self.tokenize([texts[row] for row in rows])), groups)
 
     def tokenize(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The texts' token ids, int32 (tokens,), cut to `max_length`."""
@@ -219,7 +215,11 @@ class Encoder:
     def _vectors(self, ids: torch.Tensor, mask: torch.Tensor, attention: torch.Tensor | None) -> torch.Tensor:
         """What `_padded` gives -> (texts, dim), float32, on the device."""
         hidden = self.model(input_ids=ids, attention_mask=attention).last_hidden_state
-        pooled = self._pool(hidden, mask)
+        if self.options.pooling == "cls":
+            pooled = hidden[:, 0].float()
+        else:
+            weights = mask.unsqueeze(-1)
+            pooled = hidden.float().masked_fill(~weights, 0.0).sum(1) / weights.sum(1)
         if self.options.normalize:
             pooled = torch.nn.functional.normalize(pooled, dim=-1)
         return pooled.masked_fill(~mask.any(dim=1, keepdim=True), torch.nan)
@@ -229,13 +229,6 @@ class Encoder:
         ids, filled = pad_rows(tokens, self.tokenizer.pad_token_id or 0)
         mask = send(filled, self.device)
         return send(ids, self.device), mask, attention_mask(mask, bool(filled.all()), self.model.config)
-
-    def _pool(self, hidden: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-        """(texts, tokens, dim) and the mask of real tokens -> (texts, dim), float32."""
-        if self.options.pooling == "cls":
-            return hidden[:, 0].float()
-        weights = mask.unsqueeze(-1)
-        return hidden.float().masked_fill(~weights, 0.0).sum(1) / weights.sum(1)
 
 
 def encoder_dim(model_name_or_path: str) -> int:
