@@ -85,8 +85,6 @@ def _is_whole(path: Path, made_from: Record) -> bool:
 def build_index(options: SearchOptions, path: Path, shards: list[Shard], store: PassageStore, dim: int) -> None:
     """Trains an index on a sample, fills it chunk by chunk, and saves it.
 
-    The vector of the passage at position p gets the number p.
-
     Raises:
         UserError: FAISS does not know the factory string, cannot train it, or the embeddings are not in the order of
             the corpus.
@@ -151,13 +149,8 @@ def _sample(shards: list[Shard], store: PassageStore, dim: int, rows: int, max_b
 
 
 def open_index(path: Path, dim: int, store: PassageStore, search_params: str = ""):
-    """A saved index, memory-mapped.
-
-    Args:
-        path: written by `build_index`, or any FAISS index whose number p is the passage at position p.
-        dim: the encoder's.
-        store: the passages.
-        search_params: FAISS parameters, for example "nprobe=64" or "efSearch=128".
+    """A saved index of vectors of `dim` components, memory-mapped. One that was made elsewhere has to number the
+    vectors by the passages' positions as well.
 
     Raises:
         UserError: not an index, damaged since it was made here, of another dimension, with more vectors than passages

@@ -218,12 +218,10 @@ def _write_ids(corpus: Path, folder: Path, hashes: np.ndarray) -> None:
     hashes = hashes[order]
     twins = np.flatnonzero(hashes[1:] == hashes[:-1])
     if len(twins):
-        _report_duplicate(corpus, hashes[twins[0]])
+        twin = hashes[twins[0]]
+        rows = [row for row in read_corpus(corpus) if id_hashes([row.id])[0] == twin]
+        raise UserError(
+            f"{corpus}:{rows[1].line}: id {rows[1].id!r} is in line {rows[0].line} already; ids must differ"
+        )
     hashes.tofile(folder / "hashes.bin")
     order.astype("<i8").tofile(folder / "order.bin")
-
-
-def _report_duplicate(corpus: Path, twin: np.uint64) -> None:
-    lines = [(line, passage_id) for line, passage_id, *_ in read_corpus(corpus) if id_hashes([passage_id])[0] == twin]
-    (first, passage_id), (second, _) = lines[:2]
-    raise UserError(f"{corpus}:{second}: id {passage_id!r} is in line {first} already; ids must differ")
