@@ -205,8 +205,7 @@ class StageOutput:
         if self.complete or not self.unfinished.exists():
             yield from read_records(self.path)
         else:
-            for _, record in jsonl_items(self.unfinished):
-                yield record
+            yield from (record for _, record in jsonl_items(self.unfinished))
 
     def close(self) -> None:
         """Closes the file; unfinished work stays for the next run."""

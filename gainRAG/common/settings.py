@@ -59,24 +59,16 @@ def fingerprint(path: str | Path, files: Iterable[Path] | None = None, whole: bo
     return digest.hexdigest()[:16]
 
 
-def model_files(folder: Path) -> list[Path]:
-    """The files of a model folder that decide what it computes: weights, configuration, tokenizer. Not a README, a
-    download's cache or an old checkpoint below it."""
-    return [
-        file
-        for file in sorted(folder.iterdir())
-        if file.is_file() and file.name not in NOT_OF_A_MODEL and file.name.endswith(MODEL_FILES)
-    ]
-
-
 def identity(path: str | Path) -> str:
-    """What settings know an input by: the fingerprint of a file or folder (of a model folder, of its model's files; of
-    records, of all bytes); a hub id, no path here, as it is."""
+    """What settings know an input by: the fingerprint of a file or folder (of records, of all bytes); a hub id, no path
+    here, as it is. Of a model folder weights, configuration and tokenizer count: not a README, a download's cache or an
+    old checkpoint below it."""
     path = Path(path)
     if not path.exists():
         return str(path)
     if (path / "config.json").is_file():
-        return fingerprint(path, model_files(path))
+        names = {file.name for file in path.iterdir() if file.name.endswith(MODEL_FILES)}.difference(NOT_OF_A_MODEL)
+        return fingerprint(path, [path / name for name in sorted(names)])
     return fingerprint(path, whole=path.suffix in (".jsonl", ".json"))
 
 
