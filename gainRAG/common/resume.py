@@ -118,7 +118,7 @@ class StageOutput:
 
     def _began_with_overwrite(self) -> bool:
         """Whether --overwrite began the unfinished run with these settings: given again after a kill, it resumes."""
-        return _former_settings(self.path) == {**self.settings, STARTED_AFRESH: True}
+        return read_settings(self.unfinished) == {**self.settings, STARTED_AFRESH: True}
 
     def _require_same(self, settings_path: Path, problem: str, finished: bool = False) -> None:
         require_same(settings_path, self.settings, f"{self.path} {problem}", overwrite_hint(), finished)
@@ -166,10 +166,8 @@ class StageOutput:
         total = len(records) if total is None and isinstance(records, Sized) else total
         self._known = self.done % size
         self._progress = ProgressBar(total=total, initial=self.done - self._known, desc=description, unit=unit)
-        iterator = iter(records)
-        for _ in itertools.islice(iterator, self.done - self._known):
-            pass
-        while chunk := list(itertools.islice(iterator, size)):
+        left = itertools.islice(records, self.done - self._known, None)
+        while chunk := list(itertools.islice(left, size)):
             yield chunk
 
     def append(self, records: list[Record]) -> None:
@@ -235,18 +233,13 @@ def again(overwrite: str, output: StageOutput) -> str:
 def overwrites_of(overwrite: str, paths: Sequence[Path]) -> list[str]:
     """What --overwrite means for each of the outputs that one command writes, in this order: given again after a kill,
     it keeps those before the one that it was writing, where they have the same settings."""
-    written = [(_former_settings(path) or {}).get(STARTED_AFRESH, False) for path in paths]
+    written = [(read_settings(_unfinished_file(path)) or {}).get(STARTED_AFRESH, False) for path in paths]
     kept = written.index(True) if overwrite and True in written else 0
     return [CHANGED] * kept + [overwrite] * (len(paths) - kept)
 
 
 def _unfinished_file(path: Path) -> Path:
     return path.with_name(path.name + ".unfinished")
-
-
-def _former_settings(path: Path) -> Record | None:
-    """The settings of the unfinished run of an output; None where there is none."""
-    return read_settings(_unfinished_file(path))
 
 
 def remove_output(path: Path) -> None:
