@@ -49,18 +49,6 @@ class Shard:
     passages: str | None = None
     first: int | None = None
 
-    def is_of(self, store: PassageStore) -> bool:
-        """Whether the vectors are known to be of this store's passages, in their order.
-
-        Raises:
-            UserError: of more passages than it has.
-        """
-        if self.first is None or self.passages != store.fingerprint:
-            return False
-        if self.first + self.count > len(store):
-            raise UserError(f"{self.path}: passages from {self.first} on, of {len(store)}; embed the passages again")
-        return True
-
     def load(self) -> tuple[list[str], np.ndarray]:
         """The ids, and the vectors (float16 or float32; memory-mapped, except from a pickle).
 
@@ -78,10 +66,15 @@ class Shard:
         """The positions of its passages in the corpus, int64, and the vectors as `load` gives them.
 
         Raises:
-            UserError: as `load`, or an id is of no passage.
+            UserError: as `load`, an id is of no passage, or there are more vectors than passages.
         """
-        if self.is_of(store):
-            return np.arange(self.first, self.first + self.count), self._vectors()
+        if self.first is not None and self.passages == store.fingerprint:
+            end = self.first + self.count
+            if end > len(store):
+                raise UserError(
+                    f"{self.path}: passages from {self.first} on, of {len(store)}; embed the passages again"
+                )
+            return np.arange(self.first, end), self._vectors()
         ids, vectors = self.load()
         try:
             return store.positions(ids), vectors
