@@ -23,6 +23,7 @@ from gainRAG.common.settings import TRAINING_BATCH, versions
 logger = logging.getLogger(__name__)
 
 LOWER_IS_BETTER = ("loss", "gain_regret")
+DEEPSPEED_BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 @dataclass
@@ -145,16 +146,19 @@ class TrainingArguments(transformers.TrainingArguments):
     def _take_batches_that_fit(self) -> None:
         """Where a former run into this folder ran out of memory, smaller batches; an update sees as many groups."""
         remembered = Path(self.output_dir) / TRAINING_BATCH
-        if not self.num_train_epochs or not remembered.is_file():
+        if not self.num_train_epochs or not remembered.is_file() or fixes_batches(self.deepspeed):
             return
-        size = self.per_device_train_batch_size
-        fits = parse_json(remembered.read_bytes(), str(remembered)).get("per_device_train_batch_size", size)
+        size, found = self.per_device_train_batch_size, parse_json(remembered.read_bytes(), str(remembered))
+        fits = found.get("per_device_train_batch_size") if isinstance(found, dict) else None
+        if not isinstance(fits, int) or fits < 1:
+            raise UserError(f"{remembered}: per_device_train_batch_size is no number from 1; delete the file")
         if size <= fits:
             return
-        smaller = next(part for part in range(fits, 0, -1) if size % part == 0)
+        smaller = largest_part(size, fits)
         self.per_device_train_batch_size = smaller
         self.gradient_accumulation_steps *= size // smaller
-        logger.info("batches of %d groups, %d an update: more ran out of memory (%s)", smaller, size, remembered)
+        logger.info("%d groups at once, not %d, for which memory ran out: %s remembers it; delete it to try more",
+                    smaller, size, remembered)  # fmt: skip
 
     def _check(self) -> None:
         if not self.output_dir:
@@ -171,6 +175,23 @@ class TrainingArguments(transformers.TrainingArguments):
             raise UserError(f"--teacher_temperature {self.teacher_temperature}: wanted a number above 0")
         if self.deepspeed:
             _check_deepspeed(self.deepspeed)
+
+
+def largest_part(size: int, limit: int) -> int:
+    """The largest number up to `limit` that divides `size`."""
+    return next(part for part in range(limit, 0, -1) if size % part == 0)
+
+
+def read_deepspeed(config: str | dict | None) -> dict:
+    """--deepspeed: a file's name, JSON itself, or nothing."""
+    if isinstance(config, str):
+        return parse_json(config.encode() if config.startswith("{") else Path(config).read_bytes(), "--deepspeed")
+    return config or {}
+
+
+def fixes_batches(config: str | dict | None) -> bool:
+    """Whether a DeepSpeed configuration sets the sizes of batches, which then must not change."""
+    return any(read_deepspeed(config).get(key, "auto") != "auto" for key in DEEPSPEED_BATCHES)
 
 
 def _check_deepspeed(config: str | dict) -> None:

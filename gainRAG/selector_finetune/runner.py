@@ -34,6 +34,7 @@ from transformers.trainer_utils import IntervalStrategy
 
 from gainRAG.common.cli import OneLineErrors, UserError, say_next, stage_parser
 from gainRAG.common.models import explain_load_errors, fit_tokenizer, longest_input
+from gainRAG.common.settings import TRAINING_BATCH
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
 from gainRAG.selector_finetune.dataset import GroupCollator, GroupDataset, read_groups
 from gainRAG.selector_finetune.modeling import DistilledCrossEncoder
@@ -58,6 +59,7 @@ def main() -> None:
         logging.getLogger().setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
     model_args, data_args, training_args = parse_arguments()
+    require_same_batches(training_args)
     with lock_output_dir(training_args):
         settings = training_settings(model_args, data_args, training_args)
         prepare = partial(prepare_output, training_args, settings, model_args.model_name_or_path)
@@ -70,6 +72,23 @@ def main() -> None:
             SelectorRunner(model_args, data_args, training_args).run()
     if torch.distributed.is_initialized():
         leave_process_group()
+
+
+def require_same_batches(args: TrainingArguments) -> None:
+    """Refuses processes of which some see a file of smaller batches that others do not: their updates would not match.
+
+    Raises:
+        UserError: the processes take batches of different sizes.
+    """
+    if not torch.distributed.is_initialized():
+        return
+    sizes = [0] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(sizes, args.per_device_train_batch_size)
+    if len({*sizes}) > 1:
+        raise UserError(
+            f"processes take batches of {sorted({*sizes})} groups: not all of them see {TRAINING_BATCH} in "
+            f"{args.output_dir}; give the command again, or delete the file"
+        )
 
 
 def leave_process_group() -> None:
@@ -200,18 +219,32 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
     def run(self) -> None:
         """Trains and saves the selector, unless no epoch is wanted; measures it if there is something to measure on."""
         if self.training_args.num_train_epochs:
-            with explain_full_disk(self.training_args.output_dir):
+            with explain_full_disk(self.training_args.output_dir), self._explain_full_memory():
                 result = self._train()
                 require_finite(self.model)
                 self.trainer.save_model()
                 self.trainer.save_metrics("train", result.metrics)
                 self.trainer.save_state()
         if self.eval_groups:
-            self.trainer.save_metrics("eval", self.trainer.evaluate())
+            with self._explain_full_memory():
+                self.trainer.save_metrics("eval", self.trainer.evaluate())
         if self.trainer.is_world_process_zero():
             folder = self.training_args.output_dir
             command = f"python -m gainRAG.selector_engine.selector_gainRag --model_name_or_path {folder}"
             say_next("selector", folder, command)
+
+    @contextlib.contextmanager
+    def _explain_full_memory(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError as problem:
+            args = self.training_args
+            if self.model.training:
+                raise UserError(remember_batch_too_large(args)) from problem
+            raise UserError(
+                f"{args.device}: its memory does not hold {args.per_device_eval_batch_size} groups of --eval_data, all "
+                "of their passages; take a smaller --per_device_eval_batch_size"
+            ) from problem
 
     def _train(self):
         checkpoint = self.training_args.resume_from_checkpoint
@@ -221,8 +254,6 @@ class SelectorRunner(EncoderOnlyRerankerRunner):
             raise KeyboardInterrupt(
                 "--resume_from_checkpoint auto, without --overwrite_output_dir, resumes at the last checkpoint"
             ) from None
-        except torch.OutOfMemoryError as problem:
-            raise UserError(remember_batch_too_large(self.training_args)) from problem
         except pickle.UnpicklingError as problem:  # transformers reads a checkpoint's tensors, and runs nothing of it
             if not checkpoint:
                 raise

@@ -12,7 +12,7 @@ import torch.distributed
 from safetensors import SafetensorError, safe_open
 
 from gainRAG.common.cli import UserError
-from gainRAG.common.jsonl import Record, open_locked, output_folder, parse_json, write_json
+from gainRAG.common.jsonl import Record, open_locked, output_folder, write_json
 from gainRAG.common.settings import (
     TRAINING_BATCH,
     TRAINING_FINISHED,
@@ -21,7 +21,14 @@ from gainRAG.common.settings import (
     require_same,
     stage_settings,
 )
-from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
+from gainRAG.selector_finetune.arguments import (
+    DataArguments,
+    ModelArguments,
+    TrainingArguments,
+    fixes_batches,
+    largest_part,
+    read_deepspeed,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +40,6 @@ TRAINING_FLAGS += ("optim", "adam_beta1", "adam_beta2", "adam_epsilon", "lr_sche
 TRAINING_FLAGS += ("dataloader_drop_last", "train_sampling_strategy", "teacher_temperature")
 RARE_FLAGS = ("lr_scheduler_kwargs", "optim_args", "neftune_noise_alpha", "load_best_model_at_end")  # where given
 DEEPSPEED_KEYS = ("optimizer", "scheduler", "gradient_clipping")  # decide an update; the rest only how it is computed
-DEEPSPEED_BATCHES = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps")
 
 
 def lock_output_dir(args: TrainingArguments):
@@ -49,32 +55,26 @@ def training_settings(model: ModelArguments, data: DataArguments, training: Trai
     flags = {name: getattr(data, name) for name in DATA_FLAGS}
     flags |= {name: getattr(training, name) for name in TRAINING_FLAGS}
     flags |= {name: value for name in RARE_FLAGS if (value := getattr(training, name))}
-    config = _deepspeed_config(training)
+    config = read_deepspeed(training.deepspeed)
     flags |= {f"deepspeed {key}": config[key] for key in DEEPSPEED_KEYS if config.get(key, "auto") != "auto"}
     batch = training.per_device_train_batch_size * training.gradient_accumulation_steps * max(1, training.world_size)
     return stage_settings("selector_finetune", inputs, **flags, questions_an_update=batch)
 
 
-def _deepspeed_config(training: TrainingArguments) -> Record:
-    config = training.deepspeed or {}
-    if isinstance(config, str):  # a file's name, or JSON itself
-        config = parse_json(config.encode() if config.startswith("{") else Path(config).read_bytes(), "--deepspeed")
-    return config
-
-
 def remember_batch_too_large(args: TrainingArguments) -> str:
     """Has the next run into this folder take half as many groups at once, and gives what to tell the user."""
-    size, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    size = args.per_device_train_batch_size
     problem = f"{args.device}: its memory does not hold a batch of {size} groups; "
     if size == 1:
         return problem + "--gradient_checkpointing, --bf16, a smaller --train_group_size or --passage_max_len take less"
-    fits = next(part for part in range(size // 2, 0, -1) if size % part == 0)
-    if any(_deepspeed_config(args).get(key, "auto") != "auto" for key in DEEPSPEED_BATCHES):
-        return (
-            problem
-            + f"--deepspeed fixes batches: give it {fits} a GPU and {size // fits * steps} steps of accumulation"
-        )
-    write_json(Path(args.output_dir) / TRAINING_BATCH, {"per_device_train_batch_size": fits})
+    fits = largest_part(size, size // 2)
+    if fixes_batches(args.deepspeed):
+        steps = size // fits * args.gradient_accumulation_steps
+        return problem + f"give the file of --deepspeed {fits} a GPU and {steps} steps of accumulation"
+    path = Path(args.output_dir) / TRAINING_BATCH
+    own = path.with_name(f"{path.name}.{args.process_index}")  # several processes may run out at the same time
+    own.write_text(json.dumps({"per_device_train_batch_size": fits}), "utf-8")
+    own.replace(path)
     return problem + (
         f"the same command takes {fits} at once now, as many an update as before, and with "
         "--resume_from_checkpoint auto resumes; --gradient_checkpointing saves memory too"
@@ -123,7 +123,7 @@ def prepare_output(args: TrainingArguments, settings: Record, start: str) -> Non
         args.resume_from_checkpoint = choose_checkpoint(args, settings)
     if args.resume_from_checkpoint:
         return
-    stale = folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, TRAINING_SETTINGS}
+    stale = folder.is_dir() and {path.name for path in folder.iterdir()} - {LOCK, TRAINING_SETTINGS, TRAINING_BATCH}
     if stale and not args.overwrite_output_dir:
         raise UserError(
             f"{folder} holds files; --overwrite_output_dir trains into it, --resume_from_checkpoint True resumes"

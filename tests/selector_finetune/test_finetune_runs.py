@@ -19,7 +19,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from gainRAG.common.cli import UserError
 from gainRAG.common.jsonl import open_locked, write_json
-from gainRAG.common.settings import TRAINING_FINISHED, TRAINING_SETTINGS
+from gainRAG.common.settings import TRAINING_BATCH, TRAINING_FINISHED, TRAINING_SETTINGS
 from gainRAG.selector_engine.selector import Selector, check_selector
 from gainRAG.selector_finetune import runner
 from gainRAG.selector_finetune.arguments import DataArguments, ModelArguments, TrainingArguments
@@ -168,17 +168,10 @@ def test_accumulated_batches_learn_as_one_batch_the_last_short_one_too(train, st
 
 
 def test_memory_that_runs_out_halves_the_batches_of_the_next_run_and_not_its_updates(
-    train, monkeypatch, steady_reranker
+    train, monkeypatch, steady_reranker, tmp_path
 ):
-    flags = [
-        "--model_name_or_path",
-        steady_reranker,
-        "--resume_from_checkpoint",
-        "auto",
-        "--dataloader_drop_last",
-        "True",
-    ]
-    flags += ["--save_strategy", "steps", "--save_steps", 1]
+    flags = ["--model_name_or_path", steady_reranker, "--dataloader_drop_last", "True"]
+    flags += ["--resume_from_checkpoint", "auto", "--save_strategy", "steps", "--save_steps", 1]
     plain = SelectorTrainer.compute_loss
     limits = {"groups": 4, "updates": 2}  # after two updates the memory holds two groups at once, no more
 
@@ -197,9 +190,24 @@ def test_memory_that_runs_out_halves_the_batches_of_the_next_run_and_not_its_upd
     assert len(losses(resumed)) == 4  # 11 questions, 4 an update, the rest dropped, twice
     assert losses(resumed) == pytest.approx(losses(whole), abs=1e-3)
     limits |= {"groups": 0, "updates": -1}
-    for problem in ("batch of 2 groups; the same command takes 1", "batch of 1 groups; --gradient_checkpointing"):
+    for problem in ("of 4 groups; .* 2 at once", "of 2 groups; .* 1 at once", "of 1 groups; --gradient_checkpointing"):
         with pytest.raises(UserError, match=problem):
-            train(*flags, "--seed", 1, "--overwrite_output_dir", data=records(11))
+            train("--model_name_or_path", steady_reranker, data=records(11), output="plain")  # without any other flag
+    for damaged in ("[1]", '{"per_device_train_batch_size": 0}'):
+        (tmp_path / "plain" / TRAINING_BATCH).write_text(damaged)
+        with pytest.raises(UserError, match="per_device_train_batch_size is no number from 1; delete the file"):
+            train(output="plain")
+
+
+def test_memory_that_runs_out_in_the_evaluation_names_its_own_flag(train, write_jsonl, monkeypatch, steady_reranker):
+    def prediction_step(self, model, inputs, *args, **kwargs):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(SelectorTrainer, "prediction_step", prediction_step)
+    held_out = ["--model_name_or_path", steady_reranker, "--eval_data", write_jsonl("dev.jsonl", records(3))]
+    for epochs in (2, 0):
+        with pytest.raises(UserError, match="8 groups of --eval_data, .*--per_device_eval_batch_size"):
+            train(*held_out, "--num_train_epochs", epochs, "--overwrite_output_dir", output=str(epochs))
 
 
 def test_resumed_run_gives_the_losses_of_an_uninterrupted_one(train, tmp_path):
