@@ -119,7 +119,7 @@ def read_settings(output: Path) -> Record | None:
         return None
     settings = parse_json(path.read_bytes(), str(path))
     if not isinstance(settings, dict):
-        raise UserError(f"{path}: wanted the settings of {output.name}; --overwrite makes it anew")
+        raise UserError(f"{path}: wanted the settings of {output.name}; that file must be made anew")
     return settings
 
 

@@ -41,7 +41,7 @@ def main() -> None:
         write_json(args.json, {**about, "metrics": rows})
 
 
-def as_scored(record: Record) -> Record:
+def as_compared(record: Record) -> Record:
     """A prediction with the scores that are compared, each from 0 to 1."""
     for metric in METRICS:
         if metric == "accuracy" and metric not in record:
@@ -73,7 +73,7 @@ def paired_scores(a: str | Path, b: str | Path) -> list[tuple[Record, Record]]:
 
 
 def _by_id(path: str | Path) -> dict[str, Record]:
-    return {str(record["id"]): record for record in read_records(path, with_unique_ids(as_scored))}
+    return {str(record["id"]): record for record in read_records(path, with_unique_ids(as_compared))}
 
 
 def compare(pairs: Sequence[tuple[Record, Record]], samples: int = 10_000, seed: int = 0) -> list[Record]:
