@@ -83,6 +83,7 @@ def test_a_question_opens_with_its_candidates_gains_and_scores(page):
     page.locator("#search").fill("number 1?")
     page.locator("#list summary").click()
     rows = page.locator("#list .inside tbody tr")
+    rows.first.wait_for()  # the browser tells of the opening a moment later
     assert rows.count() == 4
     first = rows.first.locator("td").all_inner_texts()
     assert (first[0], *first[2:]) == ("rank 1", "-0.69", "1.00", "Standard RAG")
