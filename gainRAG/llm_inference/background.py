@@ -16,15 +16,16 @@ from gainRAG.common.jsonl import FieldError, Record, read_records
 from gainRAG.common.parallel import WorkerOptions, map_chunks
 from gainRAG.common.resume import StageOutput
 from gainRAG.common.settings import fingerprint, stage_settings
+from gainRAG.evaluation.answers import without_thoughts
 from gainRAG.llm_inference.build_prompts import PromptBuilder
 from gainRAG.llm_inference.engine import (
+    Engine,
     EngineOptions,
     GenerationOptions,
     Writer,
     generation_settings,
     writing_workers,
 )
-from gainRAG.llm_inference.written_text import Engine, without_thoughts
 
 logger = logging.getLogger(__name__)
 

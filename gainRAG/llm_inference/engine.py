@@ -1,8 +1,9 @@
-"""Several engines behind one set of options: what a stage needs to have an LLM write."""
+"""What every engine is, and several behind one set of options: what a stage needs to have an LLM write."""
 
 import argparse
 import logging
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -19,8 +20,9 @@ from gainRAG.common.models import (
 )
 from gainRAG.common.parallel import WorkerOptions
 from gainRAG.common.settings import identity
+from gainRAG.evaluation.answers import without_thoughts
 from gainRAG.llm_inference.build_prompts import PROMPT_DATE, PromptBuilder
-from gainRAG.llm_inference.written_text import Engine
+from gainRAG.llm_inference.written_text import THOUGHT, TROUBLES, opens_thought
 from gainRAG.prompts import load_prompts
 
 if TYPE_CHECKING:
@@ -74,6 +76,67 @@ class GenerationOptions:
     prompts: str | None = None
     chat: bool = True
     max_new_tokens: int = 32
+
+
+class Engine:
+    """An LLM that continues prompts; its kinds share how texts are finished, and the count of those that went wrong.
+
+    Args:
+        chat: whether prompts have a chat template; without one a text ends where its first part does.
+
+    Attributes:
+        tokenizer: the LLM's, or None where a server tokenises.
+        context_length: the most tokens of prompt and answer together, or None where unknown.
+        troubles: for each prompt of the last call what went wrong, a key of TROUBLES, or "" where the text is whole.
+        trouble_counts: the same of all calls.
+    """
+
+    tokenizer: "PreTrainedTokenizerBase | None" = None
+    context_length: int | None = None
+
+    def __init__(self, chat: bool) -> None:
+        self.chat = chat
+        self.troubles: list[str] = []
+        self.trouble_counts: Counter[str] = Counter()
+
+    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
+        """One continuation a prompt, in the prompts' order, stripped of white space.
+
+        Args:
+            prompts: full texts of `PromptBuilder`.
+            max_new_tokens: the longest continuation, in tokens.
+            end: where a base model's text ends, which would run on; a chat model's ends by itself.
+        """
+        raise NotImplementedError
+
+    def finish(
+        self, prompts: Sequence[str], written: Mapping[str, str], end: str, troubles: Mapping[str, str]
+    ) -> list[str]:
+        """The texts of a call's prompts as they count; fills in `troubles`.
+
+        Args:
+            written: prompt -> what the LLM wrote.
+            end: where the text of a base model ends.
+            troubles: prompt -> what the engine itself knows to be wrong. That a base model was cut behind the end of
+                its text is no trouble.
+        """
+        found = {prompt: self._finish_one(prompt, text, end) for prompt, text in written.items()}
+        if not self.chat:
+            troubles = {prompt: name for prompt, name in troubles.items() if end not in written[prompt]}
+        texts = [found[prompt][0] for prompt in prompts]
+        self.troubles = [THOUGHT if found[prompt][1] else troubles.get(prompt, "") for prompt in prompts]
+        self.trouble_counts.update(filter(None, self.troubles))
+        return texts
+
+    def _finish_one(self, prompt: str, text: str, end: str) -> tuple[str, bool]:
+        text, unfinished = without_thoughts(text, self.chat and opens_thought(prompt))
+        return text if self.chat else text.partition(end)[0].rstrip(), unfinished
+
+    def close(self) -> None:
+        """Frees the model's memory; warns of texts that went wrong."""
+        for trouble, count in self.trouble_counts.items():
+            logger.warning(TROUBLES[trouble], count)
+        self.trouble_counts.clear()
 
 
 def add_engine_arguments(parser: argparse.ArgumentParser, backends: Sequence[str] = BACKENDS) -> None:

@@ -23,8 +23,8 @@ from gainRAG.common.packed_linear import pack_linear_layers
 from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import encode_prompts
 from gainRAG.llm_inference.decoding import decode_greedily, share_heads, takes_masks
-from gainRAG.llm_inference.engine import EngineOptions
-from gainRAG.llm_inference.written_text import LENGTH, Engine, decode_texts
+from gainRAG.llm_inference.engine import Engine, EngineOptions
+from gainRAG.llm_inference.written_text import LENGTH, decode_texts
 
 
 def load_tokenizer(lm_type: str):

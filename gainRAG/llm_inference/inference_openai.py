@@ -19,8 +19,8 @@ from urllib.parse import urlsplit
 from gainRAG.common.cli import UserError
 from gainRAG.common.progress import ProgressBar
 from gainRAG.llm_inference.build_prompts import PROMPT_DATE
-from gainRAG.llm_inference.engine import EngineOptions
-from gainRAG.llm_inference.written_text import EMPTY, FILTERED, LENGTH, REFUSED, THOUGHT, Engine
+from gainRAG.llm_inference.engine import Engine, EngineOptions
+from gainRAG.llm_inference.written_text import EMPTY, FILTERED, LENGTH, REFUSED, THOUGHT
 
 if TYPE_CHECKING:
     import httpx

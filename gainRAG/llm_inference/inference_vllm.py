@@ -17,9 +17,9 @@ from gainRAG.common.cli import UserError
 from gainRAG.common.models import dtype_name, longest_input, pick_dtype, weights_path, weights_room
 from gainRAG.common.settings import versions
 from gainRAG.llm_inference.build_prompts import encode_prompts
-from gainRAG.llm_inference.engine import EngineOptions
+from gainRAG.llm_inference.engine import Engine, EngineOptions
 from gainRAG.llm_inference.inference_hf import load_config, load_tokenizer, weight_bytes
-from gainRAG.llm_inference.written_text import LENGTH, Engine, decode_texts
+from gainRAG.llm_inference.written_text import LENGTH, decode_texts
 
 logger = logging.getLogger(__name__)
 

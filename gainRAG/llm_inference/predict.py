@@ -6,7 +6,7 @@ from gainRAG.common.jsonl import Record
 from gainRAG.evaluation.answers import f1_score, is_correct, option_labels
 from gainRAG.evaluation.recall import AnswerMatcher, is_hit
 from gainRAG.llm_inference.build_prompts import PromptBuilder
-from gainRAG.llm_inference.written_text import Engine
+from gainRAG.llm_inference.engine import Engine
 
 # Fields of a retrieved passage that a candidate has under another name, or that are measured anew.
 NOT_KEPT = {"hasanswer", "score", "prediction", "EM_with_retrieval", "F1_with_retrieval", "PPL_CD", "retrieved_ppl"}

@@ -1,17 +1,12 @@
-"""What every engine is, and what counts of a text that an LLM wrote: not its thoughts, nor what a base model adds
-behind its answer."""
+"""What counts of a text that an LLM wrote, and what may be wrong with it."""
 
-import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from gainRAG.evaluation.answers import THOUGHTS, without_thoughts
+from gainRAG.evaluation.answers import THOUGHTS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-logger = logging.getLogger(__name__)
 
 THOUGHT = "thought"
 LENGTH = "length"
@@ -45,64 +40,3 @@ def decode_texts(tokenizer: "PreTrainedTokenizerBase", rows: Sequence[Sequence[i
             for token in special - MARKS:
                 texts[number] = texts[number].replace(token, "")
     return texts
-
-
-class Engine:
-    """An LLM that continues prompts; its kinds share how texts are finished, and the count of those that went wrong.
-
-    Args:
-        chat: whether prompts have a chat template; without one a text ends where its first part does.
-
-    Attributes:
-        tokenizer: the LLM's, or None where a server tokenises.
-        context_length: the most tokens of prompt and answer together, or None where unknown.
-        troubles: for each prompt of the last call what went wrong, a key of TROUBLES, or "" where the text is whole.
-        trouble_counts: the same of all calls.
-    """
-
-    tokenizer: "PreTrainedTokenizerBase | None" = None
-    context_length: int | None = None
-
-    def __init__(self, chat: bool) -> None:
-        self.chat = chat
-        self.troubles: list[str] = []
-        self.trouble_counts: Counter[str] = Counter()
-
-    def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
-        """One continuation a prompt, in the prompts' order, stripped of white space.
-
-        Args:
-            prompts: full texts of `PromptBuilder`.
-            max_new_tokens: the longest continuation, in tokens.
-            end: where a base model's text ends, which would run on; a chat model's ends by itself.
-        """
-        raise NotImplementedError
-
-    def finish(
-        self, prompts: Sequence[str], written: Mapping[str, str], end: str, troubles: Mapping[str, str]
-    ) -> list[str]:
-        """The texts of a call's prompts as they count; fills in `troubles`.
-
-        Args:
-            written: prompt -> what the LLM wrote.
-            end: where the text of a base model ends.
-            troubles: prompt -> what the engine itself knows to be wrong. That a base model was cut behind the end of
-                its text is no trouble.
-        """
-        found = {prompt: self._finish_one(prompt, text, end) for prompt, text in written.items()}
-        if not self.chat:
-            troubles = {prompt: name for prompt, name in troubles.items() if end not in written[prompt]}
-        texts = [found[prompt][0] for prompt in prompts]
-        self.troubles = [THOUGHT if found[prompt][1] else troubles.get(prompt, "") for prompt in prompts]
-        self.trouble_counts.update(filter(None, self.troubles))
-        return texts
-
-    def _finish_one(self, prompt: str, text: str, end: str) -> tuple[str, bool]:
-        text, unfinished = without_thoughts(text, self.chat and opens_thought(prompt))
-        return text if self.chat else text.partition(end)[0].rstrip(), unfinished
-
-    def close(self) -> None:
-        """Frees the model's memory; warns of texts that went wrong."""
-        for trouble, count in self.trouble_counts.items():
-            logger.warning(TROUBLES[trouble], count)
-        self.trouble_counts.clear()

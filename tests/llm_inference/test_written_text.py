@@ -3,9 +3,9 @@
 from conftest import byte_level_tokenizer, each
 from transformers import PreTrainedTokenizerFast
 
-from gainRAG.evaluation.answers import score_prediction
+from gainRAG.evaluation.answers import score_prediction, without_thoughts
 from gainRAG.llm_inference.background import pseudo_passage
-from gainRAG.llm_inference.written_text import decode_texts, opens_thought, without_thoughts
+from gainRAG.llm_inference.written_text import decode_texts, opens_thought
 
 
 @each(
