@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Distillation of the gains into the selector, with the published setting: fp16, recomputation, DeepSpeed. A run that
 # was interrupted resumes from its last checkpoint, a finished one does nothing, and other settings than those of the
-# selector that is there are refused (OVERWRITE=1 trains it anew). Where the memory runs out, batches are halved. FAST=1 has the fastest flags with the same loss, and wants
-# a GPU with bfloat16; benchmarks/training.py times both.
+# selector that is there are refused (OVERWRITE=1 trains it anew). Where the memory runs out, batches are halved. FAST=1
+# has the fastest flags with the same loss, and wants a GPU with bfloat16; benchmarks/training.py times both.
 #
 #   GPUS=8 bash scripts/selector_finetune.sh                       $WORK/train.jsonl -> $SELECTOR
 source "$(dirname "${BASH_SOURCE[0]}")/paths.sh"

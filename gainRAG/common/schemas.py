@@ -153,10 +153,19 @@ def as_prediction(record: Record) -> Record:
         if not isinstance(record.get(name), kind):
             raise FieldError(name, f"missing, or no {kind.__name__}; rag_generation writes it")
     for name in ("cover_em", "f1", *(["accuracy"] if "accuracy" in record else [])):
-        score = record.get(name)
-        if not is_number(score) or not 0 <= score <= 1:
-            raise FieldError(name, f"{score!r} is not a score from 0 to 1; rag_generation writes it")
+        require_score(record, name)
     return record
+
+
+def require_score(record: Record, name: str) -> None:
+    """Checks a score that rag_generation writes.
+
+    Raises:
+        FieldError: it is missing, or no number from 0 to 1.
+    """
+    score = record.get(name)
+    if not is_number(score) or not 0 <= score <= 1:
+        raise FieldError(name, f"{score!r} is not a score from 0 to 1; rag_generation writes it")
 
 
 def with_unique_ids(shape: Callable[[Record], Record]) -> Callable[[Record], Record]:

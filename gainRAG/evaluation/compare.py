@@ -11,8 +11,8 @@ from pathlib import Path
 from statistics import fmean
 
 from gainRAG.common.cli import UserError, keep_apart, non_negative_int, positive_int, run_stage, stage_parser
-from gainRAG.common.jsonl import FieldError, Record, read_records, write_json
-from gainRAG.common.schemas import with_unique_ids
+from gainRAG.common.jsonl import Record, read_records, write_json
+from gainRAG.common.schemas import require_score, with_unique_ids
 from gainRAG.evaluation.results import format_difference, markdown_table
 from gainRAG.evaluation.significance import paired_difference
 
@@ -44,11 +44,8 @@ def main() -> None:
 def as_compared(record: Record) -> Record:
     """A prediction with the scores that are compared, each from 0 to 1."""
     for metric in METRICS:
-        if metric == "accuracy" and metric not in record:
-            continue
-        score = record.get(metric)
-        if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-            raise FieldError(metric, f"{score!r} is not a score from 0 to 1; rag_generation writes it")
+        if metric != "accuracy" or metric in record:
+            require_score(record, metric)
     return record
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -78,7 +79,7 @@ class GenerationOptions:
     max_new_tokens: int = 32
 
 
-class Engine:
+class Engine(ABC):
     """An LLM that continues prompts; its kinds share how texts are finished, and the count of those that went wrong.
 
     Args:
@@ -99,6 +100,7 @@ class Engine:
         self.troubles: list[str] = []
         self.trouble_counts: Counter[str] = Counter()
 
+    @abstractmethod
     def generate(self, prompts: Sequence[str], max_new_tokens: int, end: str = "\n") -> list[str]:
         """One continuation a prompt, in the prompts' order, stripped of white space.
 
@@ -107,7 +109,6 @@ class Engine:
             max_new_tokens: the longest continuation, in tokens.
             end: where a base model's text ends, which would run on; a chat model's ends by itself.
         """
-        raise NotImplementedError
 
     def finish(
         self, prompts: Sequence[str], written: Mapping[str, str], end: str, troubles: Mapping[str, str]
@@ -289,10 +290,9 @@ class Writer:
         self, engine: EngineOptions, generation: GenerationOptions, reserved_tokens: int | None = None
     ) -> None:
         self.max_new_tokens = generation.max_new_tokens
-        reserved_tokens = self.max_new_tokens if reserved_tokens is None else reserved_tokens
+        reserved = self.max_new_tokens if reserved_tokens is None else reserved_tokens
         self.engine = load_engine(engine, generation)
-        context = self.engine.context_length
-        self.builder = prompt_builder(engine, generation, self.engine.tokenizer, context, reserved_tokens)
+        self.builder = prompt_builder(engine, generation, self.engine.tokenizer, self.engine.context_length, reserved)
 
     def close(self) -> None:
         """Frees the model's memory; tells how many texts went wrong, and how many prompts were cut."""

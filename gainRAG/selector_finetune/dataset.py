@@ -120,25 +120,32 @@ class EpochOrder(Sampler[int]):
         update_size: questions an update sees; those of a length are put together by it.
         fill_to: questions that all processes take at a time, once an update or several times. The last, short update is
             filled up to it with questions whose loss does not count; the others count so much the more that the update
-            follows the mean over its own questions. 1 fills nothing, 0 drops that update.
+            follows the mean over its own questions. 1 fills nothing.
+        drop_last: whether the last, short update is dropped, and so not filled.
     """
 
     def __init__(
-        self, dataset: GroupDataset, lengths: list[int] | None = None, update_size: int = 1, fill_to: int = 1
+        self,
+        dataset: GroupDataset,
+        lengths: list[int] | None = None,
+        update_size: int = 1,
+        fill_to: int = 1,
+        drop_last: bool = False,
     ) -> None:
         self.dataset = dataset
         self.lengths = lengths
         self.update_size = update_size
         self.fill_to = fill_to
+        self.drop_last = drop_last
 
     def __len__(self) -> int:
-        if not self.fill_to:
+        if self.drop_last:
             return len(self.dataset) // self.update_size * self.update_size
         return math.ceil(len(self.dataset) / self.fill_to) * self.fill_to
 
     def __iter__(self) -> Iterator[int | Weighted]:
         order = self._order()
-        short = len(order) % self.update_size if self.fill_to != 1 else 0
+        short = len(order) % self.update_size if self.drop_last or self.fill_to > 1 else 0
         whole = len(order) - short
         yield from order[:whole]
         filled = len(self) - whole

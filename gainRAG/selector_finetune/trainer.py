@@ -140,9 +140,9 @@ class SelectorTrainer(EncoderOnlyRerankerTrainer):
         dataset, args = train_dataset or self.train_dataset, self.args
         together = args.train_batch_size * args.world_size
         update_size = together * args.gradient_accumulation_steps
-        fill_to = 0 if args.dataloader_drop_last else together if update_size > args.train_batch_size else 1
+        fill_to = together if update_size > args.train_batch_size else 1
         lengths = dataset.lengths() if args.train_sampling_strategy == "group_by_length" else None
-        return EpochOrder(dataset, lengths, update_size, fill_to)
+        return EpochOrder(dataset, lengths, update_size, fill_to, args.dataloader_drop_last)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> None:
         return None
